@@ -1,0 +1,42 @@
+// Run-time choice of instruction set, shared by every kernel.
+// GOSSAMER_ISA=scalar|avx2|avx512 lowers (never raises) the level, so that tests cover every path.
+#pragma once
+#include <cstdlib>
+#include <cstring>
+
+namespace gossamer {
+
+enum Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define GOSSAMER_X86 1
+#define GOSSAMER_AVX2 __attribute__((target("avx2,bmi,bmi2,fma,popcnt,lzcnt")))
+// AVX-512 here means the set of Ice Lake / Zen 4 and later.
+#define GOSSAMER_AVX512                                                                      \
+  __attribute__((target("avx2,bmi,bmi2,fma,popcnt,lzcnt,avx512f,avx512bw,avx512vl,avx512dq," \
+                        "avx512vbmi,avx512vbmi2")))
+#endif
+
+inline Isa detected_isa() {
+#ifdef GOSSAMER_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2"))
+    return kAvx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) return kAvx2;
+#endif
+  return kScalar;
+}
+
+// Read at each call, so that one process can test every path.
+inline Isa isa() {
+  Isa best = detected_isa();
+  const char* want = std::getenv("GOSSAMER_ISA");
+  if (!want) return best;
+  if (!std::strcmp(want, "scalar")) return kScalar;
+  if (!std::strcmp(want, "avx2")) return best < kAvx2 ? best : kAvx2;
+  return best;
+}
+
+}  // namespace gossamer

@@ -1,0 +1,1 @@
+"""Compiled kernels; every one has a plain Python oracle in the tests."""

@@ -1,0 +1,1 @@
+"""Datasets in memory; they know nothing of the rest."""

@@ -1,0 +1,29 @@
+"""Named errors. Every message names the argument, its value, what is allowed and the fix."""
+
+__all__ = [
+    "ArgumentError",
+    "DatasetError",
+    "FormatError",
+    "GossamerError",
+    "RecipeError",
+]
+
+
+class GossamerError(Exception):
+    """Base of all errors raised on purpose by this library."""
+
+
+class ArgumentError(GossamerError, ValueError):
+    """An argument is outside what is allowed."""
+
+
+class FormatError(GossamerError, ValueError):
+    """A file is truncated, corrupt, hostile or of another format; nothing was loaded."""
+
+
+class RecipeError(GossamerError, ValueError):
+    """A recipe does not validate; the message points at the key and the allowed values."""
+
+
+class DatasetError(GossamerError, RuntimeError):
+    """A dataset is missing or corrupt; the message says where it was looked for."""

@@ -1,0 +1,183 @@
+"""Masks: which weights are kept. ``True`` keeps; ``density`` is the fraction kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gossamer import names
+from gossamer.errors import ArgumentError
+
+__all__ = ["Masks", "keep_top"]
+
+
+class Masks(dict[str, Tensor]):
+    """Clean parameter name -> boolean tensor of the parameter's shape. Refuses anything else.
+
+    >>> m = Masks({"fc.weight": torch.tensor([[True, False]])})
+    >>> m.density
+    0.5
+    >>> Masks({"fc.weight": torch.ones(2)})
+    Traceback (most recent call last):
+        ...
+    gossamer.errors.ArgumentError: mask 'fc.weight' must be a bool tensor, got torch.float32; \
+write mask != 0
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor] = {}) -> None:
+        super().__init__()
+        for name, mask in masks.items():
+            self[name] = mask
+
+    def __setitem__(self, name: str, mask: Tensor) -> None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ArgumentError(f"mask {name!r} must be a bool tensor, got {kind}; write mask != 0")
+        super().__setitem__(name, mask)
+
+    @property
+    def density(self) -> float:
+        """Fraction of the masked weights that are kept (1.0 when there are none)."""
+        total = sum(m.numel() for m in self.values())
+        return self.kept / total if total else 1.0
+
+    @property
+    def kept(self) -> int:
+        """Number of weights kept."""
+        return sum(int(m.sum()) for m in self.values())
+
+    def densities(self) -> dict[str, float]:
+        """Fraction kept, per tensor."""
+        return {n: int(m.sum()) / max(1, m.numel()) for n, m in self.items()}
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise :class:`ArgumentError` unless every mask has a tensor of its own shape."""
+        for name, mask in self.items():
+            if name not in tensors:
+                raise ArgumentError(
+                    f"mask {name!r} has no parameter; parameters are: {', '.join(tensors)}"
+                )
+            if tensors[name].shape != mask.shape:
+                raise ArgumentError(
+                    f"mask {name!r} has shape {tuple(mask.shape)}, "
+                    f"its parameter {tuple(tensors[name].shape)}"
+                )
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module | Mapping[str, Tensor]) -> None:
+        """Zero the weights that are not kept, in place. All shapes are checked before any write."""
+        tensors = names.parameters(model) if isinstance(model, nn.Module) else model
+        self.check(tensors)
+        for name, mask in self.items():
+            # masked_fill_, not mul_: NaN * 0 is NaN, and -1 * 0 is -0.
+            tensors[name].masked_fill_(~mask.to(tensors[name].device), 0)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Masks:
+        """The non-zero pattern of the given tensors."""
+        return cls({n: t.detach() != 0 for n, t in tensors.items()})
+
+    def __and__(self, other: Mapping[str, Tensor]) -> Masks:  # type: ignore[override]
+        """Kept in both; a tensor named in one only keeps that one's mask."""
+        merged = Masks(self)
+        for name, mask in other.items():
+            merged[name] = merged[name] & mask if name in merged else mask
+        return merged
+
+
+def _count(density: float, numel: int) -> int:
+    # Round to nearest, halves up: floor loses a weight on most layers, Python's round is
+    # half-to-even and would make equal layers differ.
+    return int(density * numel + 0.5)
+
+
+def keep_top(
+    scores: Mapping[str, Tensor],
+    density: float | Mapping[str, float],
+    *,
+    scope: Literal["layer", "global"] = "layer",
+    within: Masks | None = None,
+    floor: int = 0,
+) -> Masks:
+    """Keep the highest scores: exact count, ties to the earlier weight (stable).
+
+    Args:
+        scores: clean name -> score tensor, higher = keep. NaN is refused.
+        density: fraction kept in [0, 1], of all weights (not of those in ``within``); a mapping
+            gives one per tensor (``scope="layer"`` only).
+        scope: one budget per layer, or one global budget.
+        within: candidates; a weight outside stays out. Counts never exceed the candidates.
+        floor: at least this many weights stay in each layer (global scope's guard against an
+            emptied layer); taken from the rest of the budget.
+
+    >>> keep_top({"w": torch.tensor([1.0, 3.0, 3.0, 2.0])}, 0.5)["w"].tolist()
+    [False, True, True, False]
+
+    Raises :class:`ArgumentError` for a density outside [0, 1], NaN scores, a missing density,
+    an unknown scope, or masks of another shape.
+    """
+    if scope not in ("layer", "global"):
+        raise ArgumentError(f"scope {scope!r} is not one of 'layer', 'global'")
+    if not scores:
+        raise ArgumentError("scores is empty: no tensor to prune; check the layer selection")
+    per_layer = isinstance(density, Mapping)
+    if per_layer and scope == "global":
+        raise ArgumentError("a density per layer needs scope='layer'; scope='global' takes one")
+    if per_layer and set(density) != set(scores):  # type: ignore[arg-type]
+        odd = sorted(set(density) ^ set(scores))  # type: ignore[arg-type]
+        raise ArgumentError(f"densities and scores name different tensors: {', '.join(odd)}")
+    for name, value in density.items() if isinstance(density, Mapping) else [("density", density)]:
+        if not 0 <= value <= 1:
+            raise ArgumentError(f"density {name}={value} is outside [0, 1] (the fraction kept)")
+    for name, score in scores.items():
+        if torch.isnan(score).any():
+            raise ArgumentError(f"score {name!r} holds NaN; check the weights and gradients")
+    if within is not None:
+        within.check(dict(scores))
+
+    def ranked(score: Tensor, candidates: Tensor | None, count: int) -> Tensor:
+        flat = score.detach().reshape(-1)
+        order = torch.argsort(flat, descending=True, stable=True)
+        if candidates is not None:
+            order = order[candidates.reshape(-1)[order]]
+        mask = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+        mask[order[:count]] = True
+        return mask
+
+    if scope == "layer":
+        masks = Masks()
+        for name, score in scores.items():
+            d = density[name] if isinstance(density, Mapping) else density
+            count = max(_count(d, score.numel()), min(floor, score.numel()))
+            inside = within.get(name) if within is not None else None
+            masks[name] = ranked(score, inside, count).view(score.shape)
+        return masks
+
+    assert not isinstance(density, Mapping)  # for the type checker: checked above
+    flat = torch.cat([s.detach().reshape(-1).double().cpu() for s in scores.values()])
+    candidates = torch.cat(
+        [
+            within[n].reshape(-1).cpu()
+            if within is not None and n in within
+            else torch.ones(s.numel(), dtype=torch.bool)
+            for n, s in scores.items()
+        ]
+    )
+    total = _count(density, flat.numel())
+    chosen = torch.zeros(flat.numel(), dtype=torch.bool)
+    if floor:
+        start = 0
+        for score in scores.values():
+            part = slice(start, start + score.numel())
+            chosen[part] = ranked(flat[part], candidates[part], min(floor, score.numel()))
+            start += score.numel()
+    rest = max(0, total - int(chosen.sum()))
+    chosen |= ranked(flat, candidates & ~chosen, rest)
+    masks, start = Masks(), 0
+    for name, score in scores.items():
+        masks[name] = chosen[start : start + score.numel()].view(score.shape).to(score.device)
+        start += score.numel()
+    return masks

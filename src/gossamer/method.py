@@ -1,0 +1,139 @@
+"""Method: what attaches to a model and its optimizer and then works in anybody's training loop.
+
+A method hooks :meth:`torch.optim.Optimizer.step`: ``before_step`` runs when the gradients are
+there, ``after_step`` when the weights have moved. No trainer is needed::
+
+    method = Pruned(masks).attach(model, optimizer)
+    ...                       # any loop that calls optimizer.step()
+    method.finish()           # plain tensors are left behind
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from gossamer import names
+from gossamer.errors import ArgumentError
+from gossamer.masks import Masks
+
+__all__ = ["Masked", "Method"]
+
+
+class Method(ABC):
+    """Base of all training-time methods. Subclasses fill in the hooks they need.
+
+    ``_setup`` is called by :meth:`attach` with everything checked, ``state_dict`` /
+    ``load_state_dict`` make resume bit-identical, ``finish`` leaves plain tensors behind.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._attached = False
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Self:
+        """Attach to ``model`` and hook ``optimizer`` (none: call the hooks yourself).
+
+        Raises :class:`ArgumentError` when already attached, or when nothing can be done with
+        this model; the model is left as it was.
+        """
+        if self._attached:
+            raise ArgumentError(f"{type(self).__name__} is attached already; detach() it first")
+        self.model, self.optimizer = model, optimizer
+        self._setup()
+        if optimizer is not None:
+            self._handles = [
+                optimizer.register_step_pre_hook(lambda *_: self.before_step()),
+                optimizer.register_step_post_hook(lambda *_: self.after_step()),
+            ]
+        self._attached = True
+        return self
+
+    @abstractmethod
+    def _setup(self) -> None:
+        """Check the model and build the state; raise before anything is changed."""
+
+    def before_step(self) -> None:  # noqa: B027 (optional hook)
+        """Gradients are there, the weights have not moved."""
+
+    def after_step(self) -> None:  # noqa: B027 (optional hook)
+        """The optimizer has moved the weights."""
+
+    def detach(self) -> None:
+        """Remove the optimizer hooks; the model keeps its present form."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._attached = False
+
+    def finish(self) -> None:
+        """Detach and leave plain tensors behind."""
+        self.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resume needs, as tensors and plain values (``weights_only`` loads it)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (optional hook)
+        """Restore what :meth:`state_dict` returned."""
+
+
+class Masked(Method):
+    """Hold weights at exactly zero where a mask says so, whatever the optimizer does.
+
+    Gradients stay dense by default, as growth criteria need them; weights are re-masked in place
+    after each step, which undoes momentum, Adam's moments and weight decay alike.
+
+    Args:
+        masks: clean name -> bool tensor.
+        mask_gradients: also zero the gradients of removed weights before the step.
+        mask_buffers: also zero the optimizer's per-weight buffers (momentum, moments) after it.
+    """
+
+    def __init__(
+        self, masks: Masks, *, mask_gradients: bool = True, mask_buffers: bool = True
+    ) -> None:
+        super().__init__()
+        self.masks = masks
+        self.mask_gradients = mask_gradients
+        self.mask_buffers = mask_buffers
+
+    def _setup(self) -> None:
+        self.masks.apply_(self.model)
+        self._parameters = names.parameters(self.model)
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Zero the removed weights' gradients."""
+        if self.mask_gradients:
+            for name, mask in self.masks.items():
+                grad = self._parameters[name].grad
+                if grad is not None:
+                    grad.mul_(mask)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Zero the removed weights, and their optimizer buffers."""
+        for name, mask in self.masks.items():
+            p = self._parameters[name]
+            p.masked_fill_(~mask, 0)
+            if self.mask_buffers and self.optimizer is not None:
+                for value in self.optimizer.state.get(p, {}).values():
+                    if isinstance(value, Tensor) and value.shape == p.shape:
+                        value.masked_fill_(~mask, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks."""
+        return {"masks": dict(self.masks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the masks and apply them."""
+        self.masks = Masks(state["masks"])
+        if self._attached:
+            self.masks.apply_(self.model)

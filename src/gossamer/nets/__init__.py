@@ -1,0 +1,1 @@
+"""Networks, plain torch; they know nothing of the rest."""

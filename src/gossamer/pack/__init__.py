@@ -1,0 +1,1 @@
+"""The pack: arrays to bytes to a file, and back."""

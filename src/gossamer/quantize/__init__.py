@@ -1,0 +1,1 @@
+"""Quantization: which values are shared."""
