@@ -1,1 +1,97 @@
-"""Datasets in memory; they know nothing of the rest."""
+"""Datasets in memory; they know nothing of the rest.
+
+:func:`load` makes them by name: ``digits`` (embedded), ``mnist``, ``cifar10``,
+``text:NAME-or-FILE`` (language models), or a user's own ``module:function`` that returns a
+:class:`Dataset`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gossamer.datasets.base import Dataset, Split, balanced, batches, carve, check
+from gossamer.datasets.digits import digits
+from gossamer.datasets.mnist import mnist, read_idx
+from gossamer.errors import ArgumentError, DatasetError
+from gossamer.locate import function
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Split",
+    "balanced",
+    "batches",
+    "carve",
+    "check",
+    "load",
+    "read_idx",
+]
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "digits": digits,
+    "mnist": mnist,
+}
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    validation: float | int | None = None,
+    seed: int = 0,
+    download: bool = True,
+    subset: int | None = None,
+    **options: Any,
+) -> Dataset:
+    """A dataset by name.
+
+    Args:
+        name: one of :data:`DATASETS`, or ``module:function`` (the current directory is
+            importable; the function may take any of these keyword arguments).
+        root: folder with the data; None: ``$GOSSAMER_DATA``, ``../shared/data``, the user cache.
+        validation: fraction or number of training examples held back; None: the dataset's own
+            default. The test split is never touched.
+        seed: of the validation split and the subset.
+        download: allow downloads (checked by md5).
+        subset: train on a class-balanced subset of this many examples.
+        options: what this dataset takes besides.
+
+    Raises :class:`ArgumentError` for an unknown name or option, :class:`DatasetError` for data
+    that are missing or unsound.
+    """
+    if seed < 0:
+        raise ArgumentError(f"seed={seed} must be 0 or more")
+    common = {
+        "root": root,
+        "validation": validation,
+        "seed": seed,
+        "download": download,
+        "subset": subset,
+    }
+    if name in DATASETS:
+        return _call(DATASETS[name], f"dataset {name!r}", **common, **options)
+    if ":" not in name:
+        raise ArgumentError(
+            f"dataset {name!r} is not one of {', '.join(DATASETS)}, 'module:function'"
+        )
+    make = function(name, "dataset")
+    accepted = inspect.signature(make).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        common = {k: v for k, v in common.items() if k in accepted}
+    made = _call(make, f"dataset {name!r}", **common, **options)
+    if not isinstance(made, Dataset):
+        raise DatasetError(
+            f"dataset {name!r} returned {type(made).__name__}; return a gossamer.datasets.Dataset"
+        )
+    return check(made)
+
+
+def _call(make: Callable[..., Dataset], what: str, **options: Any) -> Dataset:
+    try:
+        inspect.signature(make).bind(**options)
+    except TypeError as e:
+        raise ArgumentError(f"{what}: {e}; it takes {inspect.signature(make)}") from e
+    return make(**options)

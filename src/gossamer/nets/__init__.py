@@ -1,1 +1,137 @@
-"""Networks, plain torch; they know nothing of the rest."""
+"""Networks, plain torch; they know nothing of the rest.
+
+:func:`build` makes them by name, or through a user's own ``module:function``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gossamer.errors import ArgumentError, FormatError
+from gossamer.locate import find, function
+from gossamer.nets.classic import conv_n, glorot_, lenet_5, lenet_300_100, mlp
+from gossamer.nets.resnet import ResNet, WideResNet, resnet, wrn
+
+__all__ = ["NETS", "ResNet", "WideResNet", "build", "glorot_"]
+
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "lenet-300-100": lenet_300_100,
+    "lenet-5": lenet_5,
+    "lenet-5-caffe": lenet_5,
+    "conv-2": partial(conv_n, 2),
+    "conv-4": partial(conv_n, 4),
+    "conv-6": partial(conv_n, 6),
+    "resnet-20": partial(resnet, 20),
+    "resnet-32": partial(resnet, 32),
+    "resnet-44": partial(resnet, 44),
+    "resnet-56": partial(resnet, 56),
+    "wrn-16-8": partial(wrn, 16, 8),
+    "wrn-28-2": partial(wrn, 28, 2),
+}
+
+_PRETRAINED = {f"resnet-{d}": f"resnet-cifar10/resnet{d}.safetensors" for d in (20, 32, 44, 56)}
+
+
+def _family(name: str) -> Callable[..., nn.Module] | None:
+    # Names with numbers in them: any depth and width of a family.
+    if m := re.fullmatch(r"resnet-(\d{1,4})", name):
+        return partial(resnet, int(m[1]))
+    if m := re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", name):
+        return partial(wrn, int(m[1]), int(m[2]))
+    if m := re.fullmatch(r"mlp((?:-\d{1,7}){2,})", name):
+        return partial(mlp, sizes=tuple(int(n) for n in m[1][1:].split("-")))
+    return None
+
+
+def build(
+    name: str,
+    *,
+    classes: int | None = None,
+    in_shape: tuple[int, ...] | None = None,
+    pretrained: bool = False,
+    root: str | Path | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A network by name.
+
+    Args:
+        name: one of :data:`NETS`; ``mlp-784-500-10``, ``resnet-110``, ``wrn-40-4`` and their
+            like; or ``module:function`` (the current directory is importable; the function may
+            take any of these keyword arguments, and returns an nn.Module).
+        classes: outputs; None: the network's own (10, mostly).
+        in_shape: shape of one input, (C, H, W); None: the network's own.
+        pretrained: load the CIFAR-10 weights of resnet-20, 32, 44 or 56 from the data folder.
+        root: the data folder, as in :func:`gossamer.datasets.load`.
+        seed: of the initial weights; torch's global generator is left as it was. None draws from
+            that.
+        options: what this network takes besides, such as ``sizes``, ``dropout``, ``hidden``.
+
+    >>> sum(p.numel() for p in build("lenet-300-100").parameters())
+    266610
+
+    Raises :class:`ArgumentError` for unknown names, shapes and options,
+    :class:`~gossamer.errors.DatasetError` when pretrained weights are missing.
+    """
+    given: dict[str, Any] = {"classes": classes, "in_shape": in_shape}
+    make = NETS.get(name) or _family(name)
+    if make is not None:
+        given = {k: v for k, v in given.items() if v is not None}
+    elif ":" in name:
+        make = function(name, "network")
+        offered = {**given, "pretrained": pretrained, "root": root, "seed": seed}
+        accepted = inspect.signature(make).parameters
+        given = {k: v for k, v in offered.items() if k in accepted and v is not None}
+    else:
+        raise ArgumentError(f"network {name!r} is not one of {', '.join(NETS)}, 'module:function'")
+    if classes is not None and classes < 1:
+        raise ArgumentError(f"classes={classes} must be at least 1")
+    if pretrained and ":" not in name and name not in _PRETRAINED:
+        raise ArgumentError(
+            f"network {name!r} has no pretrained weights; these have: {', '.join(_PRETRAINED)}"
+        )
+    try:
+        inspect.signature(make).bind(**given, **options)
+    except TypeError as e:
+        raise ArgumentError(f"network {name!r}: {e}; it takes {inspect.signature(make)}") from e
+    if seed is None:
+        model = make(**given, **options)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = make(**given, **options)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"network {name!r} returned {type(model).__name__}, not an nn.Module")
+    if pretrained and name in _PRETRAINED:
+        _load(model, find(_PRETRAINED[name], root))
+    return model
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise FormatError(f"{path} is no sound safetensors file: {e}; fetch it again") from e
+    own = model.state_dict()
+    # Batch counters are not stored; everything else must be there, in the right shape.
+    needed = {n for n in own if not n.endswith("num_batches_tracked")}
+    odd = sorted(needed ^ (set(state) - {n for n in state if n.endswith("num_batches_tracked")}))
+    odd += sorted(n for n in needed & set(state) if state[n].shape != own[n].shape)
+    if odd:
+        raise ArgumentError(
+            f"{path} does not fit this network (width, classes or in_shape differ): "
+            f"{', '.join(odd[:6])}"
+        )
+    model.load_state_dict(state, strict=False)

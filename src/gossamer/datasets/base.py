@@ -1,0 +1,243 @@
+"""Splits in memory, batches of them, and the carving of validation and quick-run subsets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gossamer.errors import ArgumentError, DatasetError
+
+__all__ = ["Dataset", "Split", "balanced", "batches", "carve", "check"]
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Split:
+    """Examples in memory; not to be changed once made.
+
+    Args:
+        inputs: (N, ...) float32 ready for use, token ids (int64), or uint8 images of shape
+            (N, C, H, W) with the ``mean`` and ``std`` that normalise them.
+        targets: (N,) class indices, or (N, T) next tokens; int64.
+        mean, std: per channel, of pixels scaled to [0, 1]; None when ``inputs`` is ready for use.
+
+    Attributes:
+        stored: the inputs as kept in memory; :meth:`batch` prepares what it takes from them.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        if (mean is None) != (std is None):
+            raise ArgumentError("mean and std go together; give both or neither")
+        self.stored = inputs
+        self.targets = targets
+        self.mean = None if mean is None else tuple(mean)
+        self.std = None if std is None else tuple(std)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self)} x {tuple(self.stored.shape[1:])}, {self.stored.dtype})"
+
+    def __len__(self) -> int:
+        return self.stored.shape[0]
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """All inputs as the network wants them; uint8 images are turned into float32 once."""
+        return self.prepare(self.stored)
+
+    @cached_property
+    def _affine(self) -> tuple[Tensor, Tensor] | None:
+        if self.mean is None or self.std is None:
+            return None
+        scale = 1 / (255 * torch.tensor(self.std, dtype=torch.float64))
+        shift = -torch.tensor(self.mean, dtype=torch.float64) / torch.tensor(
+            self.std, dtype=torch.float64
+        )
+        shape, device = (1, -1, 1, 1), self.stored.device
+        return (
+            scale.float().view(shape).to(device),
+            shift.float().view(shape).to(device),
+        )
+
+    def prepare(self, stored: Tensor) -> Tensor:
+        """Normalise a batch of stored inputs: ``(x / 255 - mean) / std``, or as it is."""
+        if self._affine is None:
+            return stored
+        scale, shift = self._affine
+        return torch.addcmul(shift, stored.float(), scale)
+
+    def batch(
+        self,
+        index: Tensor | slice,
+        augment: Augment | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of some examples; ``augment`` sees the stored form."""
+        if isinstance(index, slice):
+            stored, targets = self.stored[index], self.targets[index]
+        else:
+            stored = self.stored.index_select(0, index)
+            targets = self.targets.index_select(0, index)
+        if augment is not None:
+            if generator is None:
+                raise ArgumentError("augment needs a torch.Generator; pass generator=")
+            stored = augment(stored, generator)
+        return self.prepare(stored), targets
+
+    def _like(self, stored: Tensor, targets: Tensor) -> Split:
+        return Split(stored, targets, mean=self.mean, std=self.std)
+
+    def take(self, index: Tensor | slice) -> Split:
+        """A split of some of the examples, in the order of ``index``."""
+        return self._like(self.stored[index], self.targets[index])
+
+    def to(self, device: torch.device | str) -> Split:
+        """The split on a device; itself where it is there already."""
+        stored, targets = self.stored.to(device), self.targets.to(device)
+        if stored is self.stored and targets is self.targets:
+            return self
+        return self._like(stored, targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits; ``test`` takes part in no choice.
+
+    ``augment(stored, generator)`` transforms a training batch; ``vocabulary`` lists the tokens
+    of a text by id.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    augment: Augment | None = None
+    vocabulary: tuple[str, ...] | None = field(default=None, repr=False)
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of one input, (C, H, W) for images, (T,) for text."""
+        return tuple(self.train.stored.shape[1:])
+
+
+def batches(
+    split: Split,
+    batch_size: int,
+    *,
+    generator: torch.Generator | None,
+    augment: Augment | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over a split, shuffled if and only if a generator is given.
+
+    Inputs come prepared (float32); the last batch may be smaller.
+
+    >>> split = Split(torch.arange(5.0), torch.arange(5))
+    >>> [len(x) for x, _ in batches(split, 2, generator=None)]
+    [2, 2, 1]
+
+    Raises :class:`ArgumentError` for a batch size under 1.
+    """
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size={batch_size} must be at least 1")
+    order = None
+    if generator is not None:
+        order = torch.randperm(len(split), generator=generator, device=generator.device)
+        order = order.to(split.stored.device)
+    for start in range(0, len(split), batch_size):
+        part = slice(start, start + batch_size)
+        yield split.batch(part if order is None else order[part], augment, generator)
+
+
+def carve(
+    split: Split, validation: float | int | None, *, default: float | int, seed: int
+) -> tuple[Split, Split]:
+    """Split training data into (train, validation), at random by ``seed``.
+
+    ``validation``: a fraction in [0, 1) or a number of examples; None takes ``default``. The rest
+    keeps its order.
+
+    Raises :class:`ArgumentError` when nothing would be left to train on.
+    """
+    wanted = default if validation is None else validation
+    total = len(split)
+    count = wanted if isinstance(wanted, int) else int(wanted * total + 0.5)
+    if isinstance(wanted, bool) or not 0 <= count < total:
+        raise ArgumentError(
+            f"validation={wanted} of {total} examples: give a fraction in [0, 1) or a number of "
+            f"examples under {total}"
+        )
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return split.take(order[count:].sort().values), split.take(order[:count].sort().values)
+
+
+def balanced(split: Split, count: int | None, classes: int, *, seed: int) -> Split:
+    """A class-balanced random subset: classes differ by at most one example where they can.
+
+    Raises :class:`ArgumentError` for a count outside [1, len(split)].
+    """
+    if count is None:
+        return split
+    if not 1 <= count <= len(split):
+        raise ArgumentError(f"subset={count} is outside [1, {len(split)}] (training examples)")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(split), generator=generator)
+    if split.targets.ndim != 1:
+        return split.take(order[:count].sort().values)
+    # Rank each example within its class, then take the lowest ranks of all classes.
+    labels = split.targets[order]
+    rank = torch.zeros(len(split), dtype=torch.int64)
+    for c in range(classes):
+        mine = labels == c
+        rank[mine] = torch.arange(int(mine.sum()))
+    chosen = order[torch.argsort(rank, stable=True)[:count]]
+    return split.take(chosen.sort().values)
+
+
+def check(dataset: Dataset) -> Dataset:
+    """Return the dataset when it is sound.
+
+    Raises :class:`DatasetError` for empty splits, lengths that differ, NaN or infinite inputs, or
+    targets outside [0, classes).
+    """
+    for part in ("train", "validation", "test"):
+        split = getattr(dataset, part)
+        where = f"dataset {dataset.name!r}, {part}"
+        if not isinstance(split, Split):
+            raise DatasetError(f"{where}: expected a Split, got {type(split).__name__}")
+        if split.stored.ndim < 1 or split.targets.ndim < 1:
+            raise DatasetError(f"{where}: inputs and targets need a first dimension of examples")
+        if len(split) != split.targets.shape[0]:
+            raise DatasetError(f"{where}: {len(split)} inputs but {split.targets.shape[0]} targets")
+        if not len(split):
+            raise DatasetError(f"{where} is empty")
+        if split.stored.shape[1:] != dataset.train.stored.shape[1:]:
+            raise DatasetError(
+                f"{where}: inputs of shape {tuple(split.stored.shape[1:])}, those of train have "
+                f"{dataset.in_shape}"
+            )
+        if split.stored.is_floating_point() and not bool(torch.isfinite(split.stored).all()):
+            raise DatasetError(f"{where}: inputs hold NaN or infinity; clean them first")
+        if split.targets.is_floating_point():
+            continue  # a regression: the user's own loss judges it
+        low, high = int(split.targets.min()), int(split.targets.max())
+        if low < 0 or high >= dataset.classes:
+            raise DatasetError(
+                f"{where}: targets reach from {low} to {high}, but classes={dataset.classes} "
+                f"allows 0 to {dataset.classes - 1}"
+            )
+        if split.targets.dtype != torch.int64:
+            raise DatasetError(
+                f"{where}: targets are {split.targets.dtype}; use torch.int64 (.long())"
+            )
+    return dataset

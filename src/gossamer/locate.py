@@ -1,0 +1,91 @@
+"""Where data and a user's own code are found; shared by datasets and networks."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gossamer.errors import ArgumentError, DatasetError
+
+__all__ = ["cache_folder", "find", "function", "places"]
+
+
+def cache_folder() -> Path:
+    """The user's cache: ``$XDG_CACHE_HOME/gossamer``, by default ``~/.cache/gossamer``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path("~/.cache").expanduser()) / "gossamer"
+
+
+def places(root: str | Path | None = None) -> list[Path]:
+    """The folders looked at for data, first to last; downloads go to the last one.
+
+    ``root`` alone where it is given; else ``$GOSSAMER_DATA``, ``../shared/data`` where there is
+    such a folder, and the user's cache.
+    """
+    if root is not None:
+        return [Path(root).expanduser()]
+    found = []
+    if os.environ.get("GOSSAMER_DATA"):
+        found.append(Path(os.environ["GOSSAMER_DATA"]).expanduser())
+    shared = Path.cwd().parent / "shared" / "data"
+    if shared.is_dir():
+        found.append(shared)
+    found.append(cache_folder())
+    return found
+
+
+def find(relative: str, root: str | Path | None = None) -> Path:
+    """The first existing ``place / relative``.
+
+    Raises :class:`DatasetError` naming every place looked at and the fix.
+    """
+    looked = [place / relative for place in places(root)]
+    for path in looked:
+        if path.exists():
+            return path
+    raise DatasetError(
+        f"no {relative}; looked at {', '.join(map(str, looked))}. Put it into one of these, or "
+        "name the folder that holds it with root= or $GOSSAMER_DATA"
+    )
+
+
+def function(spec: str, what: str) -> Callable[..., Any]:
+    """The user's own ``module:function``; the current directory is importable too.
+
+    ``what`` names the thing in messages ("dataset", "network"). Raises :class:`ArgumentError`
+    when the module does not import, or has no such callable.
+    """
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise ArgumentError(f"{what} {spec!r} is not of the form 'module:function'")
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        importlib.invalidate_caches()
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        raise ArgumentError(
+            f"{what} {spec!r}: no module named {e.name!r}; looked in {here} and the installed "
+            "packages. Run from the folder that holds it, or install it"
+        ) from e
+    except (ImportError, SyntaxError) as e:
+        raise ArgumentError(f"{what} {spec!r}: module {module_name!r} does not import: {e}") from e
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+    value: Any = module
+    for part in attribute.split("."):
+        value = getattr(value, part, None)
+    if not callable(value):
+        known = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise ArgumentError(
+            f"{what} {spec!r}: {module_name} has no function {attribute!r}; "
+            f"it has: {', '.join(known[:20]) or 'none'}"
+        )
+    return value

@@ -1,0 +1,18 @@
+"""Training, evaluation and checkpoints: one plain loop that methods attach to."""
+
+from gossamer.training.checkpoints import load_checkpoint, save_atomic
+from gossamer.training.config import History, Progress, TrainConfig
+from gossamer.training.evaluation import Evaluation, evaluate
+from gossamer.training.loop import soft_targets, train
+
+__all__ = [
+    "Evaluation",
+    "History",
+    "Progress",
+    "TrainConfig",
+    "evaluate",
+    "load_checkpoint",
+    "save_atomic",
+    "soft_targets",
+    "train",
+]

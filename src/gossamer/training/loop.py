@@ -1,0 +1,220 @@
+"""One plain training loop for the command line and the experiments.
+
+Methods attach to its optimizer and work inside it; a killed run resumes to the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gossamer.datasets import Dataset, Split
+from gossamer.errors import ArgumentError, GossamerError
+from gossamer.method import Method
+from gossamer.training.config import History, Progress, TrainConfig
+from gossamer.training.evaluation import cross_entropy, device_of
+from gossamer.training.run import Run
+
+__all__ = ["soft_targets", "train"]
+
+
+def soft_targets(
+    outputs: Tensor,
+    targets: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 4.0,
+    weight: float = 0.9,
+) -> Tensor:
+    """Distillation loss of Hinton, Vinyals and Dean (2015): soft targets beside the true ones.
+
+    ``weight * T^2 * KL(teacher || student, both at T) + (1 - weight) * cross-entropy``, averaged
+    over the batch; outputs and teacher are logits of one shape.
+    """
+    classes = outputs.shape[-1]
+    soft = F.kl_div(
+        F.log_softmax(outputs.reshape(-1, classes) / temperature, dim=1),
+        F.log_softmax(teacher.reshape(-1, classes) / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return weight * temperature**2 * soft + (1 - weight) * cross_entropy(outputs, targets)
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    methods: Sequence[Method] = (),
+    optimizer: torch.optim.Optimizer | None = None,
+    loss: Callable[..., Tensor] | None = None,
+    teacher: Callable[[Tensor], Tensor] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 20.0,
+    metrics: str | Path | None = None,
+    tensorboard: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    evaluate_every: int = 1,
+    evaluate_every_steps: int | None = None,
+    monitor: Mapping[str, Split] | None = None,
+) -> History:
+    """Train ``model`` in place, on the device it is on.
+
+    Args:
+        methods: attached to the optimizer here unless they are already, in this order; their
+            hooks are removed at the end, but ``finish()`` is the caller's.
+        optimizer: the caller's own, over this model's parameters; each group's learning rate
+            follows the schedule relative to ``config.lr``. None: made from ``config``.
+        loss: mean loss of a batch, ``loss(outputs, targets)``; None: cross-entropy. With a
+            teacher ``loss(outputs, targets, teacher_outputs)``; None: :func:`soft_targets`.
+        teacher: inputs -> outputs, run without gradients; a module in evaluation mode.
+        checkpoint: resumed from where the file exists, to the same bits, wherever the run was
+            killed; a completed one loads the model and returns at once.
+        checkpoint_every: seconds between two saves; epochs longer than a second are saved at
+            their end, too.
+        metrics: JSON lines, one row an evaluation; appended to, without duplicate or missing rows
+            after a resume.
+        tensorboard: folder for TensorBoard (the ``tensorboard`` extra).
+        progress: called with a :class:`Progress`.
+        evaluate_every: epochs between two evaluations on the validation split; the last epoch is
+            always evaluated.
+        evaluate_every_steps: evaluate every so many steps besides (early-stopping metrics).
+        monitor: more splits to evaluate, by name; never used for a choice.
+
+    Raises :class:`ArgumentError` for a checkpoint of another configuration, naming the field that
+    differs; :class:`~gossamer.errors.FormatError` for a corrupt one;
+    :class:`~gossamer.errors.GossamerError` when the loss is no longer finite.
+    """
+    if evaluate_every < 1 or (evaluate_every_steps is not None and evaluate_every_steps < 1):
+        raise ArgumentError(
+            f"evaluate_every={evaluate_every}, evaluate_every_steps={evaluate_every_steps}: "
+            "must be at least 1"
+        )
+    if isinstance(teacher, nn.Module):
+        teacher.eval()
+    device = device_of(model)
+    modes = [(module, module.training) for module in model.modules()]
+    cuda = [device] if device.type == "cuda" else []
+    # Dropout and the like draw from torch's global generator: seeded here, given back after.
+    with torch.random.fork_rng(devices=cuda), contextlib.ExitStack() as stack:
+        torch.manual_seed(config.seed)
+        if optimizer is None:
+            optimizer = _make_optimizer(model, config)
+        for method in methods:
+            stack.enter_context(_attached(method, model, optimizer))
+        run = Run(
+            model=model,
+            dataset=dataset,
+            config=config,
+            methods=methods,
+            optimizer=optimizer,
+            loss=_loss(config, loss, teacher),
+            monitor=dict(monitor or {}),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            checkpoint_every=checkpoint_every,
+            metrics=None if metrics is None else Path(metrics),
+            progress=progress,
+            evaluate_every=evaluate_every,
+            evaluate_every_steps=evaluate_every_steps,
+            device=device,
+        )
+        run.resume()
+        if tensorboard is not None:
+            run.writer = stack.enter_context(_tensorboard(tensorboard, run.step))
+        try:
+            run.go()
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return run.history
+
+
+def _make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ArgumentError("model has no parameter that requires a gradient; nothing to train")
+    if config.optimizer == "adam":
+        return torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(
+        trained,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+@contextlib.contextmanager
+def _attached(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    if not method._attached:
+        method.attach(model, optimizer)
+        try:
+            yield
+        finally:
+            method.detach()
+        return
+    if method.model is not model or method.optimizer not in (None, optimizer):
+        raise ArgumentError(
+            f"{type(method).__name__} is attached to another model or optimizer; detach() it "
+            "first, or pass that optimizer"
+        )
+    handles = []
+    if method.optimizer is None:  # attached without one: its hooks are ours to call
+        method.optimizer = optimizer
+        handles = [
+            optimizer.register_step_pre_hook(lambda *_: method.before_step()),
+            optimizer.register_step_post_hook(lambda *_: method.after_step()),
+        ]
+    try:
+        yield
+    finally:
+        if handles:
+            method.optimizer = None
+        for handle in handles:
+            handle.remove()
+
+
+def _loss(
+    config: TrainConfig,
+    loss: Callable[..., Tensor] | None,
+    teacher: Callable[[Tensor], Tensor] | None,
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    # (inputs, outputs, targets) -> mean loss
+    if teacher is not None:
+        guide, distil = teacher, loss or soft_targets
+
+        def guided(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+            with torch.no_grad():
+                soft = guide(inputs)
+            return distil(outputs, targets, soft)
+
+        return guided
+    if loss is not None:
+        plain = loss
+        return lambda inputs, outputs, targets: plain(outputs, targets)
+    smoothing = config.label_smoothing
+    return lambda inputs, outputs, targets: cross_entropy(outputs, targets, smoothing)
+
+
+@contextlib.contextmanager
+def _tensorboard(folder: str | Path, step: int) -> Iterator[Any]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise GossamerError(
+            f"tensorboard={str(folder)!r} needs the tensorboard extra: "
+            "pip install 'gossamer[tensorboard]'"
+        ) from e
+    writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    try:
+        yield writer
+    finally:
+        writer.close()

@@ -1,0 +1,294 @@
+"""The state of one training run: its loop, its rows, its checkpoints and its resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer import names
+from gossamer.datasets import Dataset, Split
+from gossamer.errors import ArgumentError, FormatError, GossamerError
+from gossamer.method import Method
+from gossamer.training.checkpoints import load_checkpoint, save_atomic
+from gossamer.training.config import History, Progress, TrainConfig
+from gossamer.training.evaluation import evaluate
+
+__all__ = ["Run"]
+
+_FORMAT = 1  # of the checkpoint; raised when its meaning changes
+_CHECK = 100  # steps between two looks at the loss, which synchronise an accelerator
+
+
+@dataclass
+class Run:
+    """The state of one run; `go` is the loop, the rest keeps it resumable."""
+
+    model: nn.Module
+    dataset: Dataset
+    config: TrainConfig
+    methods: Sequence[Method]
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    monitor: dict[str, Split]
+    checkpoint: Path | None
+    checkpoint_every: float
+    metrics: Path | None
+    progress: Callable[[Progress], None] | None
+    evaluate_every: int
+    evaluate_every_steps: int | None
+    device: torch.device
+    writer: Any = None
+
+    def __post_init__(self) -> None:
+        self.history = History()
+        self.epoch = 0  # completed
+        self.batch = 0  # completed inside the current epoch
+        self.seconds = 0.0  # of training, in earlier sessions
+        self.offset = 0  # bytes in the metrics file before this run's rows
+        self.started = self.saved = time.monotonic()
+        self.split = self.dataset.train.to(self.device)
+        size = self.config.batch_size
+        self.batches = (len(self.split) + size - 1) // size
+        self.total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.augmenting = torch.Generator().manual_seed(self.config.seed)
+        self.rate = self.config.rate(self.batches)
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]  # the convention of torch's schedulers
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.epoch * self.batches + self.batch
+
+    def go(self) -> None:
+        """Train from where the run is to its end."""
+        config, model, optimizer, split = self.config, self.model, self.optimizer, self.split
+        size, augment, every = config.batch_size, self.dataset.augment, self.evaluate_every_steps
+        decayed = list(names.weights(model).values()) if config.l1 else []
+        trained = [p for g in optimizer.param_groups for p in g["params"]]
+        fresh = 0.0
+        model.train()
+        while self.epoch < config.epochs:
+            began = time.monotonic()
+            # One generator an epoch: the order is known again after a resume without its state.
+            order = torch.randperm(
+                len(split),
+                generator=torch.Generator().manual_seed(
+                    (config.seed * 1_000_003 + self.epoch) % (1 << 63)
+                ),
+            ).to(self.device)
+            while self.batch < self.batches:
+                step = self.step
+                rate = self.rate(step) / config.lr
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * rate
+                first = self.batch * size
+                inputs, targets = split.batch(order[first : first + size], augment, self.augmenting)
+                optimizer.zero_grad(set_to_none=True)
+                value = self.loss(inputs, model(inputs), targets)
+                value.backward()
+                if decayed:
+                    for p in decayed:
+                        if p.grad is not None:
+                            p.grad.add_(p.detach().sign(), alpha=config.l1)
+                if config.grad_clip is not None:
+                    nn.utils.clip_grad_norm_(trained, config.grad_clip)
+                optimizer.step()
+                self.total.add_(value.detach(), alpha=len(targets))
+                self.batch += 1
+                if (step + 1) % _CHECK == 0:
+                    self._check()
+                if every is not None and (step + 1) % every == 0:
+                    self._row("step")
+                now = time.monotonic()
+                if self.progress is not None and now - fresh >= 0.1:
+                    fresh = now
+                    self._tell()
+                if now - self.saved >= self.checkpoint_every and self.batch < self.batches:
+                    self._save()
+            self._check()
+            self._end_epoch(time.monotonic() - began)
+        self._save()
+
+    def _end_epoch(self, seconds: float) -> None:
+        if (self.epoch + 1) % self.evaluate_every == 0 or self.epoch + 1 == self.config.epochs:
+            self._row("epoch")
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.total.zero_()
+        if self.epoch < self.config.epochs and (
+            time.monotonic() - self.saved >= min(1.0, self.checkpoint_every)
+        ):
+            self._save()
+
+    def _seen(self) -> int:
+        return min(self.batch * self.config.batch_size, len(self.split))
+
+    def _check(self) -> None:
+        # A loss that was NaN or infinite once leaves the running sum so.
+        if not math.isfinite(self.total.item()):
+            raise GossamerError(
+                f"the training loss is no longer finite, first seen at step {self.step} (looked "
+                f"at every {_CHECK}; epoch {self.epoch + 1}, learning rate "
+                f"{self.rate(max(0, self.step - 1)):.3g}). Lower lr, set grad_clip or warmup, and "
+                "check the inputs for NaN"
+            )
+
+    def _tell(self, row: dict[str, Any] | None = None) -> None:
+        if self.progress is not None:
+            self.progress(
+                Progress(
+                    epoch=self.epoch + 1,
+                    epochs=self.config.epochs,
+                    step=self.step,
+                    steps=self.config.epochs * self.batches,
+                    loss=float(self.total) / max(1, self._seen()),
+                    lr=self.rate(max(0, self.step - 1)),
+                    seconds=time.monotonic() - self.started,
+                    row=row,
+                )
+            )
+
+    def _row(self, event: str) -> None:
+        row: dict[str, Any] = {"event": event, "epoch": self.epoch + 1, "step": self.step}
+        if event == "epoch":
+            row["train_loss"] = float(self.total) / self._seen()
+        for name, split in {"validation": self.dataset.validation, **self.monitor}.items():
+            found = evaluate(self.model, split)
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = found.loss, found.accuracy
+        row["lr"] = self.rate(self.step - 1)
+        row["seconds"] = self.seconds + time.monotonic() - self.started
+        (self.history.epochs if event == "epoch" else self.history.steps).append(row)
+        if self.metrics is not None:
+            with open(self.metrics, "a", encoding="utf-8") as f:
+                f.write(json.dumps(row) + "\n")
+        if self.writer is not None:
+            for key, value in row.items():
+                if isinstance(value, float):
+                    self.writer.add_scalar(key, value, row["step"])
+        self._tell(row)
+
+    # Resuming: everything below.
+
+    def _fingerprint(self) -> dict[str, Any]:
+        data, train = self.dataset, self.dataset.train
+        return {
+            **{f"config.{k}": v for k, v in asdict(self.config).items()},
+            "model": [f"{n} {tuple(t.shape)}" for n, t in _state(self.model).items()],
+            "optimizer": type(self.optimizer).__name__,
+            "methods": [type(m).__name__ for m in self.methods],
+            "evaluate_every": self.evaluate_every,
+            "evaluate_every_steps": self.evaluate_every_steps,
+            "monitor": sorted(self.monitor),
+            "dataset.name": data.name,
+            "dataset.train": [*train.stored.shape],
+            # Another seed or subset holds other examples, in as many rows.
+            "dataset.targets": zlib.crc32(train.targets.cpu().numpy().tobytes()),
+        }
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        self._check()
+        self.saved = time.monotonic()
+        save_atomic(
+            {
+                "gossamer_checkpoint": _FORMAT,
+                "fingerprint": self._fingerprint(),
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "total": self.total,
+                "seconds": self.seconds + self.saved - self.started,
+                "history": {"epochs": self.history.epochs, "steps": self.history.steps},
+                "metrics_offset": self.offset,
+                "model": _state(self.model),
+                "optimizer": self.optimizer.state_dict(),
+                "methods": [m.state_dict() for m in self.methods],
+                "augmenting": self.augmenting.get_state(),
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device)
+                if self.device.type == "cuda"
+                else None,
+            },
+            self.checkpoint,
+        )
+
+    def resume(self) -> None:
+        """Load the checkpoint where there is one, else write the first."""
+        if self.metrics is not None:
+            self.metrics.parent.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._load(self.checkpoint)
+            if self.epoch < self.config.epochs:
+                self._rewrite_metrics()
+            return
+        if self.metrics is not None and self.metrics.exists():
+            self.offset = self.metrics.stat().st_size
+        # Before the first row: a run killed early must find where its rows began, and the weights
+        # it started from.
+        if self.config.epochs:
+            self._save()
+
+    def _load(self, path: Path) -> None:
+        state = load_checkpoint(path)
+        advice = f"delete {path} to start again, or give another path"
+        if not isinstance(state, dict) or state.get("gossamer_checkpoint") != _FORMAT:
+            raise FormatError(f"{path} is no training checkpoint of this version; {advice}")
+        mine = self._fingerprint()
+        theirs = state.get("fingerprint", {})
+        for name, value in mine.items():
+            if theirs.get(name) != value:
+                raise ArgumentError(
+                    f"checkpoint {path} is of another run: {name} was "
+                    f"{_short(theirs.get(name))}, now it is {_short(value)}; {advice}"
+                )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for method, saved in zip(self.methods, state["methods"], strict=True):
+                method.load_state_dict(saved)
+            self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
+            self.total.copy_(state["total"])
+            self.seconds = float(state["seconds"])
+            self.offset = int(state["metrics_offset"])
+            self.history = History(**state["history"])
+            self.augmenting.set_state(state["augmenting"])
+            torch.set_rng_state(state["cpu"])
+            if state["cuda"] is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda"], self.device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+            raise FormatError(
+                f"checkpoint {path} is incomplete or inconsistent: {e}; {advice}"
+            ) from e
+
+    def _rewrite_metrics(self) -> None:
+        # The file holds the rows of this run up to the checkpoint, each once, whatever a killed
+        # session wrote after it; what stood before this run stays.
+        if self.metrics is None:
+            return
+        rows = sorted(self.history.steps + self.history.epochs, key=lambda r: r["step"])
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        with open(self.metrics, "ab") as f:
+            self.offset = min(self.offset, f.tell())
+            f.truncate(self.offset)
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    return {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + " ..."
