@@ -27,9 +27,9 @@ class Masks(dict[str, Tensor]):
 write mask != 0
     """
 
-    def __init__(self, masks: Mapping[str, Tensor] = {}) -> None:
+    def __init__(self, masks: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
-        for name, mask in masks.items():
+        for name, mask in (masks or {}).items():
             self[name] = mask
 
     def __setitem__(self, name: str, mask: Tensor) -> None:
@@ -80,7 +80,7 @@ write mask != 0
         """The non-zero pattern of the given tensors."""
         return cls({n: t.detach() != 0 for n, t in tensors.items()})
 
-    def __and__(self, other: Mapping[str, Tensor]) -> Masks:  # type: ignore[override]
+    def intersect(self, other: Mapping[str, Tensor]) -> Masks:
         """Kept in both; a tensor named in one only keeps that one's mask."""
         merged = Masks(self)
         for name, mask in other.items():
@@ -123,13 +123,16 @@ def keep_top(
         raise ArgumentError(f"scope {scope!r} is not one of 'layer', 'global'")
     if not scores:
         raise ArgumentError("scores is empty: no tensor to prune; check the layer selection")
-    per_layer = isinstance(density, Mapping)
-    if per_layer and scope == "global":
-        raise ArgumentError("a density per layer needs scope='layer'; scope='global' takes one")
-    if per_layer and set(density) != set(scores):  # type: ignore[arg-type]
-        odd = sorted(set(density) ^ set(scores))  # type: ignore[arg-type]
-        raise ArgumentError(f"densities and scores name different tensors: {', '.join(odd)}")
-    for name, value in density.items() if isinstance(density, Mapping) else [("density", density)]:
+    if isinstance(density, Mapping):
+        if scope == "global":
+            raise ArgumentError("a density per layer needs scope='layer'; scope='global' takes one")
+        if set(density) != set(scores):
+            odd = sorted(set(density) ^ set(scores))
+            raise ArgumentError(f"densities and scores name different tensors: {', '.join(odd)}")
+        per_layer = dict(density)
+    else:
+        per_layer = dict.fromkeys(scores, density)
+    for name, value in per_layer.items():
         if not 0 <= value <= 1:
             raise ArgumentError(f"density {name}={value} is outside [0, 1] (the fraction kept)")
     for name, score in scores.items():
@@ -150,13 +153,11 @@ def keep_top(
     if scope == "layer":
         masks = Masks()
         for name, score in scores.items():
-            d = density[name] if isinstance(density, Mapping) else density
-            count = max(_count(d, score.numel()), min(floor, score.numel()))
+            count = max(_count(per_layer[name], score.numel()), min(floor, score.numel()))
             inside = within.get(name) if within is not None else None
             masks[name] = ranked(score, inside, count).view(score.shape)
         return masks
 
-    assert not isinstance(density, Mapping)  # for the type checker: checked above
     flat = torch.cat([s.detach().reshape(-1).double().cpu() for s in scores.values()])
     candidates = torch.cat(
         [
@@ -166,7 +167,7 @@ def keep_top(
             for n, s in scores.items()
         ]
     )
-    total = _count(density, flat.numel())
+    total = _count(next(iter(per_layer.values())), flat.numel())
     chosen = torch.zeros(flat.numel(), dtype=torch.bool)
     if floor:
         start = 0

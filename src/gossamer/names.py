@@ -64,8 +64,8 @@ def tied(model: nn.Module) -> dict[str, str]:
     """
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False)]
-    named += [*model.named_buffers(remove_duplicate=False)]
+    named: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
+    named += model.named_buffers(remove_duplicate=False)
     for name, tensor in named:
         canonical = first.setdefault(id(tensor), clean(name))
         if canonical != clean(name):
@@ -151,7 +151,9 @@ def select(names: Mapping[str, object] | Iterable[str], patterns: str | Iterable
             try:
                 hits = [n for n in pool if re.fullmatch(pattern[3:], n)]
             except re.error as e:
-                raise ArgumentError(f"layer pattern {pattern!r} is no regular expression: {e}")
+                raise ArgumentError(
+                    f"layer pattern {pattern!r} is no regular expression: {e}"
+                ) from e
         elif pattern in pool:
             hits = [pattern]
         elif f"{pattern}.weight" in pool:
