@@ -11,10 +11,13 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from gossamer.datasets.base import Dataset, Split, balanced, batches, carve, check
+from gossamer.datasets.cifar10 import cifar10, crop_and_flip
 from gossamer.datasets.digits import digits
 from gossamer.datasets.mnist import mnist, read_idx
+from gossamer.datasets.text import text
 from gossamer.errors import ArgumentError, DatasetError
 from gossamer.locate import function
 
@@ -26,13 +29,16 @@ __all__ = [
     "batches",
     "carve",
     "check",
+    "crop_and_flip",
     "load",
     "read_idx",
+    "text",
 ]
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "mnist": mnist,
+    "cifar10": cifar10,
 }
 
 
@@ -49,8 +55,11 @@ def load(
     """A dataset by name.
 
     Args:
-        name: one of :data:`DATASETS`, or ``module:function`` (the current directory is
-            importable; the function may take any of these keyword arguments).
+        name: one of :data:`DATASETS`; ``text:tiny-shakespeare``, ``text:war-and-peace`` or
+            ``text:PATH``, with options after a question mark if wanted
+            (``text:war-and-peace?level=word&bptt=35``, see :func:`text`); or ``module:function``
+            (the current directory is importable; the function may take any of these keyword
+            arguments).
         root: folder with the data; None: ``$GOSSAMER_DATA``, ``../shared/data``, the user cache.
         validation: fraction or number of training examples held back; None: the dataset's own
             default. The test split is never touched.
@@ -73,9 +82,19 @@ def load(
     }
     if name in DATASETS:
         return _call(DATASETS[name], f"dataset {name!r}", **common, **options)
+    if name.startswith("text:"):
+        source, _, query = name.removeprefix("text:").partition("?")
+        given: dict[str, Any] = {**dict(parse_qsl(query)), **options}
+        for key in ("bptt", "vocabulary"):
+            if isinstance(given.get(key), str):
+                if not given[key].isdecimal():
+                    raise ArgumentError(f"dataset {name!r}: {key}={given[key]!r} is no number")
+                given[key] = int(given[key])
+        return _call(text, f"dataset {name!r}", source=source, **common, **given)
     if ":" not in name:
         raise ArgumentError(
-            f"dataset {name!r} is not one of {', '.join(DATASETS)}, 'module:function'"
+            f"dataset {name!r} is not one of {', '.join(DATASETS)}, 'text:NAME-or-FILE', "
+            "'module:function'"
         )
     make = function(name, "dataset")
     accepted = inspect.signature(make).parameters

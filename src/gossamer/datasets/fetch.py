@@ -19,6 +19,7 @@ def fetch(
     *,
     md5: str,
     mirrors: Sequence[str],
+    remote: str | None = None,
     root: str | Path | None = None,
     download: bool = True,
 ) -> Path:
@@ -26,6 +27,7 @@ def fetch(
 
     Args:
         mirrors: addresses of folders, tried in order; the checksum is the same for all.
+        remote: the file's name there, where it differs.
         download: False only looks.
 
     Raises :class:`DatasetError` naming every place looked at, why the downloads failed, and the
@@ -48,7 +50,7 @@ def fetch(
             try:
                 return Path(
                     pooch.retrieve(
-                        mirror.rstrip("/") + "/" + filename,
+                        mirror.rstrip("/") + "/" + (remote or filename),
                         known_hash=f"md5:{md5}",
                         fname=filename,
                         path=target,

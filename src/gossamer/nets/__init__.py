@@ -18,9 +18,11 @@ from torch import nn
 from gossamer.errors import ArgumentError, FormatError
 from gossamer.locate import find, function
 from gossamer.nets.classic import conv_n, glorot_, lenet_5, lenet_300_100, mlp
+from gossamer.nets.language import LSTMLM, lstm_lm
 from gossamer.nets.resnet import ResNet, WideResNet, resnet, wrn
+from gossamer.nets.vision import alexnet, cifarnet, convnet, vgg
 
-__all__ = ["NETS", "ResNet", "WideResNet", "build", "glorot_"]
+__all__ = ["LSTMLM", "NETS", "ResNet", "WideResNet", "build", "glorot_"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -30,12 +32,19 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "conv-2": partial(conv_n, 2),
     "conv-4": partial(conv_n, 4),
     "conv-6": partial(conv_n, 6),
+    "convnet": convnet,
+    "cifarnet": cifarnet,
+    "alexnet": alexnet,
+    "vgg-11": partial(vgg, 11),
+    "vgg-16": partial(vgg, 16),
+    "vgg-19": partial(vgg, 19),
     "resnet-20": partial(resnet, 20),
     "resnet-32": partial(resnet, 32),
     "resnet-44": partial(resnet, 44),
     "resnet-56": partial(resnet, 56),
     "wrn-16-8": partial(wrn, 16, 8),
     "wrn-28-2": partial(wrn, 28, 2),
+    "lstm-lm": lstm_lm,
 }
 
 _PRETRAINED = {f"resnet-{d}": f"resnet-cifar10/resnet{d}.safetensors" for d in (20, 32, 44, 56)}
@@ -47,6 +56,8 @@ def _family(name: str) -> Callable[..., nn.Module] | None:
         return partial(resnet, int(m[1]))
     if m := re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", name):
         return partial(wrn, int(m[1]), int(m[2]))
+    if m := re.fullmatch(r"vgg-(\d{1,3})", name):
+        return partial(vgg, int(m[1]))
     if m := re.fullmatch(r"mlp((?:-\d{1,7}){2,})", name):
         return partial(mlp, sizes=tuple(int(n) for n in m[1][1:].split("-")))
     return None

@@ -15,7 +15,7 @@ from torch import nn
 
 from gossamer.errors import ArgumentError
 
-__all__ = ["conv_n", "glorot_", "lenet_5", "lenet_300_100", "mlp"]
+__all__ = ["conv_n", "glorot_", "image", "lenet_5", "lenet_300_100", "mlp"]
 
 
 @torch.no_grad()
@@ -82,7 +82,7 @@ def lenet_5(*, classes: int = 10, in_shape: tuple[int, ...] = (1, 28, 28)) -> nn
 
     Raises :class:`ArgumentError` for images smaller than 16 x 16.
     """
-    channels, height, width = _image("lenet-5", in_shape, least=16)
+    channels, height, width = image("lenet-5", in_shape, least=16)
     h, w = ((((s - 4) // 2) - 4) // 2 for s in (height, width))
     return glorot_(
         _sequential(
@@ -110,7 +110,7 @@ def conv_n(depth: int, *, classes: int = 10, in_shape: tuple[int, ...] = (3, 32,
     """
     if depth not in (2, 4, 6):
         raise ArgumentError(f"conv-{depth} is not one of conv-2, conv-4, conv-6")
-    channels, height, width = _image(f"conv-{depth}", in_shape, least=2 ** (depth // 2))
+    channels, height, width = image(f"conv-{depth}", in_shape, least=2 ** (depth // 2))
     layers: list[tuple[str, nn.Module]] = []
     for i in range(depth):
         out = 64 * 2 ** (i // 2)
@@ -134,7 +134,8 @@ def conv_n(depth: int, *, classes: int = 10, in_shape: tuple[int, ...] = (3, 32,
     return glorot_(_sequential(layers))
 
 
-def _image(name: str, in_shape: tuple[int, ...], *, least: int) -> tuple[int, int, int]:
+def image(name: str, in_shape: tuple[int, ...], *, least: int) -> tuple[int, int, int]:
+    """Check that ``in_shape`` is (channels, height, width) of at least so many pixels a side."""
     if len(in_shape) != 3 or min(in_shape[1:]) < least or in_shape[0] < 1:
         raise ArgumentError(
             f"{name} takes in_shape=(channels, height, width) of at least {least} x {least} "

@@ -116,19 +116,26 @@ def evaluate(
     Args:
         split: (N,) targets with (N, C) logits, or (N, T) targets with (N, T, V) logits, counted
             by token.
+        batch_size: targets in a batch: examples, or tokens.
         loss: mean loss of a batch; None: cross-entropy.
 
     Raises :class:`ArgumentError` for an empty split or a batch size under 1.
     """
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size={batch_size} must be at least 1")
     if not len(split):
         raise ArgumentError("split is empty: there is nothing to evaluate")
     device = device_of(model)
+    # A language model's logits are large: count its tokens, not its windows.
+    examples = (
+        batch_size if split.targets.ndim < 2 else max(1, batch_size // split.targets.shape[1])
+    )
     correct = torch.zeros((), dtype=torch.int64, device=device)
     # Float64: a sum of tens of thousands of float32 losses loses digits.
     summed = torch.zeros((), dtype=torch.float64, device=device)
     total = 0
     with evaluating(model):
-        for inputs, targets in batches(split, batch_size, generator=None):
+        for inputs, targets in batches(split, examples, generator=None):
             inputs, targets = inputs.to(device), targets.to(device)
             outputs = model(inputs)
             value = cross_entropy(outputs, targets) if loss is None else loss(outputs, targets)

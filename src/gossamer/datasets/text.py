@@ -1,0 +1,123 @@
+"""Texts for language models: windows of tokens, each with the same window one token later."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from gossamer.datasets.base import Dataset, Split, balanced
+from gossamer.datasets.fetch import fetch
+from gossamer.errors import ArgumentError, DatasetError
+
+__all__ = ["text"]
+
+UNKNOWN = "<unk>"  # token 0: what training has not seen, or too rarely
+
+_NAMED = {  # name -> (md5, folder of the file, its name there)
+    "tiny-shakespeare": (
+        "6fb458f1232090904fb40fe944165e91",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare",
+        "input.txt",
+    ),
+    "war-and-peace": (
+        "c12bc0d6a5530c4d6878952f5c3d76b9",
+        "https://cs.stanford.edu/people/karpathy/char-rnn",
+        "warpeace_input.txt",
+    ),
+}
+_WORD = re.compile(r"\n|\w+(?:['’]\w+)*|[^\w\s]")
+
+
+def text(
+    source: str,
+    *,
+    level: str = "char",
+    bptt: int = 64,
+    vocabulary: int | None = None,
+    root: str | Path | None = None,
+    validation: float | int | None = None,
+    seed: int = 0,
+    download: bool = True,
+    subset: int | None = None,
+) -> Dataset:
+    """A language-model dataset: inputs and targets of shape (N, bptt), int64.
+
+    The last tenth of the text tests, the windows before it validate, the rest train, all
+    contiguous; the network starts each window from a zero state.
+
+    Args:
+        source: ``tiny-shakespeare``, ``war-and-peace``, or a path to a UTF-8 text.
+        level: "char", or "word" (words, punctuation marks and line ends).
+        bptt: tokens in a window, through which gradients flow.
+        vocabulary: keep so many of the most frequent training tokens; None: all characters, or
+            10,000 words. The others become token 0, ``<unk>``.
+        validation: fraction or number of the non-test windows; None: a tenth.
+        seed: of ``subset`` only.
+
+    Raises :class:`ArgumentError` for a bad option, :class:`DatasetError` for a text that is
+    missing, not UTF-8 or too short.
+    """
+    if level not in ("char", "word"):
+        raise ArgumentError(f"level={level!r} is not one of 'char', 'word'")
+    if bptt < 1:
+        raise ArgumentError(f"bptt={bptt} must be at least 1 token")
+    if vocabulary is not None and vocabulary < 1:
+        raise ArgumentError(f"vocabulary={vocabulary} must be at least 1 token")
+    path = _find(source, root, download)
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise DatasetError(f"text {path} is no readable UTF-8: {e}") from e
+    tokens = list(content) if level == "char" else _WORD.findall(content)
+    windows = (len(tokens) - 1) // bptt
+    testing = windows // 10
+    wanted = 0.1 if validation is None else validation
+    rest = windows - testing
+    held = wanted if isinstance(wanted, int) else int(wanted * rest + 0.5)
+    if not 0 < held < rest or not testing:
+        raise DatasetError(
+            f"text {path}: {len(tokens)} tokens make {windows} windows of bptt={bptt}; too few "
+            f"for train, validation={wanted} and test. Lower bptt, or take a longer text"
+        )
+    training = rest - held
+    limit = vocabulary if vocabulary is not None else (10_000 if level == "word" else None)
+    counts = Counter(tokens[: training * bptt])
+    words = [w for w, _ in sorted(counts.items(), key=lambda wc: (-wc[1], wc[0]))[:limit]]
+    known = {w: i for i, w in enumerate([UNKNOWN, *words])}
+    ids = torch.tensor([known.get(t, 0) for t in tokens[: windows * bptt + 1]])
+    inputs, targets = ids[:-1].view(windows, bptt), ids[1:].view(windows, bptt)
+
+    def part(first: int, last: int) -> Split:
+        return Split(inputs[first:last], targets[first:last])
+
+    return Dataset(
+        f"text:{source}",
+        balanced(part(0, training), subset, len(known), seed=seed),
+        part(training, rest),
+        part(rest, windows),
+        len(known),
+        vocabulary=tuple(known),
+    )
+
+
+def _find(source: str, root: str | Path | None, download: bool) -> Path:
+    path = Path(source).expanduser()
+    if source not in _NAMED:
+        if path.is_file():
+            return path
+        raise DatasetError(
+            f"text {source!r} is no file ({path.absolute()}), and not one of {', '.join(_NAMED)}"
+        )
+    md5, folder, remote = _NAMED[source]
+    return fetch(
+        "text",
+        f"{source}.txt",
+        md5=md5,
+        mirrors=[folder],
+        remote=remote,
+        root=root,
+        download=download,
+    )
