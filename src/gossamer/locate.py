@@ -63,8 +63,7 @@ def function(spec: str, what: str) -> Callable[..., Any]:
     if not module_name or not attribute:
         raise ArgumentError(f"{what} {spec!r} is not of the form 'module:function'")
     here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
+    if here not in sys.path:  # stays: the function may import its neighbours when it is called
         sys.path.insert(0, here)
     try:
         importlib.invalidate_caches()
@@ -76,9 +75,6 @@ def function(spec: str, what: str) -> Callable[..., Any]:
         ) from e
     except (ImportError, SyntaxError) as e:
         raise ArgumentError(f"{what} {spec!r}: module {module_name!r} does not import: {e}") from e
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
     value: Any = module
     for part in attribute.split("."):
         value = getattr(value, part, None)

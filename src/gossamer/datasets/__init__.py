@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -96,16 +97,26 @@ def load(
             f"dataset {name!r} is not one of {', '.join(DATASETS)}, 'text:NAME-or-FILE', "
             "'module:function'"
         )
-    make = function(name, "dataset")
+    make, shrink = function(name, "dataset"), None
     accepted = inspect.signature(make).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        ignored = [k for k in ("root", "validation") if common[k] is not None and k not in accepted]
+        if ignored:
+            raise ArgumentError(
+                f"dataset {name!r} takes no {ignored[0]}=; add the argument to the function, or "
+                "leave it out"
+            )
+        shrink = None if "subset" in accepted else subset
         common = {k: v for k, v in common.items() if k in accepted}
     made = _call(make, f"dataset {name!r}", **common, **options)
     if not isinstance(made, Dataset):
         raise DatasetError(
             f"dataset {name!r} returned {type(made).__name__}; return a gossamer.datasets.Dataset"
         )
-    return check(made)
+    check(made)
+    if shrink is None:
+        return made
+    return replace(made, train=balanced(made.train, shrink, made.classes, seed=seed))
 
 
 def _call(make: Callable[..., Dataset], what: str, **options: Any) -> Dataset:

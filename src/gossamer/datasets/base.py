@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer.errors import ArgumentError, DatasetError
 
-__all__ = ["Dataset", "Split", "balanced", "batches", "carve", "check"]
+__all__ = ["Dataset", "Split", "balanced", "batches", "carve", "check", "held_back"]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -159,6 +159,22 @@ def batches(
         yield split.batch(part if order is None else order[part], augment, generator)
 
 
+def held_back(validation: float | int, total: int) -> int:
+    """How many of ``total`` training examples a fraction or number means.
+
+    Raises :class:`ArgumentError` when nothing would be left to train on.
+    """
+    whole = isinstance(validation, int)
+    sound = not isinstance(validation, bool) and 0 <= validation < (total if whole else 1)
+    count = int(validation if whole else validation * total + 0.5) if sound else total
+    if count >= total:
+        raise ArgumentError(
+            f"validation={validation} of {total} examples: give a fraction in [0, 1) or a number "
+            f"of examples under {total}"
+        )
+    return count
+
+
 def carve(
     split: Split, validation: float | int | None, *, default: float | int, seed: int
 ) -> tuple[Split, Split]:
@@ -169,14 +185,8 @@ def carve(
 
     Raises :class:`ArgumentError` when nothing would be left to train on.
     """
-    wanted = default if validation is None else validation
     total = len(split)
-    count = wanted if isinstance(wanted, int) else int(wanted * total + 0.5)
-    if isinstance(wanted, bool) or not 0 <= count < total:
-        raise ArgumentError(
-            f"validation={wanted} of {total} examples: give a fraction in [0, 1) or a number of "
-            f"examples under {total}"
-        )
+    count = held_back(default if validation is None else validation, total)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return split.take(order[count:].sort().values), split.take(order[:count].sort().values)
 
@@ -207,7 +217,8 @@ def balanced(split: Split, count: int | None, classes: int, *, seed: int) -> Spl
 def check(dataset: Dataset) -> Dataset:
     """Return the dataset when it is sound.
 
-    Raises :class:`DatasetError` for empty splits, lengths that differ, NaN or infinite inputs, or
+    Raises :class:`DatasetError` for an empty train or test split, other dtypes, lengths that
+    differ, NaN or infinite inputs, or
     targets outside [0, classes).
     """
     for part in ("train", "validation", "test"):
@@ -220,7 +231,17 @@ def check(dataset: Dataset) -> Dataset:
         if len(split) != split.targets.shape[0]:
             raise DatasetError(f"{where}: {len(split)} inputs but {split.targets.shape[0]} targets")
         if not len(split):
+            if part == "validation":
+                continue  # allowed: nothing is validated then
             raise DatasetError(f"{where} is empty")
+        kind = split.stored.dtype
+        if kind not in (torch.float32, torch.int64) and not (
+            kind == torch.uint8 and split.mean is not None
+        ):
+            raise DatasetError(
+                f"{where}: inputs are {kind}; use float32 (.float()), int64 token ids, or uint8 "
+                "images with mean and std"
+            )
         if split.stored.shape[1:] != dataset.train.stored.shape[1:]:
             raise DatasetError(
                 f"{where}: inputs of shape {tuple(split.stored.shape[1:])}, those of train have "

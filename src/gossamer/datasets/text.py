@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gossamer.datasets.base import Dataset, Split, balanced
+from gossamer.datasets.base import Dataset, Split, balanced, held_back
 from gossamer.datasets.fetch import fetch
 from gossamer.errors import ArgumentError, DatasetError
 
@@ -76,8 +76,8 @@ def text(
     testing = windows // 10
     wanted = 0.1 if validation is None else validation
     rest = windows - testing
-    held = wanted if isinstance(wanted, int) else int(wanted * rest + 0.5)
-    if not 0 < held < rest or not testing:
+    held = held_back(wanted, rest) if testing else 0
+    if not held:
         raise DatasetError(
             f"text {path}: {len(tokens)} tokens make {windows} windows of bptt={bptt}; too few "
             f"for train, validation={wanted} and test. Lower bptt, or take a longer text"

@@ -101,6 +101,10 @@ def build(
         make = function(name, "network")
         offered = {**given, "pretrained": pretrained, "root": root, "seed": seed}
         accepted = inspect.signature(make).parameters
+        if pretrained and "pretrained" not in accepted:
+            raise ArgumentError(
+                f"network {name!r} takes no pretrained=; load the weights in the function itself"
+            )
         given = {k: v for k, v in offered.items() if k in accepted and v is not None}
     else:
         raise ArgumentError(f"network {name!r} is not one of {', '.join(NETS)}, 'module:function'")

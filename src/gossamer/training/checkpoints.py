@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def load_checkpoint(path: str | Path) -> Any:
         AttributeError,
         TypeError,
         pickle.UnpicklingError,
+        struct.error,
         zipfile.BadZipFile,
     ) as e:
         reason = str(e).strip().splitlines() or [type(e).__name__]

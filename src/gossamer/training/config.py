@@ -84,6 +84,10 @@ class TrainConfig:
             raise ArgumentError("nesterov=True needs a momentum above 0")
         if self.label_smoothing >= 1:
             raise ArgumentError(f"label_smoothing={self.label_smoothing} must be under 1")
+        if not all(0 <= at <= 1 for at in self.lr_steps):
+            raise ArgumentError(
+                f"lr_steps={self.lr_steps} must be fractions of the run, such as (.5, .75)"
+            )
         if self.warmup and self.warmup >= self.epochs:
             raise ArgumentError(f"warmup={self.warmup} must be under epochs={self.epochs}")
         self.rate(1)
@@ -110,7 +114,8 @@ class History:
     Attributes:
         epochs: one row an evaluated epoch: epoch (from 1), step, train_loss, validation_loss,
             validation_accuracy, lr, seconds (of training so far, over all resumes), and
-            NAME_loss, NAME_accuracy of what was monitored.
+            NAME_loss, NAME_accuracy of what was monitored. Without a validation split its two
+            columns are missing.
         steps: the rows of ``evaluate_every_steps``, without train_loss.
     """
 
@@ -120,7 +125,7 @@ class History:
     @property
     def best(self) -> dict[str, Any]:
         """The row of highest validation accuracy, the earliest of equals; {} without rows."""
-        rows = sorted(self.steps + self.epochs, key=lambda r: r["step"])
+        rows = sorted(_validated(self.steps) + _validated(self.epochs), key=lambda r: r["step"])
         return max(rows, key=lambda r: r["validation_accuracy"], default={})
 
     @property
@@ -129,7 +134,8 @@ class History:
 
         From the rows of ``evaluate_every_steps`` where there are any. {} without rows.
         """
-        return min(self.steps or self.epochs, key=lambda r: r["validation_loss"], default={})
+        rows = _validated(self.steps) or _validated(self.epochs)
+        return min(rows, key=lambda r: r["validation_loss"], default={})
 
     def as_dict(self) -> dict[str, Any]:
         """Rows, best and early_stop, ready for JSON."""
@@ -139,6 +145,10 @@ class History:
             "best": self.best,
             "early_stop": self.early_stop,
         }
+
+
+def _validated(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if "validation_loss" in row]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gossamer.datasets import Split, batches
 from gossamer.errors import ArgumentError
 
-__all__ = ["Evaluation", "device_of", "evaluate", "evaluating"]
+__all__ = ["Evaluation", "cross_entropy", "device_of", "evaluate", "modes_kept"]
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,11 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module gets its own mode back."""
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module its own train or evaluation mode back, frozen batch-norms included."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
@@ -134,7 +132,8 @@ def evaluate(
     # Float64: a sum of tens of thousands of float32 losses loses digits.
     summed = torch.zeros((), dtype=torch.float64, device=device)
     total = 0
-    with evaluating(model):
+    with modes_kept(model), torch.no_grad():
+        model.eval()
         for inputs, targets in batches(split, examples, generator=None):
             inputs, targets = inputs.to(device), targets.to(device)
             outputs = model(inputs)

@@ -18,7 +18,7 @@ from gossamer.datasets import Dataset, Split
 from gossamer.errors import ArgumentError, GossamerError
 from gossamer.method import Method
 from gossamer.training.config import History, Progress, TrainConfig
-from gossamer.training.evaluation import cross_entropy, device_of
+from gossamer.training.evaluation import cross_entropy, device_of, modes_kept
 from gossamer.training.run import Run
 
 __all__ = ["soft_targets", "train"]
@@ -65,7 +65,7 @@ def train(
     evaluate_every_steps: int | None = None,
     monitor: Mapping[str, Split] | None = None,
 ) -> History:
-    """Train ``model`` in place, on the device it is on.
+    """Train ``model`` in place, on the device it is on; its modules keep their modes.
 
     Args:
         methods: attached to the optimizer here unless they are already, in this order; their
@@ -75,8 +75,10 @@ def train(
         loss: mean loss of a batch, ``loss(outputs, targets)``; None: cross-entropy. With a
             teacher ``loss(outputs, targets, teacher_outputs)``; None: :func:`soft_targets`.
         teacher: inputs -> outputs, run without gradients; a module in evaluation mode.
-        checkpoint: resumed from where the file exists, to the same bits, wherever the run was
-            killed; a completed one loads the model and returns at once.
+        checkpoint: resumed from where the file exists, wherever the run was killed; a completed
+            one loads the model and returns at once. On a CPU with the same number of threads the
+            result has the same bits as an unbroken run's; on CUDA where torch's deterministic
+            algorithms are on.
         checkpoint_every: seconds between two saves; epochs longer than a second are saved at
             their end, too.
         metrics: JSON lines, one row an evaluation; appended to, without duplicate or missing rows
@@ -97,14 +99,15 @@ def train(
             f"evaluate_every={evaluate_every}, evaluate_every_steps={evaluate_every_steps}: "
             "must be at least 1"
         )
-    if isinstance(teacher, nn.Module):
-        teacher.eval()
     device = device_of(model)
-    modes = [(module, module.training) for module in model.modules()]
     cuda = [device] if device.type == "cuda" else []
     # Dropout and the like draw from torch's global generator: seeded here, given back after.
     with torch.random.fork_rng(devices=cuda), contextlib.ExitStack() as stack:
         torch.manual_seed(config.seed)
+        stack.enter_context(modes_kept(model))
+        if isinstance(teacher, nn.Module):
+            stack.enter_context(modes_kept(teacher))
+            teacher.eval()
         if optimizer is None:
             optimizer = _make_optimizer(model, config)
         for method in methods:
@@ -126,13 +129,14 @@ def train(
             device=device,
         )
         run.resume()
-        if tensorboard is not None:
-            run.writer = stack.enter_context(_tensorboard(tensorboard, run.step))
-        try:
-            run.go()
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        if not run.complete:
+            if tensorboard is not None:
+                run.writer = stack.enter_context(_tensorboard(tensorboard, run.step))
+            try:
+                run.go()
+            finally:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"]
         return run.history
 
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ class Run:
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.augmenting = torch.Generator().manual_seed(self.config.seed)
         self.rate = self.config.rate(self.batches)
+        self.complete = False  # already, in an earlier session
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]  # the convention of torch's schedulers
 
@@ -136,12 +137,14 @@ class Run:
     def _check(self) -> None:
         # A loss that was NaN or infinite once leaves the running sum so.
         if not math.isfinite(self.total.item()):
-            raise GossamerError(
-                f"the training loss is no longer finite, first seen at step {self.step} (looked "
-                f"at every {_CHECK}; epoch {self.epoch + 1}, learning rate "
-                f"{self.rate(max(0, self.step - 1)):.3g}). Lower lr, set grad_clip or warmup, and "
-                "check the inputs for NaN"
-            )
+            self._diverged("training loss")
+
+    def _diverged(self, what: str) -> NoReturn:
+        raise GossamerError(
+            f"the {what} is no longer finite, seen at step {self.step} (epoch {self.epoch + 1}, "
+            f"learning rate {self.rate(max(0, self.step - 1)):.3g}; looked at every {_CHECK} "
+            "steps). Lower lr, set grad_clip or warmup, and check the inputs for NaN"
+        )
 
     def _tell(self, row: dict[str, Any] | None = None) -> None:
         if self.progress is not None:
@@ -162,8 +165,13 @@ class Run:
         row: dict[str, Any] = {"event": event, "epoch": self.epoch + 1, "step": self.step}
         if event == "epoch":
             row["train_loss"] = float(self.total) / self._seen()
-        for name, split in {"validation": self.dataset.validation, **self.monitor}.items():
+        splits = {"validation": self.dataset.validation, **self.monitor}
+        if not len(self.dataset.validation):
+            del splits["validation"]
+        for name, split in splits.items():
             found = evaluate(self.model, split)
+            if not math.isfinite(found.loss):
+                self._diverged(f"{name} loss")
             row[f"{name}_loss"], row[f"{name}_accuracy"] = found.loss, found.accuracy
         row["lr"] = self.rate(self.step - 1)
         row["seconds"] = self.seconds + time.monotonic() - self.started
@@ -228,15 +236,15 @@ class Run:
             self.metrics.parent.mkdir(parents=True, exist_ok=True)
         if self.checkpoint is not None and self.checkpoint.exists():
             self._load(self.checkpoint)
-            if self.epoch < self.config.epochs:
+            self.complete = self.epoch >= self.config.epochs
+            if not self.complete:
                 self._rewrite_metrics()
             return
         if self.metrics is not None and self.metrics.exists():
             self.offset = self.metrics.stat().st_size
         # Before the first row: a run killed early must find where its rows began, and the weights
         # it started from.
-        if self.config.epochs:
-            self._save()
+        self._save()
 
     def _load(self, path: Path) -> None:
         state = load_checkpoint(path)
