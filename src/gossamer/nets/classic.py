@@ -42,10 +42,13 @@ def mlp(
     in_shape: tuple[int, ...] | None = None,
     sizes: Sequence[int] | None = None,
     prefix: str = "fc",
+    dropout: float = 0.0,
 ) -> nn.Module:
     """A perceptron with ReLU between its layers, ``fc1``, ``fc2``, ...
 
     Args:
+        dropout: rate after each hidden layer; the layers are there at 0 too, so that
+            retraining can set their rate.
         sizes: all widths, input and output included; None: the inputs of ``in_shape`` (64
             without one), 300, 100, ``classes``.
 
@@ -65,16 +68,20 @@ def mlp(
     for i in range(1, len(sizes)):
         layers.append((f"{prefix}{i}", nn.Linear(sizes[i - 1], sizes[i])))
         if i < len(sizes) - 1:
-            layers.append((f"relu{i}", nn.ReLU()))
+            layers += [(f"relu{i}", nn.ReLU()), (f"drop{i}", nn.Dropout(dropout))]
     return glorot_(_sequential(layers))
 
 
-def lenet_300_100(*, classes: int = 10, in_shape: tuple[int, ...] = (1, 28, 28)) -> nn.Module:
+def lenet_300_100(
+    *, classes: int = 10, in_shape: tuple[int, ...] = (1, 28, 28), dropout: float = 0.0
+) -> nn.Module:
     """LeNet-300-100 (LeCun et al. 1998): ``ip1``, ``ip2``, ``ip3``; 266,200 weights on MNIST."""
-    return mlp(sizes=(math.prod(in_shape), 300, 100, classes), prefix="ip")
+    return mlp(sizes=(math.prod(in_shape), 300, 100, classes), prefix="ip", dropout=dropout)
 
 
-def lenet_5(*, classes: int = 10, in_shape: tuple[int, ...] = (1, 28, 28)) -> nn.Module:
+def lenet_5(
+    *, classes: int = 10, in_shape: tuple[int, ...] = (1, 28, 28), dropout: float = 0.0
+) -> nn.Module:
     """Caffe's LeNet: conv 20, pool, conv 50, pool, 500, classes; 430,500 weights on MNIST.
 
     Deviation: a ReLU after each convolution, as in every PyTorch rendering; Caffe has one after
@@ -96,6 +103,7 @@ def lenet_5(*, classes: int = 10, in_shape: tuple[int, ...] = (1, 28, 28)) -> nn
                 ("flatten", nn.Flatten()),
                 ("ip1", nn.Linear(50 * h * w, 500)),
                 ("relu3", nn.ReLU()),
+                ("drop1", nn.Dropout(dropout)),
                 ("ip2", nn.Linear(500, classes)),
             ]
         )
