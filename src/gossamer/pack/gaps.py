@@ -1,0 +1,139 @@
+"""Positions of non-zeros as gaps, and as bitmaps.
+
+Two codings of gaps:
+
+- wide: a symbol 0 to 254 is that many zeros and then a non-zero; 255 is 255 zeros, and the gap
+  goes on. One symbol per non-zero, and an escape for each 255 zeros in a row.
+- fixed (Han et al., "Deep Compression", ICLR 2016, section 2): ``b``-bit gaps, where a gap that
+  does not fit is cut by a *filler*: an entry that stores the value 0 after ``2**b - 1`` zeros.
+
+Both are in order of position; a column scan is the caller's transposition. Zeros after the last
+non-zero are not coded: the number of entries and of non-zeros is known from outside.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.errors import ArgumentError, FormatError
+from gossamer.pack.bits import Symbols, symbol_dtype
+
+__all__ = [
+    "ESCAPE",
+    "fixed_gaps",
+    "fixed_positions",
+    "from_bitmap",
+    "from_gaps",
+    "mask_gaps",
+    "to_bitmap",
+    "to_gaps",
+]
+
+ESCAPE = 255
+"""The wide gap symbol that continues a gap."""
+
+
+def _check(positions: NDArray[np.integer]) -> None:
+    if positions.ndim != 1:
+        raise ArgumentError(f"positions must be 1-D, got shape {positions.shape}")
+    if len(positions) and (int(positions[0]) < 0 or int(np.diff(positions).min(initial=1)) < 1):
+        raise ArgumentError("positions must ascend strictly from 0 or more; sort them first")
+
+
+def to_gaps(positions: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Wide gap symbols of strictly ascending ``positions``.
+
+    >>> to_gaps(np.array([3, 4, 300])).tolist()
+    [3, 0, 255, 40]
+    """
+    _check(positions)
+    gaps = np.diff(positions.astype(np.int64), prepend=-1) - 1
+    escapes = gaps // ESCAPE
+    if not escapes.any():
+        return gaps.astype(np.uint8)
+    ends = np.cumsum(escapes + 1)
+    out = np.full(int(ends[-1]), ESCAPE, np.uint8)
+    out[ends - 1] = gaps % ESCAPE
+    return out
+
+
+def mask_gaps(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Wide gap symbols of a mask of any shape, in C order."""
+    return to_gaps(np.flatnonzero(mask))
+
+
+def from_gaps(symbols: NDArray[np.uint8], count: int, size: int) -> NDArray[np.int64]:
+    """The positions of ``count`` non-zeros among ``size`` entries.
+
+    Raises :class:`FormatError` when ``symbols`` do not give exactly those.
+    """
+    ends = symbols != ESCAPE
+    if len(symbols) and not ends[-1]:
+        raise FormatError("gaps end in an escape")
+    steps = symbols.astype(np.int64)
+    steps += ends
+    positions = np.cumsum(steps)[ends] - 1
+    if len(positions) != count:
+        raise FormatError(f"gaps of {len(positions)} non-zeros, {count} are declared")
+    if count and int(positions[-1]) >= size:
+        raise FormatError(f"gaps lead to entry {positions[-1]} of {size}")
+    return positions
+
+
+def fixed_gaps(positions: NDArray[np.integer], bits: int) -> tuple[Symbols, NDArray[np.int64]]:
+    """Deep Compression's gaps of ``bits`` bits, fillers included.
+
+    Returns the gaps, and which of them are fillers (ascending indices into the gaps). A filler
+    has gap ``2**bits - 1``; so may a non-zero.
+
+    >>> gaps, fillers = fixed_gaps(np.array([1, 4, 15]), bits=3)
+    >>> gaps.tolist(), fillers.tolist()
+    ([1, 2, 7, 2], [2])
+    """
+    _check_index_bits(bits)
+    _check(positions)
+    widest = (1 << bits) - 1
+    gaps = np.diff(positions.astype(np.int64), prepend=-1) - 1
+    # A filler covers `widest` zeros and the entry it sits on.
+    fillers = gaps // (widest + 1)
+    ends = np.cumsum(fillers + 1)
+    out = np.full(int(ends[-1]) if len(ends) else 0, widest, symbol_dtype(1 << bits))
+    out[ends - 1] = gaps - fillers * (widest + 1)
+    real = np.zeros(len(out), np.bool_)
+    real[ends - 1] = True
+    return out, np.flatnonzero(~real)
+
+
+def fixed_positions(gaps: Symbols, size: int) -> NDArray[np.int64]:
+    """Where the entries of fixed gaps are, fillers included; :class:`FormatError` beyond
+    ``size``."""
+    steps = gaps.astype(np.int64)
+    steps += 1
+    positions = np.cumsum(steps) - 1
+    if len(positions) and int(positions[-1]) >= size:
+        raise FormatError(f"gaps lead to entry {positions[-1]} of {size}")
+    return positions
+
+
+def _check_index_bits(bits: int) -> None:
+    if not 1 <= bits <= 16:
+        raise ArgumentError(f"index bits must be 1 to 16, got {bits}")
+
+
+def to_bitmap(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A mask of any shape as ``ceil(size / 8)`` bytes, C order, low bits first."""
+    return np.packbits(mask.reshape(-1), bitorder="little")
+
+
+def from_bitmap(symbols: NDArray[np.uint8], count: int, size: int) -> NDArray[np.int64]:
+    """The positions of the ``count`` bits set among ``size``; :class:`FormatError` for another
+    number of bits or of bytes, or bits set beyond ``size``."""
+    if len(symbols) != (size + 7) // 8:
+        raise FormatError(f"a bitmap of {size} entries in {len(symbols)} bytes")
+    positions = np.flatnonzero(np.unpackbits(symbols, bitorder="little"))
+    if len(positions) != count:
+        raise FormatError(f"a bitmap of {len(positions)} non-zeros, {count} are declared")
+    if count and int(positions[-1]) >= size:
+        raise FormatError(f"a bitmap leads to entry {positions[-1]} of {size}")
+    return positions
