@@ -1,0 +1,126 @@
+"""Time to pack and to load a network of AlexNet's size (61 M weights), one thread.
+
+Run: python benchmarks/encode.py [--scale 1.0] [--json FILE]. Figures are this machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from gossamer.pack import load_into, pack
+
+# (out, in/groups, kh, kw) and the fraction kept by Deep Compression, Table 4.
+LAYERS = {
+    "conv1": ((96, 3, 11, 11), 0.84),
+    "conv2": ((256, 48, 5, 5), 0.38),
+    "conv3": ((384, 256, 3, 3), 0.35),
+    "conv4": ((384, 192, 3, 3), 0.37),
+    "conv5": ((256, 192, 3, 3), 0.37),
+    "fc6": ((4096, 9216), 0.09),
+    "fc7": ((4096, 4096), 0.09),
+    "fc8": ((1000, 4096), 0.25),
+}
+
+
+def alexnet(scale: float, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Normal weights with columns of unlike scale, pruned by magnitude, 8 and 5 bit values."""
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, torch.Tensor] = {}
+    for name, (shape, kept) in LAYERS.items():
+        if len(shape) == 2:
+            shape = (max(1, round(shape[0] * scale)), shape[1])
+        weight = torch.randn(shape, generator=generator)
+        weight *= 0.5 + torch.rand((1, *shape[1:]), generator=generator)
+        sample = weight.flatten()[:: max(1, weight.numel() // 100_000)].abs()
+        edge = sample.quantile(1 - kept)
+        half = 127 if len(shape) == 4 else 15
+        step = (sample.max() - edge) / half
+        level = ((weight.abs() - edge) / step).floor_().clamp_(0, half - 1)
+        book = edge + (torch.arange(half) + torch.rand(half, generator=generator)) * step
+        weight = torch.where(weight.abs() > edge, book[level.int()] * weight.sign(), 0.0)
+        state[f"{name}.weight"] = weight
+        state[f"{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.1
+    return state
+
+
+class Holder(torch.nn.Module):
+    """A module with the parameters of a state, to load into."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name, tensor in state.items():
+            layer, kind = name.split(".")
+            if not hasattr(self, layer):
+                self.add_module(layer, torch.nn.Module())
+            getattr(self, layer).register_parameter(
+                kind, torch.nn.Parameter(torch.empty_like(tensor))
+            )
+
+
+def measure(state: dict[str, torch.Tensor], profile: str, folder: Path) -> dict[str, object]:
+    path = folder / f"{profile}.gsm"
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        with pack(state, path, profile=profile) as archive:
+            size, dense = archive.file_bytes, archive.dense_bytes
+        seconds.append(time.perf_counter() - start)
+    model = Holder(state)
+    loads = []
+    for _ in range(3):
+        start = time.perf_counter()
+        load_into(path, model)
+        loads.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    copies = [t.clone() for t in state.values()]
+    memcpy = time.perf_counter() - start
+    for name, tensor in model.state_dict().items():
+        if not torch.equal(tensor, state[name]):
+            raise SystemExit(f"{name} differs after loading")
+    del copies
+    return {
+        "profile": profile,
+        "weights": dense // 4,
+        "dense_bytes": dense,
+        "file_bytes": size,
+        "pack_seconds": min(seconds),
+        "load_seconds": min(loads),
+        "load_gigabytes_per_second": dense / min(loads) / 1e9,
+        "clone_seconds": memcpy,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the rows of the fc layers")
+    parser.add_argument("--profiles", default="fast,huffman")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    state = alexnet(args.scale)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for profile in args.profiles.split(","):
+            rows.append(measure(state, profile, Path(folder)))
+            print(
+                "{profile:9} {weights:,} weights: {dense_bytes:,} -> {file_bytes:,} bytes, packed "
+                "in {pack_seconds:.2f} s, loaded in {load_seconds:.3f} s "
+                "({load_gigabytes_per_second:.2f} GB/s of float32; clone {clone_seconds:.3f} s)".format(
+                    **rows[-1]
+                ),
+                flush=True,
+            )
+    if args.json:
+        report = {"machine": platform.processor() or platform.machine(), "rows": rows}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Fuzz the `.gsm` reader with atheris, coverage-guided: the longer run behind the tests.
+
+    pip install atheris
+    python fuzz/fuzz_pack.py -max_total_time=600 -max_len=4096 [CORPUS]
+
+Anything but a FormatError or decoded tensors of the promised shapes is a finding. Checksums are
+put right after each mutation, since no fuzzer guesses them. Start the corpus with the files of
+tests/golden.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+
+import atheris
+
+with atheris.instrument_imports(include=["gossamer.pack"]):
+    from gossamer.errors import FormatError
+    from gossamer.pack import Archive
+    from gossamer.pack.container import MAGIC, VERSION, read_body, section_crc
+    from gossamer.pack.limits import Reader
+    from gossamer.pack.netfile import read_net
+    from gossamer.pack.raw import decompress
+
+MAX_BYTES = 1 << 24
+SHAPES = {"conv": (4, 3, 2, 2), "fc": (5, 12)}
+
+
+def mended(data: bytes) -> bytes:
+    """The same file with every checksum made right, as far as its lengths can be followed."""
+    reader = Reader(data, "fuzz")
+    try:
+        reader.take(len(MAGIC) + 1, "magic")
+        head = reader.varint("header length", 1 << 20)
+        if head & 1:
+            size = reader.varint("expanded", 1 << 16)
+            body = decompress(reader.take(head >> 1, "header"), size, reader, "header")
+        else:
+            body = bytes(reader.take(head >> 1, "header"))
+    except FormatError:
+        return data
+    start = MAGIC + bytes([VERSION]) + data[len(MAGIC) + 1 : reader.at]
+    crc = zlib.crc32(start)
+    out = start + crc.to_bytes(4, "little")
+    rest = data[reader.at + 4 :]
+    try:
+        lengths = read_body(Reader(body, "fuzz")).lengths
+    except FormatError:
+        return out + rest
+    for number, length in enumerate(lengths):
+        payload = rest[:length].ljust(min(length, 1 << 16), b"\0")
+        rest = rest[length + 4 :]
+        out += payload + section_crc(crc, number, payload).to_bytes(4, "little")
+    return out
+
+
+def one(data: bytes) -> None:
+    """Read one input in every way there is."""
+    for candidate in (data, mended(data)):
+        try:
+            with Archive(candidate, max_bytes=MAX_BYTES) as archive:
+                for name in archive.names:
+                    row = archive.info(name)
+                    if tuple(archive.tensor(name).shape) != tuple(row["shape"]):
+                        raise RuntimeError(f"{name} has another shape than its row")
+                _ = archive.metadata
+        except FormatError:
+            pass
+    try:
+        for layer in read_net(data, SHAPES):
+            layer.weight()
+    except FormatError:
+        pass
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one)
+    atheris.Fuzz()

@@ -1,0 +1,316 @@
+"""Open a ``.gsm`` file: lazy tensors, a row per tensor, verification, loading into a model."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import torch
+from torch import Tensor
+
+from gossamer.errors import ArgumentError, FormatError
+from gossamer.names import Tensors
+from gossamer.pack.container import ALIAS, OWN, SOLID, Entry, Header, read_header, section_crc
+from gossamer.pack.decode import decode_section
+from gossamer.pack.limits import MAX_BYTES, MAX_HEADER, Reader
+from gossamer.pack.raw import decode_raw, decompress
+from gossamer.pack.rows import Row, grouped_row, own_row, tied_row
+from gossamer.pack.values import Bits, DType, from_bits
+
+__all__ = ["Archive", "describe", "unpack"]
+
+_FIRST_READ = 1 << 16
+
+
+class Archive:
+    """A ``.gsm`` file, open for reading; tensors are decoded when asked for.
+
+    Args:
+        source: path, or the bytes of a file.
+        max_bytes: bound on the decoded bytes of all tensors; raise it for a larger model that
+            you trust.
+
+    Raises :class:`FormatError` when the file is not whole, is of another format or version, or
+    claims more than ``max_bytes``. Nothing is allocated for a claim before it is checked.
+    """
+
+    def __init__(self, source: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> None:
+        self._file: BinaryIO
+        if isinstance(source, bytes):
+            self._file, self.path = io.BytesIO(source), None
+        else:
+            self.path = Path(source)
+            self._file = open(self.path, "rb")  # noqa: SIM115 (closed by close())
+        self.where = str(self.path) if self.path else "archive"
+        try:
+            self.file_bytes = self._file.seek(0, io.SEEK_END)
+            self._file.seek(0)
+            first = self._file.read(_FIRST_READ)
+            if self.file_bytes > len(first):
+                first += self._more(first)
+            self.header: Header = read_header(first, self.file_bytes, self.where)
+            self._check_size(max_bytes)
+        except BaseException:
+            self._file.close()
+            raise
+        self.where += f" (written by gossamer {self.header.writer})"
+        self._index = {e.name: i for i, e in enumerate(self.header.entries)}
+        self._sections = self._assign()
+        self._solid: dict[int, Bits] = {}
+        self._metadata: dict[str, Any] | None = None
+
+    def _more(self, first: bytes) -> bytes:
+        """The rest of a header longer than the first read."""
+        reader = Reader(first[4:], self.where)
+        reader.u8("version")
+        need = reader.varint("header length", MAX_HEADER << 1 | 1) >> 1
+        return self._file.read(max(0, need + 64 - len(first)))
+
+    def _check_size(self, max_bytes: int) -> None:
+        total = sum(e.numel * e.dtype.size for e in self.header.entries if e.place != ALIAS)
+        if total > max_bytes:
+            raise FormatError(
+                f"{self.where}: claims {total} bytes of tensors, max_bytes is {max_bytes}; "
+                f"if you trust the file, open it with max_bytes={total}"
+            )
+
+    def _assign(self) -> dict[int, int]:
+        """Entry index -> section number, aliases through their target."""
+        header = self.header
+        number = int(header.has_metadata)
+        solids = {d.code: number + i for i, d in enumerate(header.solids())}
+        number += len(solids)
+        sections: dict[int, int] = {}
+        for i, entry in enumerate(header.entries):
+            if entry.place == SOLID:
+                sections[i] = solids[entry.dtype.code]
+            elif entry.place == OWN:
+                sections[i] = number
+                number += 1
+        return sections
+
+    # Closing --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the file. Decoded tensors stay."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        """The archive itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    # Reading --------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, aliases included."""
+        return list(self._index)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Alias -> the tensor it is tied to."""
+        entries = self.header.entries
+        return {e.name: entries[e.target].name for e in entries if e.place == ALIAS}
+
+    def __len__(self) -> int:
+        """Number of names."""
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._index)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a tensor."""
+        return name in self._index
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The user's metadata; empty when there is none."""
+        if self._metadata is None:
+            self._metadata = self._read_metadata() if self.header.has_metadata else {}
+        return self._metadata
+
+    def _read_metadata(self) -> dict[str, Any]:
+        reader = Reader(self._section(0, "metadata"), f"{self.where}: metadata")
+        size = reader.varint("expanded length", MAX_HEADER)
+        data = reader.rest()
+        text = decompress(data, size, reader, "metadata") if size else bytes(data)
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise reader.fail(f"is no JSON ({e})") from None
+        if not isinstance(found, dict):
+            raise reader.fail(f"is a JSON {type(found).__name__}, not an object")
+        return found
+
+    def _section(self, number: int, what: str) -> bytes:
+        """The checked payload of a section."""
+        length = self.header.lengths[number]
+        self._file.seek(self.header.offsets[number])
+        data = self._file.read(length + 4)
+        payload = data[:length]
+        if len(data) != length + 4:
+            raise FormatError(f"{self.where}: {what}: the file was cut short while open")
+        if section_crc(self.header.crc, number, payload) != int.from_bytes(data[length:], "little"):
+            raise FormatError(
+                f"{self.where}: {what}: the data does not match its checksum; "
+                "the file is damaged, fetch or pack it again"
+            )
+        return payload
+
+    def entry(self, name: str) -> Entry:
+        """Shape and dtype of a tensor; of its target for an alias."""
+        return self._entry(name)[1]
+
+    def _entry(self, name: str) -> tuple[int, Entry]:
+        if name not in self._index:
+            raise ArgumentError(
+                f"name {name!r} is not in {self.where}; it holds: {', '.join(self.names[:40])}"
+            )
+        entry = self.header.entries[self._index[name]]
+        if entry.place == ALIAS:
+            return entry.target, self.header.entries[entry.target]
+        return self._index[name], entry
+
+    def tensor(self, name: str) -> Tensor:
+        """Decode one tensor, on the CPU, bit for bit as it was packed.
+
+        Raises :class:`ArgumentError` for an unknown name, :class:`FormatError` for damage.
+        """
+        index, entry = self._entry(name)
+        return from_bits(self._bits(index, entry), entry.dtype, entry.shape)
+
+    def _bits(self, index: int, entry: Entry) -> Bits:
+        what = f"tensor {entry.name!r}"
+        if entry.place == SOLID:
+            solid = self._solid_bits(entry.dtype)
+            start = self._solid_start(index)
+            bits = solid[start : start + entry.numel].copy()
+        else:
+            payload = self._section(self._sections[index], what)
+            bits = decode_section(
+                payload, entry.dtype, entry.shape, entry.numel, f"{self.where}: {what}"
+            )
+        if entry.dtype.torch == torch.bool and bits.size and bits.max() > 1:
+            raise FormatError(f"{self.where}: {what} is bool but holds the byte {bits.max()}")
+        return bits
+
+    def _solid_start(self, index: int) -> int:
+        entries = self.header.entries
+        dtype = entries[index].dtype
+        return sum(e.numel for e in entries[:index] if e.place == SOLID and e.dtype is dtype)
+
+    def _members(self, dtype: DType) -> list[Entry]:
+        return [e for e in self.header.entries if e.place == SOLID and e.dtype is dtype]
+
+    def _solid_bits(self, dtype: DType) -> Bits:
+        if dtype.code not in self._solid:
+            number = self.header.solids().index(dtype) + self.header.has_metadata
+            what = f"the small {dtype.name} tensors"
+            reader = Reader(self._section(number, what), f"{self.where}: {what}")
+            count = sum(e.numel for e in self._members(dtype))
+            self._solid[dtype.code] = decode_raw(reader, dtype, count)
+            reader.done()
+        return self._solid[dtype.code]
+
+    def tensors(self) -> Tensors:
+        """All tensors by name; tied names share one tensor."""
+        found: dict[int, Tensor] = {}
+        out: Tensors = {}
+        for name in self.names:
+            index, _ = self._entry(name)
+            if index not in found:
+                found[index] = self.tensor(name)
+            out[name] = found[index]
+        return out
+
+    def verify(self) -> None:
+        """Check every checksum and decode every tensor; FormatError at the first fault."""
+        _ = self.metadata
+        self.check_sections()
+        for name in self.names:
+            self.tensor(name)
+
+    def check_sections(self) -> None:
+        """Check every checksum, decoding nothing."""
+        for number in range(len(self.header.lengths)):
+            self._section(number, self._owner(number))
+
+    def _owner(self, number: int) -> str:
+        if number == 0 and self.header.has_metadata:
+            return "metadata"
+        for index, section in self._sections.items():
+            if section == number:
+                return f"tensor {self.header.entries[index].name!r}"
+        return f"section {number}"
+
+    # Describing -----------------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        """One row per name. Decodes the tensors, to count what they hold."""
+        return [self.info(name) for name in self.names]
+
+    def info(self, name: str) -> Row:
+        """The row of one tensor; an alias takes no bytes."""
+        index, entry = self._entry(name)
+        bits = self._bits(index, entry)
+        if name != entry.name:
+            return tied_row(name, entry, bits)
+        if entry.place == SOLID:
+            return grouped_row(entry, bits, self._share(index, entry))
+        where = f"tensor {name!r}"
+        payload = self._section(self._sections[index], where)
+        return own_row(entry, bits, payload, f"{self.where}: {where}")
+
+    def _share(self, index: int, entry: Entry) -> int:
+        """A grouped tensor's share of its section, by elements; shares add up exactly."""
+        whole = self.header.lengths[self._sections[index]] + 4
+        members = self._members(entry.dtype)
+        count = sum(e.numel for e in members)
+        if count == 0:
+            return whole if members[0] is entry else 0
+        start = self._solid_start(index)
+        return whole * (start + entry.numel) // count - whole * start // count
+
+    def parts(self) -> dict[str, int]:
+        """Bytes of the whole file by purpose; they add up to ``file_bytes``."""
+        out = {"header": self.header.size}
+        if self.header.has_metadata:
+            out["metadata"] = self.header.lengths[0] + 4
+        for row in self.rows():
+            for part, size in row["parts"].items():
+                out[part] = out.get(part, 0) + size
+        return out
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the tensors without any coding, tied ones once."""
+        return sum(e.numel * e.dtype.size for e in self.header.entries if e.place != ALIAS)
+
+
+def describe(archive: Archive) -> list[dict[str, Any]]:
+    """The rows of an archive as plain dictionaries, ready for JSON."""
+    return [{**row, "shape": list(row["shape"])} for row in archive.rows()]
+
+
+def unpack(path: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> Tensors:
+    """Read all tensors of a ``.gsm`` file: clean name -> tensor, tied names sharing one.
+
+    Raises :class:`FormatError` for a damaged file.
+    """
+    with Archive(path, max_bytes=max_bytes) as archive:
+        return archive.tensors()

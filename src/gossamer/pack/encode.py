@@ -1,0 +1,164 @@
+"""Choose the coding of one tensor.
+
+Sizes are estimated from histograms; only the most promising few layouts are really written, and
+the smallest wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.pack.book import encode_book
+from gossamer.pack.classes import column_classes
+from gossamer.pack.coders import CODERS, RANS, entropy_bytes
+from gossamer.pack.gaps import to_bitmap, to_gaps
+from gossamer.pack.layouts import (
+    SMALL,
+    Classes,
+    Scan,
+    Settings,
+    bitmap_section,
+    context_section,
+    dense_section,
+    gaps_section,
+    paper_section,
+    row_scan,
+    transposed,
+)
+from gossamer.pack.raw import encode_raw
+from gossamer.pack.section import RAW
+from gossamer.pack.values import Bits, DType, Values, analyse
+
+__all__ = ["encode_section"]
+
+_SAMPLED = 512  # rows and columns looked at to compare the scans of a large tensor
+_MANY = 1 << 18  # non-zeros from which a sample must do
+_LENGTHS = 8  # bytes of lengths and counts in a section, about
+
+
+@dataclass(frozen=True)
+class _Plan:
+    estimate: float
+    build: Callable[[], bytes]
+
+
+def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings) -> bytes:
+    """The smallest section found for a tensor's flat bit patterns."""
+    if len(bits) == 0:
+        return _raw_section(bits, dtype, s)
+    values = analyse(bits, dtype, shape)
+    if s.paper:
+        return paper_section(values, s)
+    plans = sorted(_plans(values, s), key=lambda plan: plan.estimate)
+    near = plans[0].estimate * (1 + s.slack) + 64
+    built = [plan.build() for plan in plans if plan.estimate <= near or len(bits) <= SMALL]
+    if values.book is not None and len(values.book) and len(bits) <= s.context:
+        built.append(context_section(values))
+    return min(built, key=len)
+
+
+def _raw_section(bits: Bits, dtype: DType, s: Settings) -> bytes:
+    return bytes([RAW]) + encode_raw(bits, dtype, level=s.level)
+
+
+def _plans(v: Values, s: Settings) -> Iterator[_Plan]:
+    """Every candidate with its estimated bytes."""
+    raw = _raw_estimate(v.bits, v.dtype)
+    yield _Plan(raw, partial(_raw_section, v.bits, v.dtype, s))
+    kept, size = len(v.positions), len(v.bits)
+    if v.counts is not None and v.book is not None:
+        book = float(len(encode_book(v.book, v.dtype)))
+        symbols = np.insert(v.counts, v.negatives, size - kept) if kept < size else v.counts
+        cost = book + (_least(symbols, s) if len(symbols) > 1 else 0.0)
+        if 2 * kept < size:  # all those zeros take time to decode
+            cost *= 1 + s.gain
+        yield _Plan(cost + _LENGTHS / 2, partial(dense_section, v, s, None, False))
+        fixed = book + (_least(v.counts, s) if len(v.counts) > 1 else 0.0)
+    else:
+        fixed = raw * kept / size
+    if 0 < kept < (size if v.book is not None else 0.98 * size):
+        yield from _sparse_plans(v, s, fixed + _LENGTHS)
+
+
+def _sparse_plans(v: Values, s: Settings, fixed: float) -> Iterator[_Plan]:
+    """Positions apart from values: ``fixed`` bytes besides the positions."""
+    row = row_scan(v)
+    gaps = _least(np.bincount(to_gaps(row.positions), minlength=256), s)
+    slow = s.gain * (fixed + gaps)
+    yield _Plan(fixed + gaps, partial(gaps_section, v, s, row, None))
+    bitmaps = len(v.positions) > len(v.bits) / 64
+    if bitmaps:
+        packed = to_bitmap(v.bits != 0)
+        cost = _least(np.bincount(packed, minlength=256), s)
+        yield _Plan(fixed + cost + slow, partial(bitmap_section, v, s, row, None))
+    if v.rows < 2 or v.cols < 2:
+        return
+    by_column = gaps * _column_ratio(v, row)
+    if by_column + slow < gaps:
+        yield _Plan(fixed + by_column + slow, partial(_by_column, gaps_section, v, s, row, None))
+    for turned in (False, True):
+        rows, cols = (v.cols, v.rows) if turned else (v.rows, v.cols)
+        line = v.positions // v.cols if turned else v.positions % v.cols
+        found = column_classes(np.bincount(line, minlength=cols), rows)
+        if found is None or found[1] <= slow:
+            continue
+        classes, saved = found
+        cost = fixed + gaps - saved + slow
+        for section in (gaps_section, bitmap_section)[: 1 + bitmaps]:
+            turn = partial(_by_column, section) if turned else section
+            yield _Plan(cost, partial(turn, v, s, row, classes))
+        if v.book is not None and len(v.book) < 64:
+            yield _Plan(cost + slow, partial(dense_section, v, s, classes, turned))
+
+
+def _by_column(
+    section: Callable[[Values, Settings, Scan, Classes | None], bytes],
+    v: Values,
+    s: Settings,
+    row: Scan,
+    classes: Classes | None,
+) -> bytes:
+    return section(v, s, transposed(row), classes)
+
+
+def _least(histogram: NDArray[np.integer], s: Settings) -> float:
+    return min(CODERS[c].estimate(histogram) for c in s.coders)
+
+
+def _raw_estimate(bits: Bits, dtype: DType) -> float:
+    """Bytes of :func:`encode_raw`, from the entropy of the byte planes of a sample."""
+    sample = np.ascontiguousarray(bits[:: max(1, len(bits) >> 16)])
+    if dtype.kind == "float":
+        one, top = bits.dtype.type(1), bits.dtype.type(8 * dtype.size - 1)
+        sample = sample << one | sample >> top
+    cost = 0.0
+    for plane in sample.view(np.uint8).reshape(-1, dtype.size).T:
+        histogram = np.bincount(plane, minlength=256)
+        cost += min(entropy_bytes(histogram) + np.count_nonzero(histogram) + 4, len(plane))
+    return cost * len(bits) / len(sample) + 1
+
+
+def _column_ratio(v: Values, row: Scan) -> float:
+    """Bytes of the gaps in column order over those in row order; from a sample if many."""
+    if len(v.positions) <= _MANY:
+        histograms = [
+            np.bincount(to_gaps(p), minlength=256)
+            for p in (transposed(row).positions, row.positions)
+        ]
+        column, across = (CODERS[RANS].estimate(h) for h in histograms)
+    else:
+        grid = v.bits.reshape(v.rows, v.cols)
+        some_columns = grid[:, :: max(1, v.cols // _SAMPLED)] != 0
+        some_rows = grid[:: max(1, v.rows // _SAMPLED)] != 0
+        rates = []
+        for part in (np.ascontiguousarray(some_columns.T), some_rows):
+            positions = np.flatnonzero(part)
+            histogram = np.bincount(to_gaps(positions), minlength=256)
+            rates.append(CODERS[RANS].estimate(histogram) / max(1, len(positions)))
+        column, across = rates
+    return column / across if across > 0 else 1.0

@@ -1,0 +1,77 @@
+"""Decode a file straight into a live model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gossamer import names
+from gossamer.errors import ArgumentError
+from gossamer.names import Tensors
+from gossamer.pack.archive import Archive
+from gossamer.pack.limits import MAX_BYTES
+
+__all__ = ["load_into"]
+
+
+def load_into(
+    path: str | Path | bytes, model: nn.Module, *, strict: bool = True, max_bytes: int = MAX_BYTES
+) -> nn.Module:
+    """Decode a file straight into a model's parameters and buffers.
+
+    Names, shapes, dtypes and all checksums are checked before anything is written.
+
+    Args:
+        path: the file.
+        model: gets the values, on whatever device its tensors are.
+        strict: refuse names that only one side has; otherwise they are left alone.
+        max_bytes: as in :class:`Archive`.
+
+    Raises :class:`ArgumentError` when the model does not fit, :class:`FormatError` for damage.
+    """
+    with Archive(path, max_bytes=max_bytes) as archive:
+        targets = _targets(archive, model, strict)
+        archive.check_sections()
+        with torch.no_grad():
+            for name, target in targets.items():
+                target.copy_(archive.tensor(name))
+    return model
+
+
+def _targets(archive: Archive, model: nn.Module, strict: bool) -> Tensors:
+    """The model's tensor for each name of the file, all checks done."""
+    state: Tensors = {}
+    parametrized: set[str] = set()
+    for raw, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            state.setdefault(names.clean(raw), tensor)
+            if ".parametrizations." in f".{raw}":
+                parametrized.add(names.clean(raw))
+    shared = [n for n in archive.names if n in state]
+    problems: list[str] = []
+    if strict:
+        problems += [f"{n!r} is only in the file" for n in archive.names if n not in state]
+        problems += [f"{n!r} is only in the model" for n in state if n not in archive]
+    for name in shared:
+        entry = archive.entry(name)
+        tensor = state[name]
+        have = f"{entry.dtype.name}{list(entry.shape)}"
+        want = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        if name in parametrized:
+            problems.append(
+                f"{name!r} is parametrized in the model "
+                "(torch.nn.utils.parametrize.remove_parametrizations takes that off)"
+            )
+        elif tensor.is_meta:
+            problems.append(f"{name!r} is on the meta device (use model.to_empty(device='cpu'))")
+        elif have != want:
+            problems.append(f"{name!r} is {have} in the file and {want} in the model")
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ArgumentError(
+            f"{archive.where} does not fit the model: {'; '.join(problems[:8])}{more}. Nothing "
+            "was changed; build the model the file was packed from, or pass strict=False"
+        )
+    return {name: state[name] for name in shared}

@@ -1,0 +1,149 @@
+"""Bytes with no code book: stored, compressed whole, or as byte planes coded one by one.
+
+Trained weights have a skewed sign-and-exponent byte and noise below it. Turning a float's bits
+left by one puts the whole exponent into one byte and the sign with the noise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from gossamer.errors import FormatError
+from gossamer.pack.coders import CODERS, RANS, entropy_bytes
+from gossamer.pack.limits import Reader, varint
+from gossamer.pack.values import Bits, DType
+
+__all__ = ["compress", "decode_raw", "decompress", "encode_raw"]
+
+_PLAIN, _WHOLE, _PLANES = range(3)
+_TURNED = 1 << 2
+_STORED, _ZSTD, _CODED = range(3)
+_WORTH = 0.98  # a plane is compressed when that leaves at most this fraction of it
+_PROBE = 1 << 18
+
+
+def compress(data: bytes | memoryview, level: int = 19) -> bytes:
+    """One bare zstd frame: no content size, no checksum, no magic number."""
+    return _compressor(level).compress(data)
+
+
+def decompress(data: bytes | memoryview, size: int, where: Reader, what: str) -> bytes:
+    """The ``size`` bytes of a bare zstd frame; FormatError if it holds more or fewer."""
+    out = bytearray()
+    engine = zstandard.ZstdDecompressor(
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=1 << 27
+    )
+    try:
+        # In bounded bites, so that a frame that expands without end is stopped at ``size``.
+        with engine.stream_reader(bytes(data)) as stream:
+            while bite := stream.read(min(size + 1 - len(out), 1 << 22)):
+                out += bite
+                if len(out) > size:
+                    raise where.fail(f"{what} expands beyond the {size} bytes it should have")
+    except zstandard.ZstdError as e:
+        raise where.fail(f"{what} is no valid zstd frame ({e})") from None
+    if len(out) != size:
+        raise where.fail(f"{what} has {len(out)} bytes instead of {size}")
+    return bytes(out)
+
+
+def encode_raw(bits: Bits, dtype: DType, *, level: int = 19) -> bytes:
+    """Bit patterns to bytes, in whichever way is smallest.
+
+    Args:
+        bits: flat bit patterns.
+        dtype: their element type.
+        level: zstd's; low levels for speed.
+    """
+    plain = bits.tobytes()
+    forms = [bytes([_PLAIN]) + plain]
+    if len(plain) > 16 and _promising(plain, level):
+        forms.append(bytes([_WHOLE]) + compress(plain, level))
+    if len(bits) > 16 and dtype.size > 1:
+        forms.append(_planes(bits, dtype, level))
+    return min(forms, key=len)
+
+
+def decode_raw(reader: Reader, dtype: DType, count: int) -> Bits:
+    """``count`` bit patterns from all that is left in ``reader``."""
+    form = reader.u8("raw form")
+    method, turned = form & 3, bool(form & _TURNED)
+    if (
+        form > (_PLANES | _TURNED)
+        or method > _PLANES
+        or (turned and (method != _PLANES or dtype.kind != "float"))
+    ):
+        raise reader.fail(f"raw form {form:#04x} does not fit {dtype.name}")
+    size = count * dtype.size
+    if method == _PLAIN:
+        return np.frombuffer(reader.take(size, "raw values"), dtype.bits).copy()
+    if method == _WHOLE:
+        data = decompress(reader.rest(), size, reader, "raw values")
+        return np.frombuffer(data, dtype.bits).copy()
+    planes: list[NDArray[np.uint8]] = []
+    for i in range(dtype.size):
+        what = f"byte plane {i}"
+        how = reader.u8(what)
+        if how == _STORED:
+            planes.append(np.frombuffer(reader.take(count, what), np.uint8))
+        elif how == _ZSTD:
+            data = decompress(reader.block(what), count, reader, what)
+            planes.append(np.frombuffer(data, np.uint8))
+        elif how == _CODED:
+            try:
+                planes.append(CODERS[RANS].decode(bytes(reader.block(what)), count, 256))
+            except FormatError as e:
+                raise FormatError(f"{reader.where}: {what}: {e}") from None
+        else:
+            raise reader.fail(f"{what} is stored in unknown way {how}")
+    out = np.empty((count, dtype.size), np.uint8)
+    for i, plane in enumerate(planes):
+        out[:, i] = plane
+    bits = out.reshape(-1).view(dtype.bits)
+    if turned:
+        one, top = bits.dtype.type(1), bits.dtype.type(8 * dtype.size - 1)
+        bits = bits >> one | bits << top
+    return bits
+
+
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=0,
+        write_checksum=0,
+        window_log=min(zstandard.ZstdCompressionParameters.from_level(level).window_log, 27),
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)
+
+
+def _promising(plain: bytes | memoryview, level: int) -> bool:
+    """Whether zstd is worth running over much data: a fast look at a part of it."""
+    if len(plain) <= _PROBE:
+        return True
+    third = len(plain) // 3
+    part = bytes(plain[third : third + _PROBE])
+    return len(compress(part, min(level, 3))) < _WORTH * len(part)
+
+
+def _planes(bits: Bits, dtype: DType, level: int) -> bytes:
+    form = _PLANES
+    if dtype.kind == "float":
+        one, top = bits.dtype.type(1), bits.dtype.type(8 * dtype.size - 1)
+        bits = bits << one | bits >> top
+        form |= _TURNED
+    out = bytes([form])
+    for i in range(dtype.size):
+        plane = np.ascontiguousarray(bits.view(np.uint8)[i :: dtype.size])
+        ways = [bytes([_STORED]) + plane.tobytes()]
+        histogram = np.bincount(plane, minlength=256)
+        if entropy_bytes(histogram) < _WORTH * len(plane):
+            coded = CODERS[RANS].encode(plane, 256)
+            ways.append(bytes([_CODED]) + varint(len(coded)) + coded)
+        if _promising(plane.data, level):
+            packed = compress(plane.data, level)
+            ways.append(bytes([_ZSTD]) + varint(len(packed)) + packed)
+        out += min(ways, key=len)
+    return out

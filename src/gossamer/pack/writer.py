@@ -1,0 +1,230 @@
+"""Pack a model or a mapping of tensors into a ``.gsm`` file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gossamer import names
+from gossamer.errors import ArgumentError
+from gossamer.names import Tensors
+from gossamer.pack.archive import Archive
+from gossamer.pack.coders import FIXED, HUFFMAN, RANS
+from gossamer.pack.container import (
+    ALIAS,
+    OWN,
+    SOLID,
+    Entry,
+    Header,
+    check_names,
+    section_crc,
+    write_atomic,
+    write_header,
+)
+from gossamer.pack.encode import encode_section
+from gossamer.pack.layouts import Settings
+from gossamer.pack.limits import MAX_DIMENSIONS, varint
+from gossamer.pack.raw import compress, encode_raw
+from gossamer.pack.values import Bits, DType, nonfinite, to_bits
+
+__all__ = ["PROFILES", "named_tensors", "pack", "pack_bytes"]
+
+PROFILES = {
+    "smallest": Settings(),
+    "fast": Settings(coders=(FIXED, RANS), context=0, level=3, slack=0.002, gain=0.02),
+    "huffman": Settings(coders=(HUFFMAN,), context=0, paper=True),
+}
+"""``smallest`` tries everything; ``fast`` keeps to what decodes fastest, without the context
+coder; ``huffman`` is Deep Compression's own coding."""
+
+_GROUPED = 1 << 16  # raw tensors below this many bytes share one section per dtype
+_OWN_COST = 8  # what a section of its own costs in the header, and its checksum
+
+
+def pack(
+    model_or_state: nn.Module | Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    profile: str = "smallest",
+    metadata: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    index_bits: int = 5,
+    context_entries: int | None = None,
+    allow_nonfinite: bool = False,
+) -> Archive:
+    """Write a model's tensors to a file, losslessly: bits in, the same bits out.
+
+    Args:
+        model_or_state: a module (its clean state, tied tensors once) or name -> tensor.
+        path: the file; replaced atomically, and left as it was on any error.
+        profile: ``smallest``, ``fast`` or ``huffman`` (see :data:`PROFILES`).
+        metadata: anything JSON can hold, kept with the tensors.
+        progress: called with (name, tensors done, tensors in all).
+        index_bits: width of the gaps of profile ``huffman``.
+        context_entries: the context coder is tried on tensors of up to this many entries
+            (default: the profile's, 2**24 for ``smallest``).
+        allow_nonfinite: store NaN and infinity instead of refusing them.
+
+    Returns the archive, open for reading.
+
+    Raises :class:`ArgumentError` for an unknown profile, a tensor that cannot be stored, NaN or
+    infinity, or metadata that is no JSON.
+
+    >>> import tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "w.gsm")
+    >>> with pack({"w": torch.tensor([[0.0, 0.5], [0.0, -0.5]])}, path) as archive:
+    ...     archive.tensor("w").tolist()
+    [[0.0, 0.5], [0.0, -0.5]]
+    """
+    chunks = _chunks(
+        model_or_state,
+        _settings(profile, index_bits, context_entries),
+        metadata,
+        progress,
+        allow_nonfinite,
+    )
+    write_atomic(Path(path), chunks)
+    return Archive(path, max_bytes=1 << 62)
+
+
+def pack_bytes(
+    model_or_state: nn.Module | Mapping[str, Tensor],
+    *,
+    profile: str = "smallest",
+    metadata: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
+) -> bytes:
+    """As :func:`pack`, into memory."""
+    settings = _settings(profile, 5, None)
+    return b"".join(_chunks(model_or_state, settings, metadata, None, allow_nonfinite))
+
+
+def _settings(profile: str, index_bits: int, context_entries: int | None) -> Settings:
+    if profile not in PROFILES:
+        raise ArgumentError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")
+    if not 1 <= index_bits <= 16:
+        raise ArgumentError(f"index_bits is {index_bits}, allowed are 1 to 16")
+    chosen = PROFILES[profile]
+    context = chosen.context if context_entries is None else context_entries
+    fields = {**chosen.__dict__, "index_bits": index_bits, "context": context}
+    return Settings(**fields)
+
+
+def named_tensors(source: nn.Module | Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str]]:
+    """Tensors to store once, and alias -> name."""
+    if isinstance(source, nn.Module):
+        state = names.clean_state_dict(source)
+        aliases = {a: n for a, n in names.tied(source).items() if n in state}
+        return state, aliases
+    if not isinstance(source, Mapping):
+        raise ArgumentError(
+            f"cannot pack a {type(source).__name__}; pass a torch module or a mapping of tensors"
+        )
+    state, aliases = {}, {}
+    seen: dict[tuple[object, ...], str] = {}
+    for name, tensor in source.items():
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(
+                f"{name!r} is a {type(tensor).__name__}, not a tensor; leave it out or put it "
+                "into metadata"
+            )
+        same: tuple[object, ...] = (id(tensor),)
+        if tensor.numel() and tensor.layout == torch.strided and not tensor.is_meta:
+            place = (tensor.device, tensor.data_ptr())
+            same = (*place, tensor.dtype, tensor.shape, tensor.stride())
+        first = seen.setdefault(same, name)
+        if first == name:
+            state[name] = tensor
+        else:
+            aliases[name] = first
+    return state, aliases
+
+
+@dataclass(frozen=True)
+class _Coded:
+    dtype: DType
+    shape: tuple[int, ...]
+    section: bytes | None  # of its own
+    bits: Bits | None  # for the group of its dtype
+
+
+def _chunks(
+    source: nn.Module | Mapping[str, Tensor],
+    settings: Settings,
+    metadata: Mapping[str, Any] | None,
+    progress: Callable[[str, int, int], None] | None,
+    allow_nonfinite: bool,
+) -> list[bytes]:
+    """The whole file, in pieces."""
+    state, aliases = named_tensors(source)
+    check_names([*state, *aliases])
+    coded: list[_Coded] = []
+    for done, (name, tensor) in enumerate(state.items()):
+        coded.append(_code(name, tensor, settings, allow_nonfinite))
+        if progress is not None:
+            progress(name, done + 1, len(state))
+    entries = [
+        Entry(n, c.dtype, c.shape, SOLID if c.section is None else OWN)
+        for n, c in zip(state, coded, strict=True)
+    ]
+    place = {name: i for i, name in enumerate(state)}
+    for alias, name in aliases.items():
+        target = entries[place[name]]
+        entries.append(Entry(alias, target.dtype, target.shape, ALIAS, place[name]))
+    header = Header(entries, [], metadata is not None)
+    payloads = [] if metadata is None else [_metadata(metadata)]
+    for dtype in header.solids():
+        group = [c.bits for c in coded if c.bits is not None and c.dtype is dtype]
+        if settings.paper:
+            payloads.append(b"\0" + b"".join(g.tobytes() for g in group))
+        else:
+            payloads.append(encode_raw(np.concatenate(group), dtype, level=settings.level))
+    payloads += [c.section for c in coded if c.section is not None]
+    header.lengths = [len(p) for p in payloads]
+    chunks = [write_header(header)]
+    for number, payload in enumerate(payloads):
+        crc = section_crc(header.crc, number, payload)
+        chunks += [payload, crc.to_bytes(4, "little")]
+    return chunks
+
+
+def _code(name: str, tensor: Tensor, settings: Settings, allow_nonfinite: bool) -> _Coded:
+    dtype, bits = to_bits(name, tensor)
+    shape = tuple(tensor.shape)
+    if len(shape) > MAX_DIMENSIONS:
+        raise ArgumentError(
+            f"tensor {name!r} has {len(shape)} dimensions, at most {MAX_DIMENSIONS} can be "
+            "stored; reshape it"
+        )
+    if not allow_nonfinite:
+        bad = nonfinite(bits, dtype)
+        if bad:
+            raise ArgumentError(
+                f"tensor {name!r} holds {bad} NaN or infinite values of {len(bits)}; a network "
+                "with them computes nothing useful: find where training diverged, or pass "
+                "allow_nonfinite=True to store them as they are"
+            )
+    section = encode_section(bits, dtype, shape, settings)
+    small = len(bits) * dtype.size < _GROUPED
+    if small and (section[0] == 0 or len(section) + _OWN_COST >= len(bits) * dtype.size):
+        return _Coded(dtype, shape, None, bits)
+    return _Coded(dtype, shape, section, None)
+
+
+def _metadata(metadata: Mapping[str, Any]) -> bytes:
+    """Expanded length (0: not compressed) and the JSON."""
+    try:
+        text = json.dumps(
+            dict(metadata), separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        ).encode()
+    except (TypeError, ValueError) as e:
+        raise ArgumentError(f"metadata is not JSON: {e}; use strings, numbers, lists") from None
+    packed = varint(len(text)) + compress(text)
+    return packed if len(packed) < len(text) + 1 else b"\0" + text
