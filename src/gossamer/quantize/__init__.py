@@ -1,1 +1,6 @@
 """Quantization: which values are shared."""
+
+from gossamer.quantize.batchnorm import absorb_batchnorm
+from gossamer.quantize.kmeans import rate, share, share_model
+
+__all__ = ["absorb_batchnorm", "rate", "share", "share_model"]
