@@ -37,7 +37,7 @@ from gossamer.pack.bits import (
     symbol_dtype,
     unpack_bits,
 )
-from gossamer.pack.frequencies import Table, best_table, read_table
+from gossamer.pack.frequencies import best_table, read_table
 from gossamer.pack.native import kernel
 
 __all__ = ["Rans", "Stream", "parse"]
@@ -203,7 +203,8 @@ def _read_native(
     assert module is not None
     out = np.empty(count, dtype)
     try:
-        module.rans_decode(stream.payload, table, stream.bits, stream.lanes, out)
+        payload = np.frombuffer(stream.payload, np.uint8)
+        module.rans_decode(payload, table, stream.bits, stream.lanes, out)
     except ValueError as e:
         raise FormatError(str(e)) from None
     return out

@@ -67,7 +67,9 @@ def histogram(symbols: Symbols, alphabet: int) -> NDArray[np.int64]:
     """How often each of ``0 .. alphabet - 1`` occurs; ``symbols`` as of :func:`as_symbols`."""
     native = kernel("entropy")
     if native is not None:
-        return native.histogram(symbols, alphabet)
+        counts = np.zeros(alphabet, np.int64)
+        native.histogram(symbols, counts)
+        return counts
     return np.bincount(symbols, minlength=alphabet)
 
 
@@ -103,16 +105,17 @@ def unpack_bits(data: bytes | memoryview, count: int, width: int) -> Symbols:
     spare = 8 * size - count * width
     if spare and data[-1] >> (8 - spare):
         raise FormatError(f"the last {spare} bits of packed integers are not 0")
-    native = kernel("entropy")
-    if native is not None:
-        return native.unpack_bits(data, count, width)
     out = np.zeros(count, symbol_dtype(1 << width))
     raw = np.frombuffer(data, np.uint8)
+    native = kernel("entropy")
+    if native is not None:
+        native.unpack_bits(raw, width, out)
+        return out
     for start in range(0, count, _CHUNK):
         part = out[start : start + _CHUNK]
         at = start * width // 8
-        bits = np.unpackbits(raw[at : at + _CHUNK * width // 8], bitorder="little")
-        bits = bits[: len(part) * width].reshape(len(part), width)
+        flat = np.unpackbits(raw[at : at + _CHUNK * width // 8], bitorder="little")
+        bits = flat[: len(part) * width].reshape(len(part), width)
         packed = np.packbits(bits, axis=1, bitorder="little")
         wide = np.zeros((len(part), out.itemsize), np.uint8)
         wide[:, : packed.shape[1]] = packed

@@ -48,7 +48,7 @@ def to_gaps(positions: NDArray[np.integer]) -> NDArray[np.uint8]:
     [3, 0, 255, 40]
     """
     _check(positions)
-    gaps = np.diff(positions.astype(np.int64), prepend=-1) - 1
+    gaps = (np.diff(positions, prepend=-1) - 1).astype(np.int64)
     escapes = gaps // ESCAPE
     if not escapes.any():
         return gaps.astype(np.uint8)
@@ -94,7 +94,7 @@ def fixed_gaps(positions: NDArray[np.integer], bits: int) -> tuple[Symbols, NDAr
     _check_index_bits(bits)
     _check(positions)
     widest = (1 << bits) - 1
-    gaps = np.diff(positions.astype(np.int64), prepend=-1) - 1
+    gaps = (np.diff(positions, prepend=-1) - 1).astype(np.int64)
     # A filler covers `widest` zeros and the entry it sits on.
     fillers = gaps // (widest + 1)
     ends = np.cumsum(fillers + 1)

@@ -13,6 +13,7 @@ filled up with zero bits. No symbols: no bytes.
 from __future__ import annotations
 
 import heapq
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,8 +211,9 @@ class Huffman:
     def _native(self, stream: memoryview, order: Ints, lengths: Ints, out: Symbols) -> None:
         module = kernel("entropy")
         assert module is not None
+        data = np.frombuffer(stream, np.uint8)
         try:
-            module.huffman_decode(stream, order.astype(np.uint32), lengths.astype(np.uint8), out)
+            module.huffman_decode(data, order.astype(np.uint32), lengths.astype(np.uint8), out)
         except ValueError as e:
             raise FormatError(str(e)) from None
 
@@ -251,7 +253,7 @@ def _streams(data: memoryview, count: int) -> list[memoryview]:
     ends = [4 * (count - 1), *(4 * (count - 1) + np.cumsum(head)).tolist(), len(data)]
     if ends[-2] > len(data):
         raise FormatError("Huffman streams are longer than the data")
-    return [data[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [data[a:b] for a, b in pairwise(ends)]
 
 
 def _write(symbols: Symbols, table: NDArray[np.uint32]) -> bytes:
@@ -284,7 +286,7 @@ def _read(stream: memoryview, order: Ints, lengths: Ints, out: Symbols) -> None:
             window = window << 1 | bits[at + b : at + b + size]
         index = np.searchsorted(starts, window, side="right") - 1
         jumps = lengths[index].tolist()
-        here, path = 0, []
+        here, path = 0, list[int]()
         while here < size and done + len(path) < len(out):
             path.append(here)
             here += jumps[here]
