@@ -2,5 +2,6 @@
 
 from gossamer.quantize.batchnorm import absorb_batchnorm
 from gossamer.quantize.kmeans import rate, share, share_model
+from gossamer.quantize.shared import SharedWeights
 
-__all__ = ["absorb_batchnorm", "rate", "share", "share_model"]
+__all__ = ["SharedWeights", "absorb_batchnorm", "rate", "share", "share_model"]

@@ -26,6 +26,7 @@ __all__ = [
     "Values",
     "assign",
     "codes_dtype",
+    "find_step",
     "from_levels",
     "grid_step",
     "grid_values",
@@ -268,3 +269,28 @@ def grid_step(low: float, high: float, levels: int) -> float:
         if np.rint(high / float(step)) - np.rint(low / float(step)) <= levels:
             return float(step)
     return float(np.float32(2 * (high - low) / max(1, levels)))
+
+
+def find_step(codebook: Tensor) -> tuple[Tensor, float] | None:
+    """Integer levels (K,) and the step whose multiples the code book is, bit for bit; else None."""
+    values = codebook.detach().cpu().to(torch.float64)
+    sizes = torch.unique(values.abs())
+    if len(sizes) < 2 or sizes[0] != 0:
+        return None
+    gap = float(sizes.diff().min())
+    for parts in range(1, 7):  # a book without neighbours on the grid: the gap is a multiple
+        levels = torch.round(values / (gap / parts))
+        if float(levels.abs().max()) >= 1 << 24:
+            return None
+        # The rounding of the gap grows with the level; least squares averages it away, twice.
+        for _ in range(2):
+            step = float((values * levels).sum() / (levels * levels).sum())
+            levels = torch.round(values / step)
+        near = np.float32(step)
+        for guess in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, 2 * near)):
+            exact = step if codebook.dtype == torch.float64 else float(guess)
+            for trial in {exact, float(guess)}:
+                k = levels.to(torch.int64)
+                if torch.equal(grid_values(k, trial, codebook.dtype), codebook.detach().cpu()):
+                    return k, trial
+    return None

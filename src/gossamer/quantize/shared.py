@@ -1,0 +1,257 @@
+"""Training shared values: Deep Compression (Han, Mao, Dally, ICLR 2016), section 3.3.
+
+The assignments stay; a centroid's gradient is the sum of its weights' gradients (eq. 3),
+dL/dC_k = sum_ij dL/dW_ij [I_ij = k]. The code book itself becomes the module's parameter and the
+weight is computed from it (``torch.nn.utils.parametrize``), so any optimizer, gradient scaler or
+clipping sees a small parameter and needs to know nothing. Weight decay acts on the centroid once,
+not once for each of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gossamer import names
+from gossamer.codebook import Quantized
+from gossamer.errors import ArgumentError
+from gossamer.method import Method
+from gossamer.quantize.scalar import find_step, native
+
+__all__ = ["SharedWeights", "group_sum"]
+
+
+def group_sum(values: Tensor, codes: Tensor, entries: int) -> Tensor:
+    """Sum of ``values`` for each code: (entries,), summed in double, of the values' dtype.
+
+    ``codes``: as many as values, in [0, entries); uint8 or int32.
+
+    >>> group_sum(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1, 0, 1], dtype=torch.uint8), 3)
+    tensor([2., 5., 0.])
+    """
+    flat, code = values.detach().reshape(-1), codes.reshape(-1)
+    kernel = native() if flat.device.type == "cpu" else None
+    if kernel is not None and flat.dtype in (torch.float32, torch.float64):
+        sums = np.empty(entries, np.float64)
+        kernel.group_sum(
+            flat.contiguous().numpy(), code.contiguous().numpy(), sums, torch.get_num_threads()
+        )
+        return torch.from_numpy(sums).to(values.dtype)
+    zero = torch.zeros(entries, dtype=torch.float64, device=flat.device)
+    return zero.index_add_(0, code.int(), flat.double()).to(values.dtype)
+
+
+class _Look(torch.autograd.Function):
+    """``book[codes]``; the gradient of an entry is the sum over its codes."""
+
+    @staticmethod
+    def forward(ctx: Any, book: Tensor, codes: Tensor) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.entries = len(book)
+        return book.index_select(0, codes.reshape(-1).int()).reshape(codes.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (codes,) = ctx.saved_tensors
+        return group_sum(grad, codes, ctx.entries), None
+
+
+class _Shared(nn.Module):
+    """The parametrization: centroids, or the step of a grid, to the weight."""
+
+    codes: Tensor
+    levels: Tensor | None
+
+    def __init__(self, codes: Tensor, levels: Tensor | None, start: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes)
+        self.register_buffer("levels", levels)
+        self._start = [start]  # used once; in a list, where no state_dict or move finds it
+
+    def book(self, latent: Tensor) -> Tensor:
+        """The code book, zero first."""
+        entries = latent if self.levels is None else self.levels * latent
+        return torch.cat([entries.new_zeros(1), entries])
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return _Look.apply(self.book(latent), self.codes)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor]:
+        # A tuple: the parametrization gets a new parameter, where a tensor would be written
+        # into the weight's own and break any graph that still holds it.
+        return (self._start.pop(),)
+
+
+class SharedWeights(Method):
+    """Train the shared values of weights whose assignments are fixed.
+
+    From :meth:`attach` to :meth:`finish` the code book, without its zero, is the module's
+    parameter; the optimizer's groups hold it in the weight's place with the group's options, and
+    every read of the weight gives ``codebook[codes]``, zeros exactly zero. ``state_dict`` of the
+    model carries code book and codes, so checkpoints and deep copies need nothing more.
+
+    Args:
+        shared: clean name -> codes and code book, as :func:`gossamer.quantize.share` and the
+            other quantizers give them. Attaching writes them into the model.
+        grid: the code books are multiples of a step, and only the step is trained: a uniform
+            grid stays one.
+
+    Raises :class:`ArgumentError` on attach for an unknown name, another shape, a weight that is
+    parametrized already, a code book that is no grid (``grid=True``), or an optimizer that holds
+    none of the weights; the model is left as it was.
+    """
+
+    def __init__(self, shared: Mapping[str, Quantized], *, grid: bool = False) -> None:
+        super().__init__()
+        if not shared:
+            raise ArgumentError("shared is empty: no weight to share; run share_model() first")
+        self.shared = dict(shared)
+        self.grid = grid
+        # name -> the weight's own parameter, and where it stood: module, attribute, order
+        self._plain: dict[str, nn.Parameter] = {}
+        self._places: dict[str, list[tuple[nn.Module, str, list[str]]]] = {}
+        self._hooks: list[Any] = []
+
+    def _setup(self) -> None:
+        if self._plain:  # detached and attached again, to another optimizer perhaps
+            self._swap({id(p): self._latent(name) for name, p in self._plain.items()})
+            return
+        parameters = names.parameters(self.model)
+        modules: dict[str, _Shared] = {}
+        for name, q in self.shared.items():
+            if name not in parameters:
+                raise ArgumentError(
+                    f"shared weight {name!r} is no parameter; there are: {', '.join(parameters)}"
+                )
+            p = parameters[name]
+            if not any(True for _ in _standing(self.model, p)):
+                raise ArgumentError(
+                    f"{name} is parametrized already; finish() the method that did so first"
+                )
+            if q.codes.shape != p.shape:
+                raise ArgumentError(
+                    f"codes of {name} have shape {tuple(q.codes.shape)}, "
+                    f"the weight {tuple(p.shape)}"
+                )
+            modules[name] = self._module(name, q, p)
+        if self.optimizer is not None:
+            held = {id(p) for g in self.optimizer.param_groups for p in g["params"]}
+            if not any(id(parameters[n]) in held for n in modules):
+                raise ArgumentError(
+                    "the optimizer holds none of the shared weights; make it from "
+                    "model.parameters()"
+                )
+        for name, module in modules.items():
+            p = parameters[name]
+            self._plain[name] = p
+            self._places[name] = list(_standing(self.model, p))
+            self._register(name, module)
+        self._swap({id(p): self._latent(name) for name, p in self._plain.items()})
+
+    def _module(self, name: str, q: Quantized, p: nn.Parameter) -> _Shared:
+        small = torch.uint8 if len(q.codebook) <= 256 else torch.int32
+        codes = q.codes.to(p.device, small)
+        book = q.codebook.detach().to(p.device, p.dtype)
+        if not self.grid:
+            return _Shared(codes, None, book[1:].clone())
+        found = find_step(book)
+        if found is None and len(book) > 1:
+            raise ArgumentError(
+                f"the code book of {name} is no uniform grid; quantize it with uniform() or "
+                "ecsq(grid=...), or leave grid=False"
+            )
+        levels, step = found if found is not None else (torch.zeros(1), 1.0)
+        return _Shared(codes, levels[1:].to(p.device, p.dtype), book.new_tensor([step]))
+
+    def _register(self, name: str, module: _Shared) -> None:
+        first: nn.Parameter | None = None
+        for owner, attribute, _ in self._places[name]:
+            if first is not None:  # tied: the same code book there
+                module._start.append(first.detach())
+            parametrize.register_parametrization(owner, attribute, module, unsafe=True)
+            entry = _list(owner, attribute)
+            if first is None:
+                first = entry.original0
+            else:
+                entry.original0 = first
+            if isinstance(owner, nn.RNNBase):
+                self._hooks.append(owner.register_forward_pre_hook(_refresh))
+
+    def _entry(self, name: str) -> tuple[_Shared, nn.Parameter]:
+        owner, attribute, _ = self._places[name][0]
+        entry = _list(owner, attribute)
+        return entry[0], entry.original0
+
+    def _latent(self, name: str) -> nn.Parameter:
+        return self._entry(name)[1]
+
+    def _swap(self, new: Mapping[int, nn.Parameter]) -> None:
+        """Replace parameters in the optimizer's groups; their buffers no longer fit."""
+        if self.optimizer is None:
+            return
+        for group in self.optimizer.param_groups:
+            for i, p in enumerate(group["params"]):
+                if id(p) in new:
+                    self.optimizer.state.pop(p, None)
+                    p.grad = None
+                    group["params"][i] = new[id(p)]
+
+    @torch.no_grad()
+    def quantized(self) -> dict[str, Quantized]:
+        """The present codes and code books; before :meth:`attach` those given."""
+        for name in self._plain:
+            module, latent = self._entry(name)
+            self.shared[name] = Quantized(module.codes.clone(), module.book(latent.detach()))
+        return dict(self.shared)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Plain weights again, equal to ``codebook[codes]``, in the model and the optimizer."""
+        shared = self.quantized()
+        back = {id(self._latent(name)): p for name, p in self._plain.items()}
+        self._swap(back)
+        for name, places in self._places.items():
+            plain = self._plain[name]
+            plain.copy_(shared[name].dequantize())
+            plain.grad = None
+            for owner, attribute, order in places:
+                parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
+                delattr(owner, attribute)
+                owner.register_parameter(attribute, plain)
+                # The order of parameters is how optimizers and checkpoints tell them apart.
+                for key in order:
+                    if key in owner._parameters:
+                        owner._parameters[key] = owner._parameters.pop(key)
+        for hook in self._hooks:
+            hook.remove()
+        for places in self._places.values():
+            for owner, _, _ in places:
+                if isinstance(owner, nn.RNNBase):
+                    _refresh(owner)
+        self._plain, self._places, self._hooks = {}, {}, []
+        self.detach()
+
+
+def _standing(model: nn.Module, p: nn.Parameter) -> Iterator[tuple[nn.Module, str, list[str]]]:
+    for module in model.modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            continue
+        for attribute, held in module._parameters.items():
+            if held is p:
+                yield module, attribute, list(module._parameters)
+
+
+def _list(owner: nn.Module, attribute: str) -> Any:
+    return owner.parametrizations[attribute]  # type: ignore[index]
+
+
+def _refresh(module: nn.Module, *_: Any) -> None:
+    # Recurrent modules compute from their own list of weights.
+    flat = [getattr(module, name) for name in module._flat_weights_names]  # type: ignore[union-attr]
+    module._flat_weights = flat  # type: ignore[assignment]
