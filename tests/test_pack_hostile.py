@@ -274,14 +274,29 @@ def test_every_layout_decodes() -> None:
     assert {data[0] & 7 for data, _, _ in SECTIONS} == {1, 2, 3, 4, 5}
     for data, bits, shape in SECTIONS:
         np.testing.assert_array_equal(decode_section(data, F32, shape, 480, "x"), bits)
+        out = np.full(480, 7, np.uint32)
+        assert decode_section(data, F32, shape, 480, "x", out) is out
+        np.testing.assert_array_equal(out, bits)
+
+
+def outcome(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
+    try:
+        bits = decode_section(data, F32, shape, 480, "x")
+    except FormatError:
+        return None
+    assert bits.shape == (480,)
+    assert bits.dtype == np.uint32
+    return bits
 
 
 @QUICK
 @given(st.data())
-def test_mutated_sections_give_an_error_or_a_tensor(data: st.DataObject) -> None:
+def test_mutated_sections_give_an_error_or_a_tensor_the_same_compiled_and_plain(
+    data: st.DataObject,
+) -> None:
     section, _, shape = data.draw(st.sampled_from(SECTIONS))
     damaged = bytearray(section)
-    for _ in range(data.draw(st.integers(1, 3))):
+    for _ in range(data.draw(st.integers(0, 3))):
         at = data.draw(st.integers(0, len(damaged) - 1))
         match data.draw(st.integers(0, 2)):
             case 0:
@@ -292,12 +307,11 @@ def test_mutated_sections_give_an_error_or_a_tensor(data: st.DataObject) -> None
                 damaged[at:at] = data.draw(st.binary(min_size=1, max_size=4))
         if not damaged:
             break
-    try:
-        bits = decode_section(bytes(damaged), F32, shape, 480, "x")
-    except FormatError:
-        return
-    assert bits.shape == (480,)
-    assert bits.dtype == np.uint32
+    compiled = outcome(bytes(damaged), shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOSSAMER_NATIVE", "0")
+        plain = outcome(bytes(damaged), shape)
+    np.testing.assert_equal(plain, compiled)
 
 
 @QUICK

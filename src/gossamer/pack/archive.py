@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from gossamer.pack.decode import decode_section
 from gossamer.pack.limits import MAX_BYTES, MAX_HEADER, Reader
 from gossamer.pack.raw import decode_raw, decompress
 from gossamer.pack.rows import Row, grouped_row, own_row, tied_row
-from gossamer.pack.values import Bits, DType, from_bits
+from gossamer.pack.values import Bits, DType, from_bits, to_bits
 
 __all__ = ["Archive", "describe", "unpack"]
 
@@ -194,16 +195,30 @@ class Archive:
         index, entry = self._entry(name)
         return from_bits(self._bits(index, entry), entry.dtype, entry.shape)
 
-    def _bits(self, index: int, entry: Entry) -> Bits:
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Decode one tensor into ``out``, which has its shape and dtype (see :meth:`entry`).
+
+        A contiguous tensor on the CPU is written directly. Raises as :meth:`tensor`; after a
+        :class:`FormatError` ``out`` may be written in part.
+        """
+        index, entry = self._entry(name)
+        if out.device.type != "cpu" or not out.is_contiguous():
+            with torch.no_grad():
+                out.copy_(self.tensor(name))
+            return
+        self._bits(index, entry, to_bits(name, out)[1])
+
+    def _bits(self, index: int, entry: Entry, out: Bits | None = None) -> Bits:
         what = f"tensor {entry.name!r}"
         if entry.place == SOLID:
             solid = self._solid_bits(entry.dtype)
             start = self._solid_start(index)
-            bits = solid[start : start + entry.numel].copy()
+            bits = np.empty(entry.numel, entry.dtype.bits) if out is None else out
+            bits[:] = solid[start : start + entry.numel]
         else:
             payload = self._section(self._sections[index], what)
             bits = decode_section(
-                payload, entry.dtype, entry.shape, entry.numel, f"{self.where}: {what}"
+                payload, entry.dtype, entry.shape, entry.numel, f"{self.where}: {what}", out
             )
         if entry.dtype.torch == torch.bool and bits.size and bits.max() > 1:
             raise FormatError(f"{self.where}: {what} is bool but holds the byte {bits.max()}")

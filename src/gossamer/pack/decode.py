@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from gossamer.errors import FormatError
 from gossamer.pack import context
+from gossamer.pack.fused import expand_fused
 from gossamer.pack.gaps import fixed_positions, from_bitmap, from_gaps
 from gossamer.pack.limits import Reader
 from gossamer.pack.raw import decode_raw
@@ -30,15 +31,37 @@ __all__ = ["decode_section", "expand"]
 
 
 def decode_section(
-    data: bytes | memoryview, dtype: DType, shape: tuple[int, ...], numel: int, where: str
+    data: bytes | memoryview,
+    dtype: DType,
+    shape: tuple[int, ...],
+    numel: int,
+    where: str,
+    out: Bits | None = None,
 ) -> Bits:
-    """The flat bit patterns of a tensor, C order; FormatError for anything odd."""
+    """The flat bit patterns of a tensor, C order; :class:`FormatError` for anything odd.
+
+    Args:
+        data: the section's payload.
+        dtype: of the tensor.
+        shape: of the tensor.
+        numel: its elements.
+        where: file and tensor, for messages.
+        out: written and returned, if given: flat, contiguous bit patterns.
+    """
     reader = Reader(data, where)
-    return expand(reader, parse(reader, dtype, shape, numel), dtype, numel)
+    section = parse(reader, dtype, shape, numel)
+    target = np.empty(numel, dtype.bits) if out is None else out
+    if expand_fused(reader, section, dtype, target):
+        return target
+    bits = expand(reader, section, dtype, numel)
+    if out is None:
+        return bits
+    out[:] = bits
+    return out
 
 
 def expand(reader: Reader, section: Section, dtype: DType, numel: int) -> Bits:
-    """Decode a parsed section; ``reader`` only names the place in errors."""
+    """Decode a parsed section in numpy; ``reader`` only names the place in errors."""
     if section.layout == RAW:
         inner = Reader(section.raw, reader.where)
         bits = decode_raw(inner, dtype, numel)

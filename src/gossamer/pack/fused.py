@@ -1,126 +1,101 @@
-"""Coded tensors straight into float32 memory that is already there.
+"""Entropy-coded streams straight into a resident array, without an array of symbols between.
 
-Fresh pages cost more than decoding, so these write into existing parameters: rANS symbols are
-decoded a few thousand at a time and turned into values while they are in cache. Streams of other
-coders are decoded first and then take the same path.
+Only the layouts made for fast decoding come this way (row order, one class, at most 256 values of
+four bytes); everything else, and everything without the compiled kernel, goes through
+:mod:`gossamer.pack.decode`. Both give the same bits and refuse the same streams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gossamer.errors import ArgumentError, FormatError
-from gossamer.pack.ans import Rans, Stream, parse
-from gossamer.pack.bits import Symbols
-from gossamer.pack.gaps import from_gaps
+from gossamer.errors import FormatError
+from gossamer.pack.ans import Stream as RansStream
+from gossamer.pack.ans import parse
+from gossamer.pack.coders import RANS
+from gossamer.pack.limits import Reader
 from gossamer.pack.native import kernel
+from gossamer.pack.section import (
+    CLASSES,
+    DENSE,
+    GAPS,
+    RAW_VALUES,
+    TRANSPOSED,
+    ZERO,
+    Section,
+    Stream,
+    symbols,
+)
+from gossamer.pack.values import Bits, DType
 
-__all__ = ["decode_dense_into", "decode_sparse_into"]
-
-Data = bytes | memoryview
-Decoder = Callable[[Data, int, int], Symbols]
-
-_GAPS = 256
-_Feed = tuple[NDArray[np.uint8], NDArray[np.uint32] | None, int, int]
+__all__ = ["expand_fused"]
 
 
-def decode_sparse_into(
-    out: NDArray[np.float32],
-    gaps: Data,
-    codes: Data,
-    *,
-    gap_count: int,
-    code_count: int,
-    codebook: NDArray[np.float32],
-    gap_decoder: Decoder | None = None,
-    code_decoder: Decoder | None = None,
-) -> None:
-    """Fill ``out`` with zeros and, where the gaps lead, with ``codebook[code]``.
+class _Feed(NamedTuple):
+    """A stream as the kernel takes it: coded with frequencies, or plain symbols without."""
 
-    Args:
-        out: float32, C-contiguous, writable; any shape, filled in C order.
-        gaps: coded wide gap symbols (see :mod:`gossamer.pack.gaps`), escapes included.
-        codes: coded indices into ``codebook``, one for each non-zero; no bytes for a code book
-            of one value.
-        gap_count: how many gap symbols there are.
-        code_count: how many non-zeros there are.
-        codebook: ``(K,)`` values.
-        gap_decoder: ``decode`` of the coder of ``gaps``; ``None`` for rANS.
-        code_decoder: the same of ``codes``.
+    data: memoryview | NDArray[np.uint8]
+    frequencies: NDArray[np.uint32] | None
+    bits: int
+    lanes: int
 
-    Raises :class:`FormatError` when the streams are damaged or do not agree with the counts and
-    the size of ``out``, the contents of which are then undefined (never anything beyond it).
+
+def expand_fused(reader: Reader, section: Section, dtype: DType, out: Bits) -> bool:
+    """Decode into ``out`` (flat, contiguous, the dtype's bit patterns) if that can be done fused.
+
+    Returns whether it was. Raises :class:`FormatError` for a damaged stream, after which ``out``
+    may be written in part.
     """
-    flat, book = _check(out, codebook)
     native = kernel("entropy")
-    if native is not None and len(book) <= 256:
-        first = _feed(gaps, gap_count, _GAPS, gap_decoder)
-        second = _feed(codes, code_count, len(book), code_decoder)
-        try:
-            native.expand_sparse(*first, gap_count, *second, code_count, book, flat)
-        except ValueError as e:
-            raise FormatError(str(e)) from None
-        return
-    positions = from_gaps(_symbols(gaps, gap_count, _GAPS, gap_decoder), code_count, len(flat))
-    values = book[_symbols(codes, code_count, len(book), code_decoder)]
-    flat[:] = 0
-    flat[positions] = values
+    book = section.book
+    if native is None or dtype.size != 4 or book is None:
+        return False
+    if section.layout not in (GAPS, DENSE) or section.flags & (TRANSPOSED | CLASSES | RAW_VALUES):
+        return False
+    if section.layout == DENSE and section.flags & ZERO:
+        book = np.insert(book, dtype.negatives(book), 0)
+    stream = section.positions[0]
+    if stream is None or len(book) > 256:
+        return False
+    try:
+        _run(native, reader, section, stream, book.view(np.float32), out.view(np.float32))
+    except (ValueError, FormatError) as e:
+        raise FormatError(f"{reader.where}: {e}") from None
+    if section.layout == DENSE and section.flags & ZERO:
+        found = int(np.count_nonzero(out))
+        if found != section.kept[0]:
+            raise reader.fail(f"{found} non-zero entries, {section.kept[0]} are declared")
+    return True
 
 
-def decode_dense_into(
+def _run(
+    native: ModuleType,
+    reader: Reader,
+    section: Section,
+    stream: Stream,
+    book: NDArray[np.float32],
     out: NDArray[np.float32],
-    data: Data,
-    *,
-    codebook: NDArray[np.float32],
-    decoder: Decoder | None = None,
 ) -> None:
-    """Fill ``out`` with ``codebook[symbol]``, one symbol for each entry.
-
-    Arguments and errors are those of :func:`decode_sparse_into`.
-    """
-    flat, book = _check(out, codebook)
-    native = kernel("entropy")
-    if native is not None and len(book) <= 256:
-        feed = _feed(data, len(flat), len(book), decoder)
-        try:
-            native.expand_dense(*feed, book, flat)
-        except ValueError as e:
-            raise FormatError(str(e)) from None
+    first = _feed(reader, stream)
+    if section.layout == DENSE:
+        native.expand_dense(*first, book, out)
         return
-    flat[:] = book[_symbols(data, len(flat), len(book), decoder)]
+    kept = section.kept[0]
+    if section.codes is None:
+        second = _Feed(np.zeros(kept, np.uint8), None, 0, 0)
+    else:
+        second = _feed(reader, section.codes)
+    native.expand_sparse(*first, stream.count, *second, kept, book, out)
 
 
-def _check(
-    out: NDArray[np.float32], codebook: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    if out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ArgumentError(
-            f"out must be writable C-contiguous float32, got {out.dtype} with strides "
-            f"{out.strides}; pass parameter.detach().numpy()"
-        )
-    if codebook.ndim != 1 or not len(codebook):
-        raise ArgumentError(f"codebook must be 1-D and not empty, got shape {codebook.shape}")
-    return out.reshape(-1), np.ascontiguousarray(codebook, np.float32)
-
-
-def _symbols(data: Data, count: int, alphabet: int, decoder: Decoder | None) -> Symbols:
-    if alphabet == 1 and not len(data):
-        return np.zeros(count, np.uint8)
-    if decoder is not None:
-        return decoder(data, count, alphabet)
-    return Rans().decode(data, count, alphabet)
-
-
-def _feed(data: Data, count: int, alphabet: int, decoder: Decoder | None) -> _Feed:
-    """What the kernel takes: coded bytes with frequencies, or plain symbols with ``None``."""
-    if decoder is None and (alphabet > 1 or len(data)):
-        found = parse(data, count, alphabet)
-        if isinstance(found, Stream):
-            payload = np.frombuffer(found.payload, np.uint8)
-            return payload, found.table(alphabet), found.bits, found.lanes
-        return found.astype(np.uint8, copy=False), None, 0, 1
-    symbols = _symbols(data, count, alphabet, decoder)
-    return symbols.astype(np.uint8, copy=False), None, 0, 1
+def _feed(reader: Reader, stream: Stream) -> _Feed:
+    if stream.coder == RANS:
+        found = parse(stream.data, stream.count, stream.alphabet)
+        if isinstance(found, RansStream):
+            return _Feed(found.payload, found.table(stream.alphabet), found.bits, found.lanes)
+        return _Feed(found.astype(np.uint8), None, 0, 0)
+    return _Feed(symbols(reader, stream, "symbols").astype(np.uint8), None, 0, 0)

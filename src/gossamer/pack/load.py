@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from gossamer import names
@@ -34,9 +33,10 @@ def load_into(
     with Archive(path, max_bytes=max_bytes) as archive:
         targets = _targets(archive, model, strict)
         archive.check_sections()
-        with torch.no_grad():
-            for name, target in targets.items():
-                target.copy_(archive.tensor(name))
+        for name, target in targets.items():
+            same = archive.aliases.get(name)
+            if same is None or targets.get(same) is not target:
+                archive.read_into(name, target)
     return model
 
 

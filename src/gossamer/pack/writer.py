@@ -38,7 +38,7 @@ __all__ = ["PROFILES", "named_tensors", "pack", "pack_bytes"]
 
 PROFILES = {
     "smallest": Settings(),
-    "fast": Settings(coders=(FIXED, RANS), context=0, level=3, slack=0.002, gain=0.02),
+    "fast": Settings(coders=(FIXED, RANS), context=0, level=3, slack=0.002, gain=0.15),
     "huffman": Settings(coders=(HUFFMAN,), context=0, paper=True),
 }
 """``smallest`` tries everything; ``fast`` keeps to what decodes fastest, without the context
