@@ -8,7 +8,8 @@ networks of the shapes of LeNet-300-100 and ResNet-20. Every row is a whole mode
 set of it. The others get what they can use: zstd and xz the float32 bytes and, separately, one
 byte per weight with the code books beside; NNR (DeepCABAC, from the `nncodec` package, which
 needs numpy < 2 and therefore an interpreter of its own) the signed ranks, with its best settings
-tensor by tensor, plus this library's own bytes for code books, biases and header.
+tensor by tensor and one byte to say which, plus this library's own bytes for code books, biases
+and header (its own headers are larger).
 """
 
 from __future__ import annotations
@@ -168,8 +169,9 @@ def compare(model: str, layers: str, state: State, python: str | None) -> dict[s
             rest = archive.file_bytes
             for name in coded:
                 parts = archive.info(name)["parts"]
-                rest -= sum(parts.get(p, 0) for p in ("context", "positions", "codes", "classes"))
-        others["NNR"] = sum(coded.values()) + rest
+                coding = ("context", "positions", "codes", "tables", "classes")
+                rest -= sum(parts.get(p, 0) for p in coding)
+        others["NNR"] = sum(coded.values()) + len(coded) + rest
     ours, best = min(sizes.values()), min(others.values())
     dense = sum(t.numel() * t.element_size() for t in state.values())
     return {

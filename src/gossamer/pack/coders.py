@@ -22,7 +22,9 @@ class Coder(Protocol):
     def encode(self, symbols: NDArray[np.unsignedinteger], alphabet: int) -> bytes:
         """All of ``symbols`` (1-D, each below ``alphabet``), with whatever tables they need."""
 
-    def decode(self, data: bytes, count: int, alphabet: int) -> NDArray[np.unsignedinteger]:
+    def decode(
+        self, data: bytes | memoryview, count: int, alphabet: int
+    ) -> NDArray[np.unsignedinteger]:
         """The symbols; FormatError when ``data`` is not exactly their encoding."""
 
     def estimate(self, histogram: NDArray[np.integer]) -> float:

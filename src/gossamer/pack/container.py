@@ -24,6 +24,8 @@ __all__ = [
     "VERSION",
     "Entry",
     "Header",
+    "check_names",
+    "file_chunks",
     "read_body",
     "read_header",
     "section_crc",
@@ -124,6 +126,16 @@ def write_header(header: Header) -> bytes:
     out = MAGIC + bytes([VERSION]) + head + stored
     header.crc = zlib.crc32(out)
     return out + header.crc.to_bytes(4, "little")
+
+
+def file_chunks(header: Header, payloads: Sequence[bytes]) -> list[bytes]:
+    """A whole file: the header, which gets its lengths here, and the checked sections."""
+    header.lengths = [len(p) for p in payloads]
+    chunks = [write_header(header)]
+    for number, payload in enumerate(payloads):
+        crc = section_crc(header.crc, number, payload)
+        chunks += [payload, crc.to_bytes(4, "little")]
+    return chunks
 
 
 def section_crc(header_crc: int, number: int, payload: bytes | memoryview) -> int:

@@ -30,6 +30,7 @@ from gossamer.pack.layouts import (
     row_scan,
     transposed,
 )
+from gossamer.pack.native import kernel
 from gossamer.pack.raw import encode_raw
 from gossamer.pack.section import RAW
 from gossamer.pack.values import Bits, DType, Values, analyse
@@ -57,7 +58,8 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     plans = sorted(_plans(values, s), key=lambda plan: plan.estimate)
     near = plans[0].estimate * (1 + s.slack) + 64
     built = [plan.build() for plan in plans if plan.estimate <= near or len(bits) <= SMALL]
-    if values.book is not None and len(values.book) and len(bits) <= s.context:
+    tried = len(bits) <= s.context and kernel("context") is not None
+    if tried and values.book is not None and len(values.book):
         built.append(context_section(values))
     return min(built, key=len)
 

@@ -53,7 +53,7 @@ class Settings:
 
     Attributes:
         coders: symbol coders to consider.
-        context: entries up to which the context coder is tried (0: never).
+        context: entries up to which the context coder is tried, where it is compiled (0: never).
         paper: Deep Compression's own coding, with gaps of ``index_bits``.
         index_bits: of the paper's gaps.
         level: of zstd.

@@ -93,7 +93,7 @@ def decode_raw(reader: Reader, dtype: DType, count: int) -> Bits:
             planes.append(np.frombuffer(data, np.uint8))
         elif how == _CODED:
             try:
-                planes.append(CODERS[RANS].decode(bytes(reader.block(what)), count, 256))
+                planes.append(CODERS[RANS].decode(reader.block(what), count, 256))
             except FormatError as e:
                 raise FormatError(f"{reader.where}: {what}: {e}") from None
         else:

@@ -94,7 +94,7 @@ def _without_tables(section: Section) -> dict[str, int]:
 
 def _table_bytes(stream: Stream) -> int:
     """What a stream spends on telling its code."""
-    data = bytes(stream.data)
+    data = stream.data
     if stream.coder == RANS:
         found = parse_rans(data, stream.count, stream.alphabet)
         return len(data) - len(found.payload) if isinstance(found, RansStream) else 0

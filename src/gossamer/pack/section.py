@@ -186,7 +186,7 @@ def _classes(reader: Reader, section: Section, parts: dict[str, int]) -> list[in
 def symbols(reader: Reader, stream: Stream, what: str) -> NDArray[np.unsignedinteger]:
     """Decode a stream, adding the place to the coder's message."""
     try:
-        return CODERS[stream.coder].decode(bytes(stream.data), stream.count, stream.alphabet)
+        return CODERS[stream.coder].decode(stream.data, stream.count, stream.alphabet)
     except FormatError as e:
         raise FormatError(f"{reader.where}: {what}: {e}") from None
 

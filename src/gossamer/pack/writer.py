@@ -24,9 +24,8 @@ from gossamer.pack.container import (
     Entry,
     Header,
     check_names,
-    section_crc,
+    file_chunks,
     write_atomic,
-    write_header,
 )
 from gossamer.pack.encode import encode_section
 from gossamer.pack.layouts import Settings
@@ -187,12 +186,7 @@ def _chunks(
         else:
             payloads.append(encode_raw(np.concatenate(group), dtype, level=settings.level))
     payloads += [c.section for c in coded if c.section is not None]
-    header.lengths = [len(p) for p in payloads]
-    chunks = [write_header(header)]
-    for number, payload in enumerate(payloads):
-        crc = section_crc(header.crc, number, payload)
-        chunks += [payload, crc.to_bytes(4, "little")]
-    return chunks
+    return file_chunks(header, payloads)
 
 
 def _code(name: str, tensor: Tensor, settings: Settings, allow_nonfinite: bool) -> _Coded:
