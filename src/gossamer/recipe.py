@@ -283,7 +283,8 @@ def dump(recipe: Recipe) -> str:
     """The recipe as YAML, with every default written out; :func:`parse` reads it back."""
     data = recipe.model_dump(mode="json", exclude_none=True)
     data["stages"] = [
-        {stage.pop("stage"): stage} if len(stage) > 1 else stage["stage"] for stage in data["stages"]
+        {stage.pop("stage"): stage} if len(stage) > 1 else stage["stage"]
+        for stage in data["stages"]
     ]
     return yaml.safe_dump(data, sort_keys=False, width=100)
 

@@ -1,1 +1,5 @@
-"""The report: one self-contained HTML page."""
+"""The report: one self-contained HTML page of a run."""
+
+from gossamer.report.page import render, write
+
+__all__ = ["render", "write"]
