@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from gossamer.errors import ArgumentError, FormatError
 from gossamer.pack import PROFILES, Archive, describe, load_into, pack, pack_bytes, unpack
+from gossamer.pack.values import to_bits
 
 DTYPES = [
     torch.float64,
@@ -51,6 +55,7 @@ def check(state: dict[str, Tensor], **options: object) -> bytes:
         assert sum(parts.values()) == len(data) == archive.file_bytes
         for row in archive.rows():
             assert row["bytes"] == sum(row["parts"].values())
+            assert row["distinct"] == len(np.unique(to_bits("t", state[row["name"]])[1]))
             if row["numel"]:
                 raw = state[row["name"]].contiguous().reshape(-1)
                 raw = raw.view(torch.uint8).view(row["numel"], raw.element_size())
@@ -214,6 +219,14 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch) -> None:
         pack({"a": torch.zeros(3)}, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.gsm"]
+
+
+def test_an_archive_nobody_keeps_closes_itself(tmp_path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pack({"a": torch.ones(3)}, tmp_path / "m.gsm")
+        Archive(tmp_path / "m.gsm")
+        gc.collect()
 
 
 def test_metadata_names_and_laziness(tmp_path) -> None:

@@ -30,6 +30,8 @@ _FIRST_READ = 1 << 16
 class Archive:
     """A ``.gsm`` file, open for reading; tensors are decoded when asked for.
 
+    Not to be read by several threads at once; each can open its own.
+
     Args:
         source: path, or the bytes of a file.
         max_bytes: bound on the decoded bytes of all tensors; raise it for a larger model that
@@ -99,6 +101,11 @@ class Archive:
     def close(self) -> None:
         """Close the file. Decoded tensors stay."""
         self._file.close()
+
+    def __del__(self) -> None:
+        """Close the file of an archive that nobody kept."""
+        if hasattr(self, "_file"):
+            self._file.close()
 
     def __enter__(self) -> Self:
         """The archive itself."""

@@ -46,21 +46,30 @@ def own_row(entry: Entry, bits: Bits, payload: bytes, where: str) -> Row:
     section = parse(Reader(payload, where), entry.dtype, entry.shape, entry.numel)
     parts = _without_tables(section)
     parts["framing"] = parts.get("framing", 0) + 4
-    return _row(entry.name, entry, bits, section.chain, parts, None)
+    # A code book says what sorting a large tensor would.
+    distinct = None if section.book is None else len(section.book) + (not bits.all())
+    return _row(entry.name, entry, bits, section.chain, parts, distinct=distinct)
 
 
 def grouped_row(entry: Entry, bits: Bits, share: int) -> Row:
     """A member of the section of small tensors, with its share of the bytes."""
-    return _row(entry.name, entry, bits, "raw, grouped", {"raw": share}, None)
+    return _row(entry.name, entry, bits, "raw, grouped", {"raw": share})
 
 
 def tied_row(name: str, target: Entry, bits: Bits) -> Row:
     """An alias, which takes no bytes."""
-    return _row(name, target, bits, "tied", {}, target.name)
+    return _row(name, target, bits, "tied", {}, tied_to=target.name)
 
 
 def _row(
-    name: str, entry: Entry, bits: Bits, codec: str, parts: dict[str, int], tied_to: str | None
+    name: str,
+    entry: Entry,
+    bits: Bits,
+    codec: str,
+    parts: dict[str, int],
+    *,
+    tied_to: str | None = None,
+    distinct: int | None = None,
 ) -> Row:
     nonzeros, total = int(np.count_nonzero(bits)), sum(parts.values())
     return Row(
@@ -70,7 +79,7 @@ def _row(
         numel=entry.numel,
         nonzeros=nonzeros,
         density=nonzeros / entry.numel if entry.numel else 1.0,
-        distinct=len(np.unique(bits)),
+        distinct=len(np.unique(bits)) if distinct is None else distinct,
         codec=codec,
         bytes=total,
         bits_per_weight=8 * total / entry.numel if entry.numel else 0.0,
