@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from gossamer import names
 from gossamer.errors import ArgumentError
 
-__all__ = ["Masks", "keep_top"]
+__all__ = ["Masks", "above_quality", "keep_top"]
 
 
 class Masks(dict[str, Tensor]):
@@ -182,3 +183,24 @@ def keep_top(
         masks[name] = chosen[start : start + score.numel()].view(score.shape).to(score.device)
         start += score.numel()
     return masks
+
+
+def above_quality(weight: Tensor, quality: float, *, name: str = "weight") -> Tensor:
+    """|w| > quality * std(w), the standard deviation over the non-zero weights (Han et al. 2015).
+
+    Zeros of an earlier round are no sample of the distribution; ``quality`` 0 keeps the non-zero
+    weights.
+
+    >>> above_quality(torch.tensor([0.0, 1.0, -1.0, 3.0]), 1.0).tolist()
+    [False, False, False, True]
+
+    Raises :class:`ArgumentError` for a negative or non-finite quality, or NaN weights.
+    """
+    if not (quality >= 0 and math.isfinite(quality)):
+        raise ArgumentError(f"quality {name}={quality} must be at least 0 and finite")
+    weight = weight.detach()
+    if torch.isnan(weight).any():
+        raise ArgumentError(f"weight {name!r} holds NaN; train or load the model first")
+    alive = weight[weight != 0]
+    threshold = quality * float(alive.std(correction=0)) if alive.numel() else 0.0
+    return weight.abs() > threshold

@@ -21,11 +21,11 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gossamer import names
 from gossamer.errors import ArgumentError
-from gossamer.masks import Masks, keep_top
+from gossamer.masks import Masks, above_quality, keep_top
 from gossamer.names import Tensors
 
 __all__ = [
@@ -157,24 +157,17 @@ def threshold_masks(
     Raises :class:`ArgumentError` for a negative or non-finite quality, or NaN weights.
     """
     weights = names.weights(model, include=include, exclude=exclude)
-    if isinstance(quality, Mapping):
-        factors = dict.fromkeys(weights, 0.0)
-        for pattern, value in quality.items():
-            factors.update(dict.fromkeys(names.select(weights, pattern), value))
-    else:
-        factors = dict.fromkeys(weights, quality)
+    factors = dict.fromkeys(weights, 0.0)
+    named: set[str] = set()
+    for pattern, value in quality.items() if isinstance(quality, Mapping) else [("*", quality)]:
+        for name in names.select(weights, pattern):
+            factors[name] = value
+            named.add(name)
     masks = Masks()
     for name, w in weights.items():
         q = factors[name]
-        if not (q >= 0 and math.isfinite(q)):
-            raise ArgumentError(f"quality {name}={q} must be at least 0 and finite")
-        if torch.isnan(w).any():
-            raise ArgumentError(f"weight {name!r} holds NaN; train or load the model first")
-        alive: Tensor = w.detach()[w.detach() != 0]
-        threshold = q * float(alive.std(correction=0)) if alive.numel() else 0.0
-        mask = w.detach().abs() > threshold
-        if q == 0 and within is None:
-            mask = torch.ones_like(mask)
+        # an unnamed layer stays whole, its zeros too
+        mask = above_quality(w, q, name=name) if q or name in named else torch.ones_like(w) != 0
         masks[name] = mask & within[name] if within is not None and name in within else mask
     warn_empty(masks)
     return masks
