@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from gossamer.errors import FormatError
 from gossamer.pack import context
-from gossamer.pack.fused import expand_fused
+from gossamer.pack.fused import can_fuse, expand_fused
 from gossamer.pack.gaps import fixed_positions, from_bitmap, from_gaps
 from gossamer.pack.limits import Reader
 from gossamer.pack.raw import decode_raw
@@ -50,8 +50,9 @@ def decode_section(
     """
     reader = Reader(data, where)
     section = parse(reader, dtype, shape, numel)
-    target = np.empty(numel, dtype.bits) if out is None else out
-    if expand_fused(reader, section, dtype, target):
+    if can_fuse(section, dtype):
+        target = np.empty(numel, dtype.bits) if out is None else out
+        expand_fused(reader, section, dtype, target)
         return target
     bits = expand(reader, section, dtype, numel)
     if out is None:
