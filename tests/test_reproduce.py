@@ -61,7 +61,7 @@ def test_run_writes_the_results_file_with_failures_kept(tmp_path: Path) -> None:
     assert data["seeds"] == [3, 4]
     assert data["all"] == [9, 16]
     assert data["claims"] == [
-        {"id": "toy.1", "what": "largest square", "value": 16, "bound": "<= 10", "holds": False}
+        {"id": "toy.1", "what": "largest square", "value": 16.0, "bound": "<= 10", "holds": False}
     ]
     assert {"commit", "hardware", "seconds"} <= set(data)
     assert any("FALLS SHORT" in line for line in said)

@@ -29,6 +29,16 @@ def _huffman_bits(histogram: NDArray[np.int64]) -> float:
     return float((code_lengths(histogram) * histogram).sum())
 
 
+def _entropy(histogram: NDArray[np.int64]) -> float:
+    """Bits a symbol."""
+    counts = histogram[histogram > 0].astype(np.float64)
+    return (
+        float((counts * np.log2(counts.sum() / counts)).sum() / counts.sum())
+        if len(counts)
+        else 0.0
+    )
+
+
 def paper_columns(
     codes: NDArray[np.integer], *, index_bits: int = 5, biases: int = 0
 ) -> dict[str, float]:
@@ -40,9 +50,9 @@ def paper_columns(
         biases: float32 biases, in the reference and in the compressed size alike, as published.
 
     Returns weights, kept_percent, weight_bits (fixed width), weight_bits_huffman, index_bits,
-    index_bits_huffman (both per stored entry), rate_pq_percent and rate_pqh_percent (compressed
-    bits over reference bits; code book and fillers included, for Huffman its table, one byte a
-    symbol, too).
+    index_bits_huffman, weight_entropy, index_entropy (bits per stored entry), rate_pq_percent and
+    rate_pqh_percent (compressed bits over reference bits; code book and fillers included, for
+    Huffman its table, one byte a symbol, too).
 
     >>> columns = paper_columns(np.array([0, 1, 0, 0, 2, 1, 0, 0]), index_bits=2)
     >>> columns["kept_percent"], columns["weight_bits"]
@@ -71,6 +81,8 @@ def paper_columns(
         "weight_bits_huffman": weight_bits / count,
         "index_bits": index_bits,
         "index_bits_huffman": gap_bits / count,
+        "weight_entropy": _entropy(used),
+        "index_entropy": _entropy(wide),
         "rate_pq_percent": 100 * fixed / max(1, reference),
         "rate_pqh_percent": 100 * huffman / max(1, reference),
     }

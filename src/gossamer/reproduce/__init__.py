@@ -68,14 +68,14 @@ class Claim:
     @property
     def holds(self) -> bool:
         """Whether the value meets its bound; NaN never does."""
-        return _COMPARE[self.relation](self.value, self.limit)
+        return bool(_COMPARE[self.relation](self.value, self.limit))
 
     def as_dict(self) -> dict[str, Any]:
         """The layout of the results file."""
         return {
             "id": self.id,
             "what": self.what,
-            "value": self.value,
+            "value": float(self.value),
             "bound": f"{self.relation} {self.limit:g}",
             "holds": self.holds,
         }
@@ -224,7 +224,9 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write JSON atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=1, allow_nan=True) + "\n")
+    # numpy scalars become plain numbers
+    text = json.dumps(data, indent=1, default=lambda value: value.item())
+    temporary.write_text(text + "\n")
     os.replace(temporary, path)
 
 
