@@ -1,0 +1,219 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gossamer.curvature import hessian_diagonal
+from gossamer.datasets import Split
+from gossamer.errors import ArgumentError
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def data(*shape: int, n: int = 6, classes: int = 3) -> Split:
+    g = torch.Generator().manual_seed(1)
+    return Split(
+        torch.randn(n, *shape, generator=g).double(), torch.randint(0, classes, (n,), generator=g)
+    )
+
+
+def exact(model: nn.Module, split: Split, name: str, loss: str) -> Tensor:
+    """The diagonal of the true Hessian, by differentiating twice."""
+    p = dict(model.named_parameters())[name]
+
+    def value(w: Tensor) -> Tensor:
+        out = torch.func.functional_call(model, {name: w}, (split.inputs,))
+        if loss == "cross_entropy":
+            return F.cross_entropy(out, split.targets)
+        return (F.one_hot(split.targets, out.shape[1]) - out).square().sum(1).mean()
+
+    full = torch.autograd.functional.hessian(value, p.detach())
+    return full.reshape(p.numel(), p.numel()).diagonal().reshape(p.shape)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("lm", [True, False])
+def test_last_layer_equals_the_exact_diagonal(loss: str, lm: bool) -> None:
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    split = data(4)
+    h = hessian_diagonal(net, split, loss=loss, levenberg_marquardt=lm)  # type: ignore[arg-type]
+    for name in ("2.weight", "2.bias"):
+        torch.testing.assert_close(h[name], exact(net, split, name, loss), rtol=1e-6, atol=1e-9)
+
+
+def slow_hidden(net: nn.Sequential, split: Split, lm: bool) -> Tensor:
+    """Equations 7-9 unit by unit, pattern by pattern, for linear-tanh-linear."""
+    first, last = net[0], net[2]
+    total = torch.zeros_like(first.weight)
+    for x, target in zip(split.inputs, split.targets, strict=True):
+        a = first.weight @ x + first.bias
+        y = torch.tanh(a)
+        p = F.softmax(last.weight @ y + last.bias, dim=0)
+        for i in range(len(a)):
+            slope, bend = 1 - y[i] ** 2, -2 * y[i] * (1 - y[i] ** 2)
+            below = sum(last.weight[k, i] ** 2 * p[k] * (1 - p[k]) for k in range(len(p)))
+            gradient = sum(last.weight[k, i] * (p[k] - float(k == target)) for k in range(len(p)))
+            second = slope**2 * below + (0 if lm else bend * gradient)
+            for j in range(len(x)):
+                total[i, j] += x[j] ** 2 * second
+    return (total / len(split)).detach()
+
+
+@pytest.mark.parametrize("lm", [True, False])
+def test_hidden_layer_equals_the_written_formula(lm: bool) -> None:
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    split = data(4)
+    h = hessian_diagonal(net, split, levenberg_marquardt=lm, batch_size=4)
+    torch.testing.assert_close(h["0.weight"], slow_hidden(net, split, lm), rtol=1e-9, atol=1e-12)
+
+
+def test_a_chain_of_single_units_is_exact_with_every_term() -> None:
+    net = nn.Sequential(nn.Linear(1, 1), nn.Tanh(), nn.Linear(1, 1), nn.Tanh()).double()
+    split = Split(torch.randn(5, 1).double(), torch.randn(5, 1).double())
+    h = hessian_diagonal(net, split, loss="mse", levenberg_marquardt=False)
+    for name, p in net.named_parameters():
+
+        def value(w: Tensor, name: str = name) -> Tensor:
+            out = torch.func.functional_call(net, {name: w}, (split.inputs,))
+            return (out - split.targets).square().sum(1).mean()
+
+        true = torch.autograd.functional.hessian(value, p.detach()).reshape(p.shape)
+        torch.testing.assert_close(h[name], true, rtol=1e-9, atol=1e-12)
+
+
+def conv_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, stride=2, groups=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 3, 2, dilation=1),
+        nn.Sigmoid(),
+        nn.AvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    ).double()
+
+
+def test_levenberg_marquardt_is_nowhere_negative_and_covers_every_parameter() -> None:
+    net = conv_net()
+    h = hessian_diagonal(net, data(2, 12, 12))
+    assert set(h) == {n for n, _ in net.named_parameters()}
+    assert all(float(v.min()) >= 0 for v in h.values())
+    assert all(float(v.max()) > 0 for v in h.values())
+
+
+def test_convolution_equals_the_unrolled_linear_layer_with_shared_weights() -> None:
+    conv = nn.Sequential(nn.Conv2d(2, 3, 2, bias=False), nn.Flatten(), nn.Linear(12, 3)).double()
+    split = data(2, 3, 3)
+    # Each patch of each pattern is a row; the shared weight sums over its connections.
+    unrolled = nn.Sequential(nn.Linear(8, 3, bias=False)).double()
+    unrolled[0].weight.data = conv[0].weight.data.reshape(3, 8)
+    h = hessian_diagonal(conv, split)["0.weight"]
+    patches = F.unfold(split.inputs, 2).transpose(1, 2)  # (N, 4, 8)
+    out = conv[2](conv[1](conv[0](split.inputs)))
+    p = F.softmax(out, 1)
+    below = (p * (1 - p)) @ conv[2].weight.square()  # (N, 12), channel-major
+    below = below.view(-1, 3, 4).transpose(1, 2)  # (N, 4, 3)
+    wanted = torch.einsum("nki,nko->oi", patches.square(), below) / len(split)
+    torch.testing.assert_close(h.reshape(3, 8), wanted, rtol=1e-9, atol=1e-12)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.inner(x)) + x
+        return self.out(y)
+
+
+def test_residual_add_passes_the_derivative_to_both_branches() -> None:
+    net, split = Residual().double(), data(4)
+    h = hessian_diagonal(net, split)
+    a = net.inner(split.inputs)
+    p = F.softmax(net(split.inputs), 1)
+    below = ((p * (1 - p)) @ net.out.weight.square()) * (a > 0)
+    wanted = below.T @ split.inputs.square() / len(split)
+    torch.testing.assert_close(h["inner.weight"], wanted, rtol=1e-9, atol=1e-12)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(torch.tanh(self.a(x)))
+
+
+def test_a_shared_parameter_sums_over_its_connections() -> None:
+    net, split = Tied().double(), data(3)
+    apart = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False))
+    apart = apart.double()
+    apart[0].weight.data = apart[2].weight.data = net.a.weight.data
+    both = hessian_diagonal(apart, split)
+    h = hessian_diagonal(net, split)["a.weight"]
+    torch.testing.assert_close(h, both["0.weight"] + both["2.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_backpack_agrees_on_what_it_computes() -> None:
+    backpack = pytest.importorskip("backpack")
+    from backpack.extensions import DiagHessian
+
+    net = nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3)).double()
+    split = data(4)
+    twin = backpack.extend(nn.Sequential(*net))
+    loss = backpack.extend(nn.CrossEntropyLoss())
+    with backpack.backpack(DiagHessian()):
+        loss(twin(split.inputs), split.targets).backward()
+    h = hessian_diagonal(net, split, levenberg_marquardt=False)
+    torch.testing.assert_close(h["2.weight"], twin[2].weight.diag_h)
+    # Hidden layers: OBD drops off-diagonal terms, so it deviates, but not wildly.
+    ratio = h["0.weight"].sum() / twin[0].weight.diag_h.sum()
+    assert 0.2 < float(ratio) < 5
+
+
+def test_weight_decay_is_included_only_when_asked_for() -> None:
+    net, split = nn.Sequential(nn.Linear(4, 3)).double(), data(4)
+    plain = hessian_diagonal(net, split)["0.weight"]
+    decayed = hessian_diagonal(net, split, weight_decay=0.5)["0.weight"]
+    torch.testing.assert_close(decayed, plain + 0.5)
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cumsum(self.fc(x), 1)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_has_no_rule_is_refused_by_name() -> None:
+    with pytest.raises(ArgumentError, match="cumsum"):
+        hessian_diagonal(Odd().double(), data(4))
+    with pytest.raises(ArgumentError, match="cannot be traced"):
+        hessian_diagonal(Branching(), data(4))
+    with pytest.raises(ArgumentError, match="split is empty"):
+        hessian_diagonal(nn.Sequential(nn.Linear(4, 3)).double(), data(4).take(torch.arange(0)))
+    with pytest.raises(ArgumentError, match="'hinge'"):
+        hessian_diagonal(nn.Sequential(nn.Linear(4, 3)), data(4), loss="hinge")  # type: ignore[arg-type]
+
+
+def test_modes_are_given_back() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).double().train()
+    hessian_diagonal(net, data(4))
+    assert net.training
+    assert net[1].training
