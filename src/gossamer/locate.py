@@ -54,15 +54,21 @@ def find(relative: str, root: str | Path | None = None) -> Path:
 
 
 def function(spec: str, what: str) -> Callable[..., Any]:
-    """The user's own ``module:function``; the current directory is importable too.
+    """The user's own ``module:function`` or ``path/to/file.py:function``.
 
-    ``what`` names the thing in messages ("dataset", "network"). Raises :class:`ArgumentError`
-    when the module does not import, or has no such callable.
+    The current directory, or the file's, is importable. ``what`` names the thing in messages
+    ("dataset", "network"). Raises :class:`ArgumentError` when the module does not import, or has
+    no such callable.
     """
-    module_name, _, attribute = spec.partition(":")
+    module_name, _, attribute = spec.rpartition(":")
     if not module_name or not attribute:
         raise ArgumentError(f"{what} {spec!r} is not of the form 'module:function'")
-    here = str(Path.cwd())
+    here, file = str(Path.cwd()), None
+    if module_name.endswith(".py"):
+        file = Path(module_name).expanduser().resolve()
+        if not file.is_file():
+            raise ArgumentError(f"{what} {spec!r}: there is no file {file}")
+        here, module_name = str(file.parent), file.stem
     if here not in sys.path:  # stays: the function may import its neighbours when it is called
         sys.path.insert(0, here)
     try:
@@ -75,6 +81,11 @@ def function(spec: str, what: str) -> Callable[..., Any]:
         ) from e
     except (ImportError, SyntaxError) as e:
         raise ArgumentError(f"{what} {spec!r}: module {module_name!r} does not import: {e}") from e
+    if file is not None and Path(module.__file__ or "").resolve() != file:
+        raise ArgumentError(
+            f"{what} {spec!r}: {module_name!r} is the name of another module, "
+            f"{module.__file__ or 'built in'}; rename the file"
+        )
     value: Any = module
     for part in attribute.split("."):
         value = getattr(value, part, None)

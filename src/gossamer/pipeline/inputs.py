@@ -1,0 +1,124 @@
+"""A user's model and data: objects as they are, or names made into objects."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gossamer import nets
+from gossamer.datasets import Dataset
+from gossamer.errors import ArgumentError, FormatError, RecipeError
+from gossamer.pack import load_into, unpack
+from gossamer.recipe import Recipe
+from gossamer.training import load_checkpoint
+
+__all__ = ["identity", "load_weights", "network", "read_state", "trained"]
+
+
+def network(
+    spec: str,
+    data: Dataset,
+    *,
+    seed: int = 0,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+) -> nn.Module:
+    """A network by name, in the shape of the data, with trained weights where a file is given.
+
+    Raises :class:`ArgumentError` for an unknown name, a file that does not fit, or a network that
+    cannot take the data.
+    """
+    if ":" in spec:
+        model = nets.build(spec, seed=seed, pretrained=pretrained)
+    else:
+        images = len(data.in_shape) == 3
+        shape: dict[str, Any] = {"classes": data.classes}
+        if images:
+            shape["in_shape"] = data.in_shape
+        model = nets.build(spec, seed=seed, pretrained=pretrained, **shape)
+    return model if weights is None else load_weights(model, weights)
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors``, ``.gsm`` or checkpoint file; nothing in it is executed.
+
+    Raises :class:`ArgumentError` when there is no such file or no tensors in it,
+    :class:`FormatError` when it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArgumentError(f"there is no file {path}")
+    if path.suffix == ".gsm":
+        return unpack(path)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as e:
+            raise FormatError(f"{path} is no sound safetensors file: {e}; fetch it again") from e
+    found = load_checkpoint(path)
+    for key in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict):
+        raise ArgumentError(f"{path} holds a {type(found).__name__}, not a mapping of tensors")
+    odd = [name for name, value in found.items() if not isinstance(value, Tensor)]
+    if odd or not found:
+        what = f"{odd[0]!r} is a {type(found[odd[0]]).__name__}" if odd else "it is empty"
+        raise ArgumentError(f"{path} is no mapping of names to tensors: {what}")
+    return found
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load a file's tensors into a model.
+
+    Raises :class:`ArgumentError` when they do not fit, naming the first that do not.
+    """
+    if Path(path).suffix == ".gsm" and Path(path).is_file():
+        return load_into(path, model)
+    state = read_state(path)
+    try:
+        wrong = model.load_state_dict(state, strict=False)
+    except RuntimeError as e:
+        line = str(e).strip().splitlines()[-1].strip()
+        raise ArgumentError(f"{path} does not fit the network: {line}") from e
+    # safetensors keeps tied tensors once; batch counters are often left out
+    own = model.state_dict(keep_vars=True)
+    loaded = {id(own[n]) for n in own if n not in wrong.missing_keys}
+    missing = [
+        n
+        for n in wrong.missing_keys
+        if id(own[n]) not in loaded and not n.endswith("num_batches_tracked")
+    ]
+    if missing or wrong.unexpected_keys:
+        parts = [f"missing {n!r}" for n in missing] + [
+            f"unknown {n!r}" for n in wrong.unexpected_keys
+        ]
+        raise ArgumentError(f"{path} does not fit the network: {', '.join(parts[:6])}")
+    return model
+
+
+def trained(recipe: Recipe, spec: str) -> None:
+    """Raise :class:`RecipeError` where a recipe would compress random initial weights."""
+    begins = recipe.work[0].stage if recipe.work else "pack"
+    if begins == "train" or recipe.weights or recipe.pretrained or ":" in spec:
+        return
+    raise RecipeError(
+        f"{recipe.place()}: it begins with {begins!r}, but network {spec!r} is not trained; give "
+        "its weights (--weights FILE, weights: FILE), pretrained: true where there are published "
+        "ones, or a train stage"
+    )
+
+
+def identity(data: Dataset) -> dict[str, Any]:
+    """What tells one dataset from another in a run directory."""
+    splits = (data.train, data.validation, data.test)
+    return {
+        "name": data.name,
+        "examples": [len(s) for s in splits],
+        "targets": [zlib.crc32(s.targets.contiguous().cpu().numpy().tobytes()) for s in splits],
+    }

@@ -1,0 +1,95 @@
+"""A recipe's layer patterns against a network: resolved, and checked before anything runs."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from torch import nn
+
+from gossamer import names
+from gossamer.errors import ArgumentError, RecipeError
+from gossamer.recipe import Recipe
+from gossamer.recipe.schema import Layers
+
+__all__ = ["check", "chosen", "per_layer"]
+
+T = TypeVar("T")
+
+
+def chosen(
+    model: nn.Module, include: Iterable[str] | None = None, exclude: Iterable[str] | None = None
+) -> dict[str, nn.Parameter]:
+    """The weights that a stage acts on: clean name -> parameter.
+
+    Raises :class:`ArgumentError` for a pattern that matches nothing, or when nothing is left.
+    """
+    everything = names.parameters(model)
+    found = names.weights(
+        model,
+        include=None if include is None else _expand(model, everything, include),
+        exclude=None if exclude is None else _expand(model, everything, exclude),
+    )
+    if not found:
+        raise ArgumentError(
+            "no weight is left to act on; parameters are: " + ", ".join([*everything][:40])
+        )
+    return found
+
+
+def per_layer(model: nn.Module, weights: Iterable[str], value: T | Mapping[str, T]) -> dict[str, T]:
+    """A value for each weight: one for all, or by pattern, of which the last that matches wins.
+
+    A weight that no pattern names is left out. A ``type:`` pattern may match nothing, so that one
+    recipe serves networks with and without such layers.
+
+    Raises :class:`ArgumentError` for another pattern that matches nothing, naming the layers.
+    """
+    pool = list(weights)
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(pool, value)
+    found: dict[str, T] = {}
+    for pattern, one in value.items():
+        found.update(dict.fromkeys(_expand(model, pool, [pattern]), one))
+    return {name: found[name] for name in pool if name in found}
+
+
+def _expand(model: nn.Module, pool: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The names that any pattern matches."""
+    pool, found = list(pool), []
+    for pattern in patterns:
+        if pattern.startswith("type:"):
+            owned = {
+                names.clean(f"{prefix}.{name}".lstrip("."))
+                for prefix, module in model.named_modules()
+                if fnmatch.fnmatchcase(type(module).__name__, pattern[5:])
+                for name, _ in module.named_parameters(recurse=False)
+            }
+            found += [name for name in pool if name in owned]
+        else:
+            found += names.select(pool, pattern)
+    return found
+
+
+def check(recipe: Recipe, model: nn.Module) -> None:
+    """Raise :class:`RecipeError` for a pattern that matches nothing, before any work is done."""
+    for i, stage in enumerate(recipe.stages):
+        if not isinstance(stage, Layers):
+            continue
+        for key in ("include", "exclude"):
+            try:
+                chosen(model, **{key: getattr(stage, key)})
+            except ArgumentError as e:
+                raise RecipeError(f"{recipe.place('stages', i, key)}: {e}") from e
+        try:
+            weights = chosen(model, stage.include, stage.exclude)
+        except ArgumentError as e:
+            raise RecipeError(f"{recipe.place('stages', i)}: {e}") from e
+        for key in ("density", "quality", "bits", "lam", "step"):
+            value = getattr(stage, key, None)
+            for pattern in value if isinstance(value, Mapping) else ():
+                try:
+                    _expand(model, weights, [pattern])
+                except ArgumentError as e:
+                    raise RecipeError(f"{recipe.place('stages', i, key, pattern)}: {e}") from e

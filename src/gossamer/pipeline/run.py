@@ -1,0 +1,358 @@
+"""Run a recipe: stage by stage, resumable to the same bytes, ending in a file and a report.
+
+The run directory holds ``run-key.json`` (what is being run), ``recipe.yaml``, ``stage-N.pt`` (the
+network after each stage), the training checkpoint of the present stage, ``metrics/*.jsonl``,
+``model.gsm``, ``run.json`` (every figure) and ``report.html``. Choices look at the validation
+split; the test split is evaluated before and after, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gossamer import datasets, fresh, names, report
+from gossamer import recipe as recipes
+from gossamer.datasets import Dataset
+from gossamer.errors import ArgumentError, GossamerError
+from gossamer.masks import Masks
+from gossamer.pack import load_into, pack, pack_bytes
+from gossamer.pipeline import folder, inputs, layers, measure
+from gossamer.pipeline.stages import State, run_stage
+from gossamer.progress import Reporter
+from gossamer.recipe import Recipe
+from gossamer.training import Evaluation, evaluate, load_checkpoint, save_atomic
+
+__all__ = ["Result", "compress", "run"]
+
+_ESTIMATED = 1 << 19  # up to so many tensor entries the packed size is known after every stage
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+        out, file, report: the run directory, the packed file and the HTML page in it.
+        bytes, dense_bytes: of the file, and of the tensors in it without any coding.
+        before, after: test figures of the network before the first stage that compresses, and of
+            the file decoded again.
+        model: the compressed network, decoded from the file.
+        run: all that run.json holds.
+    """
+
+    out: Path
+    file: Path
+    report: Path
+    bytes: int
+    dense_bytes: int
+    before: Evaluation
+    after: Evaluation
+    model: nn.Module
+    run: dict[str, Any]
+
+    @property
+    def ratio(self) -> float:
+        """Dense bytes over file bytes."""
+        return self.dense_bytes / self.bytes
+
+    @property
+    def accuracy_before(self) -> float:
+        """Test accuracy of the uncompressed network, a fraction."""
+        return self.before.accuracy
+
+    @property
+    def accuracy_after(self) -> float:
+        """Test accuracy of the file, a fraction."""
+        return self.after.accuracy
+
+
+def compress(
+    model: nn.Module | str,
+    dataset: Dataset | str,
+    *,
+    recipe: str | Path | Mapping[str, Any] | Recipe = "deep-compression",
+    out: str | Path,
+    overrides: tuple[str, ...] | list[str] = (),
+    restart: bool = False,
+    progress: Reporter | None = None,
+) -> Result:
+    """Compress a network in one call.
+
+    Args:
+        model: a trained network, which is left as it is; or a name for
+            :func:`gossamer.nets.build`, ``module:function`` or ``file.py:function`` among them.
+        dataset: data in memory, or a name for :func:`gossamer.datasets.load`.
+        recipe: a built-in recipe's name, a YAML file, or the same as a mapping.
+        out: run directory; started again, a killed run goes on from it, to the same bytes.
+        overrides: ``KEY=VALUE``, such as ``stages.prune.density=0.05``.
+        restart: throw an older run in ``out`` away.
+        progress: :func:`gossamer.progress.console` shows bars or lines; None is silent.
+
+    Raises :class:`ArgumentError` when ``out`` holds another run, naming what differs;
+    :class:`~gossamer.errors.RecipeError` for a recipe that does not fit, before anything is done;
+    and what the stages raise: finished stages stay on disk.
+    """
+    plan = recipes.load(recipe, overrides)
+    return run(plan, model, dataset, out, restart=restart, progress=progress)
+
+
+def run(
+    recipe: Recipe,
+    model: nn.Module | str | None,
+    dataset: Dataset | str | None,
+    out: str | Path,
+    *,
+    command: str | None = None,
+    restart: bool = False,
+    progress: Reporter | None = None,
+) -> Result:
+    """Run a recipe; as :func:`compress`, but model and dataset may be the recipe's own.
+
+    ``command``: the command line, for the report.
+    """
+    source = recipe.model if model is None else model
+    data_source = recipe.dataset if dataset is None else dataset
+    if source is None or data_source is None:
+        what = "model" if source is None else "dataset"
+        raise ArgumentError(f"recipe {recipe.name!r} names no {what}; give one (--{what})")
+    if isinstance(source, str):
+        inputs.trained(recipe, source)
+    data = (
+        data_source
+        if isinstance(data_source, Dataset)
+        else datasets.load(data_source, subset=recipe.subset)
+    )
+    for split in ("train", "validation", "test"):
+        if not len(getattr(data, split)):
+            raise ArgumentError(
+                f"dataset {data.name!r} has no {split} examples; choices are made on validation "
+                "data and figures taken on test data, so hold some back for both"
+            )
+    if isinstance(source, nn.Module):
+        network = copy.deepcopy(source)
+    else:
+        network = inputs.network(
+            source,
+            data,
+            seed=recipe.seed,
+            pretrained=recipe.pretrained,
+            weights=recipe.weights,
+        )
+    layers.check(recipe, network)
+    key = {
+        "recipe": recipe.model_dump(mode="json"),
+        "model": source if isinstance(source, str) else type(source).__name__,
+        # a function may train its network anew each time: the first one is kept, not compared
+        "weights": fresh.digest(names.clean_state_dict(network))
+        if isinstance(source, nn.Module) or recipe.weights
+        else None,
+        "dataset": inputs.identity(data),
+    }
+    job = _Job(recipe, network, data, Path(out), key, command, progress or Reporter())
+    job.begin(restart)
+    return job.finish(job.stages(), source, data_source)
+
+
+@dataclass
+class _Job:
+    """One run: its directory and its parts, in order."""
+
+    recipe: Recipe
+    model: nn.Module
+    data: Dataset
+    out: Path
+    key: dict[str, Any]
+    command: str | None
+    progress: Reporter
+
+    def begin(self, restart: bool) -> None:
+        """Begin, or go on with, the run that the directory is of."""
+        out = self.out
+        folder.begin(out, self.key, restart)
+        folder.write_text(out / "recipe.yaml", recipes.dump(self.recipe))
+        # What the run started from: a user's function may give another network the next time.
+        start = out / "stage-0.pt"
+        if start.exists():
+            self.model.load_state_dict(load_checkpoint(start)["model"])
+        else:
+            save_atomic({"model": self.model.state_dict()}, start)
+
+    def stages(self) -> tuple[State, list[dict[str, Any]], dict[str, Any]]:
+        """Do what is not done yet: the state, a row a stage, and the figures before."""
+        state = State(self.model, self.data, self.out, self.recipe.seed, self.progress)
+        rows: list[dict[str, Any]] = []
+        before: dict[str, Any] = {}
+        count = len(self.recipe.work)
+        for number, stage in enumerate(self.recipe.work, 1):
+            if not before and stage.stage not in ("train", "sensitivity"):
+                before = self._reference(state)
+            saved = self.out / f"stage-{number}.pt"
+            state.number, state.name = number, f"{number}-{stage.stage}"
+            if saved.exists():
+                found = load_checkpoint(saved)
+                self.model.load_state_dict(found["model"])
+                state.masks = Masks(found["masks"])
+                state.scan, state.curves = found["scan"], found["curves"]
+                rows.append(found["row"])
+                self.progress.say(f"stage {number}/{count} {stage.stage}: done before")
+                continue
+            self.progress.say(f"stage {number}/{count} {stage.stage}")
+            begun = time.monotonic()
+            run_stage(state, stage)
+            rows.append(self._row(state.name, time.monotonic() - begun))
+            save_atomic(
+                {
+                    "model": self.model.state_dict(),
+                    "masks": dict(state.masks),
+                    "scan": state.scan,
+                    "curves": state.curves,
+                    "row": rows[-1],
+                },
+                saved,
+            )
+            for checkpoint in self.out.glob(f"{number}-*.train.pt"):
+                checkpoint.unlink()
+        return state, rows, before or self._reference(state)
+
+    def _row(self, name: str, seconds: float) -> dict[str, Any]:
+        found = evaluate(self.model, self.data.validation)
+        row = {
+            "stage": name,
+            "accuracy": found.accuracy,
+            "density": measure.density(self.model),
+            "bytes": None,
+            "seconds": round(seconds, 2),
+        }
+        entries = sum(t.numel() for t in self.model.state_dict().values() if torch.is_tensor(t))
+        size = ""
+        if entries <= _ESTIMATED:
+            row["bytes"] = len(pack_bytes(self.model, profile=self.recipe.pack.profile))
+            size = f", {row['bytes']:,} bytes packed"
+        self.progress.say(
+            f"  validation accuracy {found.accuracy:.4f}, density {row['density']:.4f}{size}, "
+            f"{seconds:.1f} s"
+        )
+        return row
+
+    def _reference(self, state: State) -> dict[str, Any]:
+        """Remember the network before the first stage that compresses it, with test figures."""
+        path = self.out / "reference.pt"
+        if not path.exists():
+            found = evaluate(self.model, self.data.test)
+            save_atomic({"model": self.model.state_dict(), "test": found.as_dict()}, path)
+        saved = load_checkpoint(path)
+        state.reference = saved["model"]
+        test: dict[str, Any] = saved["test"]
+        self.progress.say(f"before: test accuracy {test['accuracy']:.4f}")
+        return test
+
+    def finish(
+        self,
+        done: tuple[State, list[dict[str, Any]], dict[str, Any]],
+        source: nn.Module | str,
+        data_source: Dataset | str,
+    ) -> Result:
+        """Pack, decode in a fresh process, measure, and write run.json and the report."""
+        state, rows, before = done
+        begun, file = time.monotonic(), self.out / "model.gsm"
+        self.progress.say("pack")
+        with pack(
+            self.model,
+            file,
+            profile=self.recipe.pack.profile,
+            progress=lambda name, done, total: self.progress.count("pack", done, total, name),
+        ):
+            pass
+        wanted = fresh.digest(names.clean_state_dict(self.model))
+        self.progress.say("decode and evaluate in a fresh process")
+        back = self._reload(file, source, data_source)
+        if back["digest"] != wanted:
+            raise GossamerError(
+                f"{file} does not decode to the tensors that were packed; please report this with "
+                f"{self.out / folder.KEY}"
+            )
+        decoded = copy.deepcopy(self.model)
+        load_into(file, decoded, max_bytes=1 << 62)
+        after = back.get("test") or evaluate(decoded, self.data.test).as_dict()
+        size, layer_rows, picture = measure.file_figures(file, self.data)
+        size["reloaded"] = {
+            "fresh_process": True,
+            "identical": True,
+            "evaluated_in": "fresh process" if "test" in back else "this process",
+        }
+        validation = (
+            rows[-1]["accuracy"] if rows else evaluate(decoded, self.data.validation).accuracy
+        )
+        rows.append(
+            {
+                "stage": f"{len(self.recipe.work) + 1}-pack",
+                "accuracy": validation,
+                "density": measure.density(decoded),
+                "bytes": size["file"],
+                "seconds": round(time.monotonic() - begun, 2),
+            }
+        )
+        timing = None
+        if self.recipe.evaluate.latency:
+            dense = copy.deepcopy(decoded)
+            dense.load_state_dict(state.reference)
+            timing = measure.latency(dense, decoded, self.data)
+        versions, hardware = measure.environment()
+        figures: dict[str, Any] = {
+            "name": self.recipe.name,
+            "command": self.command or f"gossamer.compress(..., out={str(self.out)!r})",
+            "versions": versions,
+            "hardware": hardware,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seed": self.recipe.seed,
+            "recipe": recipes.dump(self.recipe),
+            "model": self.key["model"],
+            "dataset": data_source if isinstance(data_source, str) else self.data.name,
+            "accuracy": {"before": before, "after": after},
+            "stages": rows,
+            "bytes": size,
+            "layers": layer_rows,
+            "latency": timing,
+            "sensitivity": state.scan,
+            "curves": state.curves,
+            "mask_image": picture,
+        }
+        folder.write_text(self.out / "run.json", json.dumps(figures, indent=1) + "\n")
+        page = report.write(figures, self.out / "report.html")
+        return Result(
+            out=self.out,
+            file=file,
+            report=page,
+            bytes=size["file"],
+            dense_bytes=size["dense"],
+            before=_evaluation(before),
+            after=_evaluation(after),
+            model=decoded,
+            run=figures,
+        )
+
+    def _reload(
+        self, file: Path, source: nn.Module | str, data_source: Dataset | str | None
+    ) -> dict[str, Any]:
+        """Digest and test figures of the file, from a process that has nothing else of the run."""
+        split: Any = self.data.test
+        if isinstance(data_source, str) and data_source in datasets.DATASETS:
+            split = data_source
+        threads = torch.get_num_threads()
+        back = fresh.check(file, self.model, split, threads=threads)
+        if "test" not in back and isinstance(source, str):  # the user's function makes it again
+            back = fresh.check(file, source, split, threads=threads)
+        return back
+
+
+def _evaluation(figures: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(figures["correct"], figures["total"], figures["loss"])

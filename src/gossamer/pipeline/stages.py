@@ -1,0 +1,288 @@
+"""What each stage of a recipe does to the network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer import names, schedule
+from gossamer.codebook import Quantized
+from gossamer.datasets import Dataset
+from gossamer.errors import ArgumentError
+from gossamer.masks import Masks, keep_top
+from gossamer.method import Masked, Method
+from gossamer.pipeline.layers import chosen, per_layer
+from gossamer.progress import Reporter
+from gossamer.prune import magnitude, sensitivity
+from gossamer.quantize import SharedWeights, absorb_batchnorm, ecsq, share, uniform
+from gossamer.recipe import Training, schema
+from gossamer.training import soft_targets, train
+
+__all__ = ["State", "run_stage"]
+
+# Patterns per Hessian diagonal: its noise falls with their square root, its cost is linear.
+_CURVATURE_PATTERNS = 4096
+
+
+@dataclass
+class State:
+    """What the stages work on.
+
+    Attributes:
+        model: changed in place.
+        out: run directory.
+        masks: what is pruned so far; later training keeps it pruned.
+        reference: the state before the first stage that compresses; a distillation's teacher.
+        scan: layer -> [[density, accuracy], ...] of the last sensitivity scan.
+        curves: a row an epoch, for the report.
+    """
+
+    model: nn.Module
+    data: Dataset
+    out: Path
+    seed: int
+    progress: Reporter
+    masks: Masks = field(default_factory=Masks)
+    reference: dict[str, Tensor] = field(default_factory=dict)
+    scan: dict[str, list[list[float]]] = field(default_factory=dict)
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    number: int = 0
+    name: str = ""
+
+    def train(self, settings: Training, methods: list[Method], part: int | None = None) -> None:
+        """Train inside a stage, with a checkpoint and metrics of its own."""
+        name = self.name if part is None else f"{self.name}-{part}"
+        loss, teacher = None, None
+        if settings.distill:
+            teacher = copy.deepcopy(self.model)
+            teacher.load_state_dict(self.reference)
+            weight = settings.distill
+
+            def loss(outputs: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
+                return soft_targets(outputs, targets, wanted, weight=weight)
+
+        history = train(
+            self.model,
+            self.data,
+            # Another seed in every training: none sees the data in another one's order.
+            settings.config(self.seed * 10_000 + self.number * 100 + (part or 0)),
+            methods=methods,
+            loss=loss,
+            teacher=teacher,
+            checkpoint=self.out / f"{name}.train.pt",
+            metrics=self.out / "metrics" / f"{name}.jsonl",
+            progress=lambda p: self.progress.training(name, p),
+        )
+        keys = ("epoch", "train_loss", "validation_accuracy")
+        self.curves += [{"stage": name, **{k: row[k] for k in keys}} for row in history.epochs]
+
+    def generator(self, part: int = 0) -> torch.Generator:
+        """Randomness of the present stage."""
+        return torch.Generator().manual_seed(self.seed * 10_000 + self.number * 100 + part)
+
+
+def run_stage(state: State, stage: Any) -> None:
+    """Do what the stage says to ``state``."""
+    _RUNNERS[type(stage)](state, stage)
+
+
+def _train(state: State, stage: schema.Train) -> None:
+    state.train(stage, [Masked(state.masks)] if state.masks else [])
+
+
+def _scan(state: State, weights: Mapping[str, Any], densities: Sequence[float]) -> Any:
+    found = sensitivity.scan(
+        state.model,
+        state.data.validation,
+        densities=densities,
+        include=list(weights),
+        progress=lambda done, total: state.progress.count(f"{state.name} scan", done, total),
+    )
+    state.scan = found.as_dict()
+    return found
+
+
+def _sensitivity(state: State, stage: schema.Sensitivity) -> None:
+    _scan(state, chosen(state.model, stage.include, stage.exclude), stage.densities)
+
+
+def _scores(
+    state: State, stage: schema.Prune, weights: Mapping[str, nn.Parameter], part: int
+) -> dict[str, Tensor]:
+    include = list(weights)
+    if stage.method == "random":
+        return magnitude.random_scores(state.model, state.generator(part), include=include)
+    if stage.method == "obd":
+        from gossamer.curvature import hessian_diagonal
+        from gossamer.prune import obd
+
+        patterns = state.data.train.take(slice(0, _CURVATURE_PATTERNS))
+        diagonal = hessian_diagonal(state.model, patterns, include=include)
+        return obd.saliency(weights, diagonal)
+    return magnitude.scores(state.model, include=include)
+
+
+def _budgets(
+    state: State, stage: schema.Prune, weights: Mapping[str, Any]
+) -> Iterator[float | dict[str, float]]:
+    """The density, or the densities by layer, of each round."""
+    final: float | dict[str, float]
+    if stage.density == "auto":
+        final = _scan(state, weights, sensitivity.DENSITIES).suggest(stage.max_drop)
+    elif isinstance(stage.density, float) and stage.scope == "global":
+        final = stage.density
+    else:
+        # a layer that no pattern names stays as it is
+        final = dict.fromkeys(weights, 1.0) | per_layer(state.model, weights, stage.density or 1.0)
+
+    def at(end: float, part: float) -> float:
+        if part == 1:
+            return end
+        if stage.schedule == "geometric":
+            return float(end**part)
+        return schedule.make(stage.schedule, 1.0, end)(part)
+
+    for number in range(1, stage.rounds + 1):
+        part = number / stage.rounds
+        if isinstance(final, dict):
+            yield {name: at(end, part) for name, end in final.items()}
+        else:
+            yield at(final, part)
+
+
+def _prune(state: State, stage: schema.Prune) -> None:
+    weights = chosen(state.model, stage.include, stage.exclude)
+    within = Masks({n: m for n, m in state.masks.items() if n in weights})
+    quality = stage.quality
+    with _dropout(state.model, stage.dropout) as rescale:
+        for number, budget in enumerate(_budgets(state, stage, weights), 1):
+            if quality is not None:
+                masks = magnitude.threshold_masks(
+                    state.model,
+                    per_layer(state.model, weights, quality),
+                    within=within,
+                    include=list(weights),
+                )
+            else:
+                scores = _scores(state, stage, weights, number)
+                masks = keep_top(
+                    scores, budget, scope=stage.scope, within=within or None, floor=stage.floor
+                )
+                magnitude.warn_empty(masks)
+            masks.apply_(state.model)
+            state.masks.update(masks)
+            within = masks
+            last = number == stage.rounds
+            settings = stage.retrain if last else stage.between or stage.retrain
+            if settings is not None and settings.epochs:
+                rescale(state.masks)
+                state.train(settings, [Masked(state.masks)], number)
+
+
+@contextmanager
+def _dropout(model: nn.Module, rate: float | None) -> Iterator[Callable[[Masks], None]]:
+    """Rescale dropout for each round's masks; every layer gets its own rate back at the end."""
+    own = {m: m.p for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)}
+
+    def rescale(masks: Masks) -> None:
+        for module, p in own.items():
+            module.p = p if rate is None else rate
+        magnitude.rescale_dropout(model, masks)
+
+    try:
+        yield rescale
+    finally:
+        for module, p in own.items():
+            module.p = p
+
+
+def _quantized(state: State, found: dict[str, Quantized], finetune: Training | None) -> None:
+    """Fine-tune the shared values, or just put them in."""
+    if not found:
+        raise ArgumentError(f"stage {state.name} names no layer; give bits or lam for some")
+    if finetune is not None and finetune.epochs:
+        method = SharedWeights(found)
+        others = Masks({n: m for n, m in state.masks.items() if n not in found})
+        state.train(finetune, [method, *([Masked(others)] if others else [])])
+        method.finish()
+    else:
+        parameters = names.parameters(state.model)
+        with torch.no_grad():
+            for name, quantized in found.items():
+                parameters[name].copy_(quantized.dequantize())
+    _mask_zeros(state, found)
+
+
+def _mask_zeros(state: State, weights: Mapping[str, Any]) -> None:
+    # A quantizer may round weights to zero; they count as pruned from here on.
+    parameters = names.parameters(state.model)
+    zeros = Masks.of({n: parameters[n] for n in weights if n in state.masks})
+    state.masks.update(zeros)
+
+
+def _share(state: State, stage: schema.Share) -> None:
+    weights = chosen(state.model, stage.include, stage.exclude)
+    generator = state.generator()
+    found = {
+        name: share(weights[name], bits=bits, init=stage.init, generator=generator, name=name)
+        for name, bits in per_layer(state.model, weights, stage.bits).items()
+    }
+    _quantized(state, found, stage.finetune)
+
+
+def _ecsq(state: State, stage: schema.Ecsq) -> None:
+    weights = chosen(state.model, stage.include, stage.exclude)
+    found = {}
+    for name, lam in per_layer(state.model, weights, stage.lam).items():
+        w = weights[name].detach()
+        kept = w[w != 0]
+        scale = float(kept.var(correction=0)) if kept.numel() else 0.0
+        found[name] = ecsq(w, lam * scale, name=name)
+    _quantized(state, found, stage.finetune)
+
+
+def _rate_aware(state: State, stage: schema.RateAware) -> None:
+    from gossamer.quantize.rate_aware import RateAware
+
+    weights = chosen(state.model, stage.include, stage.exclude)
+    method = RateAware.relative(
+        state.model,
+        step=per_layer(state.model, weights, stage.step),
+        lam=stage.lam,
+        masks=state.masks,
+        include=list(weights),
+    )
+    state.train(stage.retrain, [method])
+    method.finish()
+    _mask_zeros(state, weights)
+
+
+@torch.no_grad()
+def _quantize_biases(state: State, stage: schema.QuantizeBiases) -> None:
+    weights = names.weights(state.model)
+    for name, p in names.parameters(state.model).items():
+        if name not in weights and p.is_floating_point() and p.ndim <= 1:
+            p.copy_(uniform(p, bits=stage.bits, name=name).dequantize())
+
+
+def _absorb_batchnorm(state: State, stage: schema.AbsorbBatchnorm) -> None:
+    absorb_batchnorm(state.model)
+
+
+_RUNNERS: dict[type, Callable[[State, Any], None]] = {
+    schema.Train: _train,
+    schema.Sensitivity: _sensitivity,
+    schema.Prune: _prune,
+    schema.Share: _share,
+    schema.Ecsq: _ecsq,
+    schema.RateAware: _rate_aware,
+    schema.QuantizeBiases: _quantize_biases,
+    schema.AbsorbBatchnorm: _absorb_batchnorm,
+}

@@ -1,0 +1,316 @@
+"""What a recipe may say: its stages, their settings and what is allowed for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
+
+from gossamer.training import TrainConfig
+
+__all__ = [
+    "STAGES",
+    "AbsorbBatchnorm",
+    "Ecsq",
+    "Evaluate",
+    "Layers",
+    "Pack",
+    "Prune",
+    "QuantizeBiases",
+    "RateAware",
+    "Recipe",
+    "Sensitivity",
+    "Share",
+    "Stage",
+    "Train",
+    "Training",
+]
+
+
+def _kind(value: Any) -> str:
+    # Which branch of "a number, or one for each layer" was meant: one error, not one a branch.
+    return "by layer" if isinstance(value, Mapping) else "number"
+
+
+def _kind_or_word(value: Any) -> str:
+    return "word" if isinstance(value, str) and value[:1].isalpha() else _kind(value)
+
+
+_Fraction = Annotated[float, Field(gt=0, le=1)]
+_Width = Annotated[int, Field(ge=1, le=16)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+Density = Annotated[
+    Annotated[Literal["auto"], Tag("word")]
+    | Annotated[_Fraction, Tag("number")]
+    | Annotated[dict[str, _Fraction], Tag("by layer")],
+    Discriminator(_kind_or_word),
+]
+Quality = Annotated[
+    Annotated[_NotNegative, Tag("number")] | Annotated[dict[str, _NotNegative], Tag("by layer")],
+    Discriminator(_kind),
+]
+Bits = Annotated[
+    Annotated[_Width, Tag("number")] | Annotated[dict[str, _Width], Tag("by layer")],
+    Discriminator(_kind),
+]
+Strength = Annotated[
+    Annotated[_Positive, Tag("number")] | Annotated[dict[str, _Positive], Tag("by layer")],
+    Discriminator(_kind),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Layers(_Strict):
+    """Stages that act on layers: ``include`` and ``exclude`` are patterns of names."""
+
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+
+
+class Training(_Strict):
+    """How to train inside a stage; the fields of :class:`gossamer.training.TrainConfig`.
+
+    ``distill``: weight of a distillation loss against the network as it was before the first
+    stage that compresses, 0 for none. The seed is the recipe's.
+    """
+
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    lr: _Positive = 0.01
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: _NotNegative = 0.0
+    l1: _NotNegative = 0.0
+    schedule: Literal["constant", "linear", "cosine", "cubic", "step"] = "cosine"
+    lr_end: _NotNegative = 0.0
+    lr_steps: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.5, 0.75)
+    lr_factor: _Positive = 0.1
+    warmup: Annotated[int, Field(ge=0)] = 0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    grad_clip: _Positive | None = None
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        self.config(0)
+        return self
+
+    def config(self, seed: int) -> TrainConfig:
+        """The training loop's configuration."""
+        return TrainConfig(seed=seed, **self.model_dump(exclude={"distill", "stage"}))
+
+
+class Train(Training):
+    """Train the network, or go on training a trained one; what is pruned stays pruned."""
+
+    stage: Literal["train"] = "train"
+
+
+class Sensitivity(Layers):
+    """Scan accuracy against density, one layer at a time; the network is left as it was."""
+
+    stage: Literal["sensitivity"] = "sensitivity"
+    densities: tuple[_Fraction, ...] = (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03)
+
+
+class Prune(Layers):
+    """Remove weights in ``rounds``, and retrain after each.
+
+    Attributes:
+        method: what is removed first: small weights, small saliency (Optimal Brain Damage), or
+            any (the control).
+        density: the fraction kept: one number, one by layer pattern, or ``auto`` from a
+            sensitivity scan in which each layer on its own may cost ``max_drop`` of accuracy.
+        quality: instead of a density: keep |w| > quality * std(layer).
+        scope: one budget a layer, or one for the whole network.
+        schedule: how the density falls over the rounds: ``geometric`` removes the same fraction
+            of what is left in each; ``linear`` and ``cubic`` follow these curves.
+        retrain, between: training after the last round, and after each before it (default: as
+            the last).
+        dropout: D_o, the rate that dropout layers have before it is rescaled by each round's
+            sqrt(kept connections); they get their own rate back after the stage.
+        floor: weights that a layer keeps at least.
+    """
+
+    stage: Literal["prune"] = "prune"
+    method: Literal["magnitude", "obd", "random"] = "magnitude"
+    density: Density | None = None
+    quality: Quality | None = None
+    max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    scope: Literal["layer", "global"] = "layer"
+    rounds: Annotated[int, Field(ge=1)] = 1
+    schedule: Literal["geometric", "linear", "cubic"] = "geometric"
+    retrain: Training | None = None
+    between: Training | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    floor: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Prune:
+        if (self.density is None) == (self.quality is None):
+            raise ValueError("give either density (the fraction kept) or quality")
+        if self.quality is not None and self.method != "magnitude":
+            raise ValueError("quality is a threshold on magnitudes; it needs method: magnitude")
+        if self.quality is not None and self.rounds > 1:
+            raise ValueError("quality removes all at once; give a density for rounds above 1")
+        if self.scope == "global" and not isinstance(self.density, float):
+            raise ValueError("scope: global takes one density, a number")
+        return self
+
+
+class Share(Layers):
+    """Share values within each layer by k-means, and fine-tune the shared values.
+
+    ``bits`` counts the reserved zero: 2^bits - 1 values. A mapping gives bits by layer pattern
+    (a later pattern wins; a layer that none names is not shared).
+    """
+
+    stage: Literal["share"] = "share"
+    bits: Bits
+    init: Literal["linear", "density", "forgy", "optimal", "uniform"] = "linear"
+    finetune: Training | None = None
+
+
+class Ecsq(Layers):
+    """Entropy-constrained quantization: trade squared error against bits, then fine-tune.
+
+    ``lam`` is the price of a bit in units of the layer's variance: larger, fewer bits.
+    """
+
+    stage: Literal["ecsq"] = "ecsq"
+    lam: Strength
+    finetune: Training | None = None
+
+
+class RateAware(Layers):
+    """Retrain with the entropy of the codes as part of what is minimised.
+
+    ``step`` is the grid's, in units of the layer's standard deviation; ``lam`` the price of a
+    bit.
+    """
+
+    stage: Literal["rate_aware"] = "rate_aware"
+    step: Strength = 0.5
+    lam: _NotNegative = 0.01
+    retrain: Training
+
+
+class QuantizeBiases(_Strict):
+    """Put what is not a weight (biases, batch-norm scales and shifts) on a uniform grid."""
+
+    stage: Literal["quantize_biases"] = "quantize_biases"
+    bits: Annotated[int, Field(ge=2, le=16)] = 8
+
+
+class AbsorbBatchnorm(_Strict):
+    """Absorb batch-norm statistics into scale and shift."""
+
+    stage: Literal["absorb_batchnorm"] = "absorb_batchnorm"
+
+
+class Pack(_Strict):
+    """Write the file; once, after every stage that changes the network."""
+
+    stage: Literal["pack"] = "pack"
+    profile: Literal["smallest", "fast", "huffman"] = "smallest"
+
+
+class Evaluate(_Strict):
+    """What is measured of the finished file; the last stage where it is given.
+
+    ``latency``: time the network before and after, batch 1, in the same engine.
+    """
+
+    stage: Literal["evaluate"] = "evaluate"
+    latency: bool = True
+
+
+Stage = Annotated[
+    Train
+    | Sensitivity
+    | Prune
+    | Share
+    | Ecsq
+    | RateAware
+    | QuantizeBiases
+    | AbsorbBatchnorm
+    | Pack
+    | Evaluate,
+    Field(discriminator="stage"),
+]
+STAGES: dict[str, type[BaseModel]] = {
+    str(kind.model_fields["stage"].default): kind for kind in get_args(get_args(Stage)[0])
+}
+"""Stage name -> its settings."""
+
+
+class Recipe(_Strict):
+    """A validated recipe.
+
+    Attributes:
+        model: a network's name or ``module:function``; may be given at the run instead.
+        weights: file with the network's trained tensors.
+        pretrained: the network's published weights.
+        dataset, subset: its name, and how many training examples to use.
+        seed: of initial weights, data order and everything random.
+        stages: in order; ``pack`` and ``evaluate`` are added where they are missing.
+    """
+
+    name: str
+    description: str = ""
+    model: str | None = None
+    weights: str | None = None
+    pretrained: bool = False
+    dataset: str | None = None
+    subset: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    stages: tuple[Stage, ...] = ()
+
+    # path -> where it was written ("line 7", "--set ..."); the file's name
+    _places: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+    _file: str = PrivateAttr(default="recipe")
+
+    def place(self, *path: str | int) -> str:
+        """How a message calls a key: file, line and dotted path."""
+        return described(self._file, self._places, path)
+
+    @property
+    def work(self) -> tuple[Any, ...]:
+        """The stages before ``pack``."""
+        return tuple(s for s in self.stages if not isinstance(s, (Pack, Evaluate)))
+
+    @property
+    def pack(self) -> Pack:
+        """How the file is written."""
+        return next((s for s in self.stages if isinstance(s, Pack)), Pack())
+
+    @property
+    def evaluate(self) -> Evaluate:
+        """What is measured of it."""
+        return next((s for s in self.stages if isinstance(s, Evaluate)), Evaluate())
+
+
+def described(
+    file: str, places: Mapping[tuple[str | int, ...], str], path: tuple[str | int, ...]
+) -> str:
+    """File, line of the deepest known key on the path, and the path."""
+    key = ".".join(map(str, path))
+    for end in range(len(path), 0, -1):
+        if path[:end] in places:
+            return f"{file}, {places[path[:end]]}: {key}"
+    return f"{file}: {key}" if key else file
