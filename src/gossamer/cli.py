@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from gossamer import datasets, nets, pipeline, recipe, report, reproduce, training
 from gossamer.errors import ArgumentError, GossamerError
-from gossamer.pack import Archive, load_into
-from gossamer.pack import pack as write_pack
-from gossamer.pack import unpack as read_pack
-from gossamer.pack.writer import PROFILES
-from gossamer.prune import sensitivity as sensitivities
-from gossamer.training import TrainConfig, evaluate, load_checkpoint
+from gossamer.progress import console
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gossamer.datasets import Dataset
+
+# Commands import what they need when they run: `gossamer --help` answers at once.
 
 __all__ = ["app", "main"]
 
@@ -30,105 +26,87 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="From a trained PyTorch network to a small file and a fast network.",
 )
-console = Console()
-_state: dict[str, Any] = {"debug": False}
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A network's name or module:function.")]
-Data = Annotated[str, typer.Option("--dataset", "-d", help="A dataset's name or module:function.")]
+_MODEL = "A network's name, module:function or file.py:function."
+_DATASET = "digits, mnist, cifar10, text:NAME, module:function or file.py:function."
+Model = Annotated[str, typer.Option("--model", "-m", help=_MODEL)]
+Data = Annotated[str, typer.Option("--dataset", "-d", help=_DATASET)]
 Weights = Annotated[
-    Path | None, typer.Option(help="Trained weights: .safetensors, .gsm or a checkpoint.")
+    Path | None, typer.Option(help="Trained tensors: .safetensors, .gsm, .pt or .pth.")
 ]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="The network's published weights.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _threads(count: int | None) -> None:
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+Threads = Annotated[
+    int | None, typer.Option(min=1, callback=_threads, help="torch threads; torch's own choice.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import gossamer
+
+        print(gossamer.__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    threads: Annotated[int, typer.Option(help="torch threads; 0 leaves torch's choice.")] = 0,
-    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
-    _state["debug"] = debug
-    if threads:
-        torch.set_num_threads(threads)
+    """Options of every command; ``main`` has acted on ``debug`` by now."""
 
 
-def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False)
+def _network(
+    model: str, dataset: str, weights: Path | None, pretrained: bool
+) -> tuple[nn.Module, Dataset]:
+    from gossamer import datasets
+    from gossamer.pipeline import inputs
 
-
-class _Bars:
-    """Training progress: a bar on a terminal, a line an epoch elsewhere."""
-
-    def __init__(self) -> None:
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Bars:
-        if console.is_terminal:
-            self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def __call__(self, name: str, p: training.Progress) -> None:
-        accuracy = (p.row or {}).get("validation_accuracy")
-        figures = f"loss {p.loss:.4f}" + (f" validation {accuracy:.4f}" if accuracy else "")
-        if not console.is_terminal:
-            if accuracy is not None:
-                _say(f"  {name}: epoch {p.epoch}/{p.epochs} {figures}")
-            return
-        if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(name, total=p.steps, figures=figures)
-        self.bars.update(self.tasks[name], completed=p.step, figures=figures)
-
-
-def _network(model: str, weights: Path | None, *, pretrained: bool = False, seed: int = 0) -> Any:
-    network = nets.build(model, seed=seed, **({"pretrained": True} if pretrained else {}))
-    if weights is None:
-        return network
-    if weights.suffix == ".gsm":
-        return load_into(weights, network)
-    if weights.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(weights)
-    else:
-        found = load_checkpoint(weights)
-        state = found.get("model", found)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as e:
-        raise ArgumentError(f"{weights} does not fit {model}: {e}") from e
-    return network
+    data = datasets.load(dataset)
+    return inputs.network(model, data, pretrained=pretrained, weights=weights), data
 
 
 @app.command()
 def train(
     model: Model,
     dataset: Data,
-    out: Annotated[Path, typer.Option(help="Directory for checkpoint, metrics and weights.")],
-    epochs: int = 10,
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    epochs: Annotated[int, typer.Option(min=0)] = 10,
     lr: float = 0.05,
     batch_size: int = 64,
-    optimizer: str = "sgd",
+    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     weight_decay: float = 0.0,
-    schedule: str = "cosine",
-    seed: int = 0,
-    tensorboard: bool = False,
+    schedule: Annotated[str, typer.Option(help="Of the learning rate.")] = "cosine",
+    weights: Weights = None,
+    seed: Seed = 0,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    threads: Threads = None,
 ) -> None:
-    """Train a network; killed, the same command goes on where it was."""
-    out.mkdir(parents=True, exist_ok=True)
-    network, data = nets.build(model, seed=seed), datasets.load(dataset)
-    config = TrainConfig(
+    """Train a network. Killed, the same command goes on where it was.
+
+    Beside OUT it keeps OUT.checkpoint.pt and OUT.metrics.jsonl.
+    """
+    from gossamer import datasets, training
+    from gossamer.pipeline import inputs
+
+    config = training.TrainConfig(
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
@@ -137,64 +115,82 @@ def train(
         schedule=schedule,
         seed=seed,
     )
-    with _Bars() as bars:
+    data = datasets.load(dataset)
+    network = inputs.network(model, data, seed=seed, weights=weights)
+    with console() as show:
         training.train(
             network,
             data,
             config,
-            checkpoint=out / "checkpoint.pt",
-            metrics=out / "metrics.jsonl",
-            tensorboard=out / "tensorboard" if tensorboard else None,
-            progress=lambda p: bars("train", p),
+            checkpoint=out.with_name(out.name + ".checkpoint.pt"),
+            metrics=out.with_name(out.name + ".metrics.jsonl"),
+            tensorboard=tensorboard,
+            progress=lambda p: show.training("train", p),
         )
-    from safetensors.torch import save_model
-
-    save_model(network, str(out / "model.safetensors"))
-    _say(f"test accuracy {evaluate(network, data.test).accuracy:.4f}")
-    _say(f"weights {out / 'model.safetensors'}")
+    inputs.save_safetensors(network, out)
+    print(f"{_accuracy(training.evaluate(network, data.test), 'test')}\nweights  {out}")
 
 
 @app.command()
 def compress(
-    model: Annotated[str | None, typer.Option("--model", "-m")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d")] = None,
-    recipe_name: Annotated[
+    model: Annotated[str | None, typer.Option("--model", "-m", help=_MODEL)] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help=_DATASET)] = None,
+    recipe: Annotated[
         str, typer.Option("--recipe", "-r", help="A built-in recipe or a YAML file.")
     ] = "deep-compression",
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/compress"),
     weights: Weights = None,
+    pretrained: Pretrained = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="In place of the recipe's.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, e.g. stages.1.density=0.05.")
+        list[str] | None, typer.Option("--set", help="Override, e.g. stages.prune.density=0.05.")
     ] = None,
-    restart: Annotated[bool, typer.Option(help="Throw an older run in --out away.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw an older run away.")] = False,
+    threads: Threads = None,
 ) -> None:
-    """Compress any network with a recipe: a small file, and a report that proves it."""
-    plan = recipe.load(recipe_name, set_ or [])
-    model, dataset = model or plan.model, dataset or plan.dataset
-    if model is None or dataset is None:
-        raise ArgumentError(
-            f"recipe {plan.name!r} names no {'model' if model is None else 'dataset'}; give "
-            "--model and --dataset"
-        )
-    network = _network(model, weights, pretrained=plan.pretrained, seed=plan.seed)
-    with _Bars() as bars:
+    """Compress a network by a recipe: a small file, and a report that proves it.
+
+    Killed, the same command goes on where it was, to the same bytes.
+    """
+    from gossamer import pipeline
+    from gossamer import recipe as recipes
+
+    given = {"weights": weights and str(weights), "pretrained": pretrained or None, "seed": seed}
+    extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    plan = recipes.load(recipe, [*(set_ or []), *extra])
+    with console() as show:
         result = pipeline.run(
             plan,
-            network,
-            datasets.load(dataset),
+            model,
+            dataset,
             out,
-            model_name=model,
-            dataset_name=dataset,
             command=shlex.join(["gossamer", *sys.argv[1:]]),
             restart=restart,
-            say=_say,
-            progress=bars,
+            progress=show,
         )
-    before, after = result.accuracy_before, result.accuracy_after
-    _say(f"file     {result.file}  {result.bytes:,} bytes, {result.ratio:.1f}x smaller")
-    _say(f"before   {before['accuracy']:.4f} test accuracy, {result.dense_bytes:,} bytes")
-    _say(f"after    {after['accuracy']:.4f} test accuracy, decoded in a fresh process")
-    _say(f"report   {result.report}")
+    kept = sum(layer["kept"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
+    total = sum(layer["numel"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
+    print(f"file     {result.file}")
+    print(f"bytes    {result.bytes:,} for {result.dense_bytes:,}: {result.ratio:.1f}x smaller")
+    print(f"weights  {kept:,} of {total:,} kept")
+    print(f"before   {_accuracy(result.before, 'test')}")
+    where = result.run["bytes"]["reloaded"]["evaluated_in"]
+    print(f"after    {_accuracy(result.after, 'test')}; decoded in a fresh process, {where}")
+    timing = result.run["latency"]
+    if timing:
+        print(
+            f"latency  {timing['dense_ms']:.3f} ms before, {timing['compressed_ms']:.3f} ms after "
+            f"({timing['engine']}, batch 1). {timing['note']}".rstrip()
+        )
+    print(f"report   {result.report}")
+
+
+def _accuracy(found: Any, split: str) -> str:
+    low, high = found.interval()
+    return (
+        f"{100 * found.accuracy:.2f} % {split} accuracy ({found.correct:,}/{found.total:,}, "
+        f"95 %: {100 * low:.2f} to {100 * high:.2f})"
+    )
 
 
 @app.command()
@@ -202,66 +198,60 @@ def sensitivity(
     model: Model,
     dataset: Data,
     weights: Weights = None,
-    pretrained: bool = False,
+    pretrained: Pretrained = False,
     density: Annotated[list[float] | None, typer.Option(help="Densities to try.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Layer patterns.")] = None,
     max_drop: Annotated[float, typer.Option(help="Accuracy a layer may cost on its own.")] = 0.005,
     plot: Annotated[Path | None, typer.Option(help="PNG or SVG to draw.")] = None,
     as_json: AsJson = False,
+    threads: Threads = None,
 ) -> None:
-    """Accuracy against density, one layer at a time."""
-    network = _network(model, weights, pretrained=pretrained)
-    data = datasets.load(dataset)
-    options: dict[str, Any] = {"densities": tuple(density)} if density else {}
-    with _quiet_progress("scan") as tell:
+    """Accuracy against density, one layer at a time, on the validation split."""
+    from gossamer.prune import sensitivity as sensitivities
+
+    network, data = _network(model, dataset, weights, pretrained)
+    with console() as show:
         found = sensitivities.scan(
-            network, data.validation, include=include, progress=tell, **options
+            network,
+            data.validation,
+            densities=density or sensitivities.DENSITIES,
+            include=include,
+            progress=lambda done, total: show.count("scan", done, total),
         )
     if plot is not None:
         found.plot(plot)
+    suggested = found.suggest(max_drop)
     if as_json:
-        print(json.dumps({"scan": found.as_dict(), "suggested": found.suggest(max_drop)}))
+        print(json.dumps({"base": found.base, "scan": found.as_dict(), "suggested": suggested}))
         return
-    _say(found.table())
-    _say(f"densities that cost at most {max_drop:g} of accuracy each:")
-    for name, value in found.suggest(max_drop).items():
-        _say(f"  {name}: {value:g}")
-
-
-class _quiet_progress:
-    """A bar on the error stream for work counted in parts."""
-
-    def __init__(self, what: str) -> None:
-        self.bars = Progress(console=Console(stderr=True), transient=True)
-        self.what = what
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self.bars.start()
-        task = self.bars.add_task(self.what)
-        return lambda done, total: self.bars.update(task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+    print(found.table())
+    print(f"densities that cost at most {100 * max_drop:g} points each:")
+    print("\n".join(f"  {name}: {value:g}" for name, value in suggested.items()))
 
 
 @app.command()
 def pack(
-    source: Annotated[Path, typer.Argument(help=".safetensors or a checkpoint.")],
+    source: Annotated[Path, typer.Argument(help="A .safetensors, .pt or .pth file.")],
     file: Annotated[Path, typer.Argument(help="The .gsm file to write.")],
-    profile: Annotated[str, typer.Option(help=", ".join(PROFILES))] = "smallest",
+    profile: Annotated[str, typer.Option(help="smallest, fast or huffman.")] = "smallest",
+    threads: Threads = None,
 ) -> None:
     """Pack tensors losslessly into a small file."""
-    if source.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from gossamer.pack import pack as write
+    from gossamer.pipeline import inputs
 
-        state = load_file(source)
-    else:
-        found = load_checkpoint(source)
-        state = found.get("model", found)
-    with _quiet_progress("pack") as tell:
-        write_pack(state, file, profile=profile, progress=tell)
-    with Archive(file) as archive:
-        _say(f"{file}: {archive.file_bytes:,} bytes, {archive.dense_bytes:,} dense")
+    state = inputs.read_state(source)
+    with (
+        console() as show,
+        write(
+            state,
+            file,
+            profile=profile,
+            progress=lambda name, done, total: show.count("pack", done, total, name),
+        ) as archive,
+    ):
+        size, dense = archive.file_bytes, archive.dense_bytes
+    print(f"{file}: {size:,} bytes for {dense:,}: {dense / size:.2f}x smaller, lossless")
 
 
 @app.command()
@@ -270,71 +260,70 @@ def unpack(
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
 ) -> None:
     """Decode a packed file to a plain safetensors file."""
-    from safetensors.torch import save_file
+    from gossamer.pack import unpack as read
+    from gossamer.pipeline import inputs
 
-    with Archive(file) as archive:
-        aliases = dict(archive.aliases)
-    tensors = {n: t for n, t in read_pack(file).items() if n not in aliases}
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        save_file(tensors, temporary, metadata=aliases or None)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _say(f"{target}: {len(tensors)} tensors")
+    tensors = read(file)
+    inputs.save_safetensors(tensors, target)
+    print(f"{target}: {len(tensors)} tensors")
 
 
 @app.command()
-def inspect(file: Annotated[Path, typer.Argument()], as_json: AsJson = False) -> None:
-    """What a packed file holds: per tensor shape, density, values, codec, bytes, bits a weight."""
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A .gsm file.")], as_json: AsJson = False
+) -> None:
+    """What a packed file holds, tensor by tensor, and where its bytes go."""
+    from gossamer.pack import Archive, describe
+
     with Archive(file) as archive:
-        rows, parts = archive.rows(), archive.parts()
+        rows, parts = describe(archive), archive.parts()
         size, dense, metadata = archive.file_bytes, archive.dense_bytes, archive.metadata
     if as_json:
         figures = {"file_bytes": size, "dense_bytes": dense, "parts": parts, "tensors": rows}
         print(json.dumps({**figures, "metadata": metadata}))
         return
-    table = Table(box=None, pad_edge=False)
-    columns = ("tensor", "shape", "density", "values", "codec", "bytes", "bits/weight")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("tensor", "codec") else "right")
-    for row in rows:
-        table.add_row(
+    head = ["tensor", "shape", "density", "values", "codec", "bytes", "bits/weight"]
+    cells = [
+        [
             row["name"],
             "x".join(map(str, row["shape"])) or "scalar",
             f"{row['density']:.4f}",
-            str(row["distinct"]),
-            row["codec"],
+            f"{row['distinct']:,}",
+            row["codec"] if row["tied_to"] is None else f"tied to {row['tied_to']}",
             f"{row['bytes']:,}",
             f"{row['bits_per_weight']:.3f}",
-        )
-    console.print(table)
-    _say(f"{size:,} bytes of file for {dense:,} dense: {dense / max(1, size):.1f}x")
-    _say(", ".join(f"{name} {count:,}" for name, count in parts.items()))
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
+    for line in [head, *cells]:
+        columns = zip(line, widths, strict=True)
+        told = [c.ljust(w) if i in (0, 4) else c.rjust(w) for i, (c, w) in enumerate(columns)]
+        print("  ".join(told).rstrip())
+    print(f"{size:,} bytes for {dense:,}: {dense / size:.1f}x smaller")
+    print(", ".join(f"{name} {count:,}" for name, count in parts.items()))
 
 
 @app.command("evaluate")
 def evaluate_(
     model: Model,
     dataset: Data,
-    weights: Weights = None,
-    pretrained: bool = False,
+    file: Annotated[
+        Path | None, typer.Argument(help="A .gsm, .safetensors, .pt or .pth file.")
+    ] = None,
+    pretrained: Pretrained = False,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     as_json: AsJson = False,
+    threads: Threads = None,
 ) -> None:
-    """Accuracy of a network, a checkpoint or a packed file, with its confidence interval."""
+    """Accuracy of a file's network on a dataset, with its confidence interval."""
+    from gossamer.training import evaluate
+
     if split not in ("train", "validation", "test"):
         raise ArgumentError(f"split {split!r} is not one of train, validation, test")
-    network = _network(model, weights, pretrained=pretrained)
-    figures = evaluate(network, getattr(datasets.load(dataset), split))
-    if as_json:
-        print(json.dumps(figures.as_dict()))
-        return
-    low, high = figures.interval()
-    _say(
-        f"{split} accuracy {figures.accuracy:.4f} ({low:.4f} to {high:.4f} at 95 %), "
-        f"{figures.correct}/{figures.total}, loss {figures.loss:.4f}"
-    )
+    network, data = _network(model, dataset, file, pretrained)
+    found = evaluate(network, getattr(data, split))
+    print(json.dumps(found.as_dict()) if as_json else _accuracy(found, split))
 
 
 @app.command("report")
@@ -343,53 +332,62 @@ def report_(
     out: Annotated[Path | None, typer.Option(help="The HTML file to write.")] = None,
 ) -> None:
     """Write a run's page again."""
+    from gossamer import report
+
     source = run / "run.json" if run.is_dir() else run
     try:
         figures = json.loads(source.read_text())
     except (OSError, ValueError) as e:
-        raise ArgumentError(f"{source} is no run's figures: {e}") from e
-    _say(str(report.write(figures, out or source.with_name("report.html"))))
+        raise ArgumentError(f"{source} holds no run's figures: {e}") from e
+    print(report.write(figures, out or source.with_name("report.html")))
 
 
 @app.command("reproduce")
 def reproduce_(
-    name: Annotated[str | None, typer.Argument()] = None,
+    name: Annotated[str | None, typer.Argument(help="An experiment.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Name the experiments.")] = False,
-    out: Path = Path("results"),
-    seeds: Annotated[int, typer.Option(help="How many; 0 for the experiment's own.")] = 0,
-    quick: Annotated[bool, typer.Option(help="A smoke run; proves the path only.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes; 0 for one a core.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results file.")] = Path("results"),
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many; its own number.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke run: proves the path.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core.")] = None,
 ) -> None:
     """Measure a published table again and write results/NAME.json."""
+    from gossamer import reproduce
+
     if list_ or name is None:
         for experiment, summary in reproduce.names():
-            _say(f"{experiment:36} {summary}")
+            print(f"{experiment:28} {summary}")
         return
-    path = reproduce.run(
-        name, out=out, seeds=seeds or None, quick=quick, workers=workers or None, say=_say
-    )
-    _say(str(path))
+    print(reproduce.run(name, out=out, seeds=seeds, quick=quick, workers=workers))
 
 
 @app.command("recipes")
-def recipes_(name: Annotated[str | None, typer.Argument()] = None) -> None:
+def recipes_(
+    name: Annotated[str | None, typer.Argument(help="A recipe to show.")] = None,
+) -> None:
     """List the built-in recipes, or show one."""
-    if name is None:
-        for key, description in recipe.builtin().items():
-            _say(f"{key:28} {description}")
+    from gossamer import recipe as recipes
+
+    if name is not None:
+        print(recipes.show(name), end="")
         return
-    _say(recipe.dump(recipe.load(name)))
+    for key, description in recipes.builtin().items():
+        print(f"{key:24} {description}")
 
 
-def main() -> None:
-    """Entry point: a known error is one line on the error stream and exit code 1."""
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: a known error is told on the error stream, without a traceback, exit code 1."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given  # anywhere, so that it can be added to a command that failed
+    given = [a for a in given if a != "--debug"]
     try:
-        app(standalone_mode=True)
-    except (GossamerError, FileNotFoundError) as e:
-        if _state["debug"]:
+        app(given, prog_name="gossamer")
+    except (GossamerError, OSError) as e:
+        if debug:
             raise
-        Console(stderr=True).print(f"error: {e}", markup=False, highlight=False)
+        known = isinstance(e, GossamerError) or not e.strerror
+        print(f"error: {e if known else f'{e.filename}: {e.strerror}'}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on where it was")
+        print("stopped; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)

@@ -79,8 +79,9 @@ def check(
         elif model is not None:
             command += ["--model", model, "--options", json.dumps(dict(model_options or {}))]
         if isinstance(dataset, Split):
-            fields = {k: getattr(dataset, k) for k in ("stored", "targets", "mean", "std")}
-            torch.save({k: v for k, v in fields.items() if v is not None}, f"{folder}/split.pt")
+            fields = {"inputs": dataset.stored, "targets": dataset.targets}
+            norm = {"mean": dataset.mean, "std": dataset.std} if dataset.mean else {}
+            torch.save({**fields, **norm}, f"{folder}/split.pt")
             command += ["--split", f"{folder}/split.pt"]
         elif dataset is not None:
             command += ["--dataset", dataset]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gossamer import nets
 from gossamer.datasets import Dataset
 from gossamer.errors import ArgumentError, FormatError, RecipeError
 from gossamer.pack import load_into, unpack
+from gossamer.pack.writer import named_tensors
 from gossamer.recipe import Recipe
 from gossamer.training import load_checkpoint
 
-__all__ = ["identity", "load_weights", "network", "read_state", "trained"]
+__all__ = ["identity", "load_weights", "network", "read_state", "save_safetensors", "trained"]
 
 
 def network(
@@ -122,3 +124,22 @@ def identity(data: Dataset) -> dict[str, Any]:
         "examples": [len(s) for s in splits],
         "targets": [zlib.crc32(s.targets.contiguous().cpu().numpy().tobytes()) for s in splits],
     }
+
+
+def save_safetensors(source: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
+    """Write plain tensors, atomically; tied ones once, their aliases as metadata.
+
+    Raises :class:`ArgumentError` when the folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ArgumentError(f"path {path}: the folder {path.parent} does not exist")
+    state, aliases = named_tensors(source)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        # clones: views of one storage are tensors of their own
+        plain = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+        save_file(plain, temporary, metadata=aliases or None)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -64,7 +64,8 @@ def _expand(model: nn.Module, pool: Iterable[str], patterns: Iterable[str]) -> l
                 names.clean(f"{prefix}.{name}".lstrip("."))
                 for prefix, module in model.named_modules()
                 if fnmatch.fnmatchcase(type(module).__name__, pattern[5:])
-                for name, _ in module.named_parameters(recurse=False)
+                for name, p in module.named_parameters(recurse=False)
+                if p.ndim >= 2
             }
             found += [name for name in pool if name in owned]
         else:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from gossamer import names, schedule
 from gossamer.codebook import Quantized
+from gossamer.curvature import hessian_diagonal
 from gossamer.datasets import Dataset
 from gossamer.errors import ArgumentError
 from gossamer.masks import Masks, keep_top
 from gossamer.method import Masked, Method
 from gossamer.pipeline.layers import chosen, per_layer
 from gossamer.progress import Reporter
-from gossamer.prune import magnitude, sensitivity
+from gossamer.prune import magnitude, obd, sensitivity
 from gossamer.quantize import SharedWeights, absorb_batchnorm, ecsq, share, uniform
 from gossamer.recipe import Training, schema
 from gossamer.training import soft_targets, train
@@ -120,11 +121,13 @@ def _scores(
     if stage.method == "random":
         return magnitude.random_scores(state.model, state.generator(part), include=include)
     if stage.method == "obd":
-        from gossamer.curvature import hessian_diagonal
-        from gossamer.prune import obd
-
         patterns = state.data.train.take(slice(0, _CURVATURE_PATTERNS))
-        diagonal = hessian_diagonal(state.model, patterns, include=include)
+        diagonal = hessian_diagonal(
+            state.model,
+            patterns,
+            include=include,
+            progress=lambda done, total: state.progress.count(f"{state.name} Hessian", done, total),
+        )
         return obd.saliency(weights, diagonal)
     return magnitude.scores(state.model, include=include)
 
