@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from gossamer.method import Masked, Method
 from gossamer.pipeline.layers import chosen, per_layer
 from gossamer.progress import Reporter
 from gossamer.prune import magnitude, obd, sensitivity
-from gossamer.quantize import SharedWeights, absorb_batchnorm, ecsq, share, uniform
+from gossamer.quantize import RateAware, SharedWeights, absorb_batchnorm, ecsq, share, uniform
 from gossamer.recipe import Training, schema
 from gossamer.training import soft_targets, train
 
@@ -252,13 +253,14 @@ def _ecsq(state: State, stage: schema.Ecsq) -> None:
 
 
 def _rate_aware(state: State, stage: schema.RateAware) -> None:
-    from gossamer.quantize.rate_aware import RateAware
-
     weights = chosen(state.model, stage.include, stage.exclude)
+    batches = math.ceil(len(state.data.train) / stage.retrain.batch_size)
     method = RateAware.relative(
         state.model,
         step=per_layer(state.model, weights, stage.step),
         lam=stage.lam,
+        ramp=round(stage.ramp * stage.retrain.epochs * batches),
+        dead_zone=stage.dead_zone,
         masks=state.masks,
         include=list(weights),
     )

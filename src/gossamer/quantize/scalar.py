@@ -27,6 +27,7 @@ __all__ = [
     "assign",
     "codes_dtype",
     "find_step",
+    "from_codes",
     "from_levels",
     "grid_step",
     "grid_values",
@@ -227,19 +228,28 @@ def from_levels(values: Values, levels: Floats, thresholds: Floats | None = None
         rounded = torch.unique(rounded)
         middle = rounded.to(torch.float64).numpy()
         thresholds = (middle[1:] + middle[:-1]) / 2
-    # Levels may have become equal, or zero, in a narrower type.
-    book, place = torch.unique(rounded, return_inverse=True)
-    labels = (torch.cumsum(book != 0, 0) * (book != 0))[place].numpy()
-    if not len(labels):
-        labels = np.zeros(1, np.int64)
     thresholds = np.ascontiguousarray(thresholds, values.flat.dtype)
+    labels = np.arange(1, max(1, len(rounded)) + 1)
     codes, counts, _ = assign(values.flat, thresholds, labels, values.threads)
-    entries = torch.cat([book.new_zeros(1), book[book != 0]])
-    held = np.bincount(labels, weights=counts, minlength=len(entries)) > 0
-    held[0] = True
-    if not held.all():
-        compact = (np.cumsum(held) - 1).astype(codes_dtype(int(held.sum())))
-        codes, entries = compact[codes], entries[torch.from_numpy(held)]
+    if not len(rounded):
+        return values.quantized(codes, rounded.new_zeros(1))
+    return from_codes(values, codes, rounded, counts)
+
+
+def from_codes(values: Values, codes: Integers, levels: Tensor, counts: Integers) -> Quantized:
+    """Codes 1, 2, ... of ascending ``levels`` as a code book of distinct, used, non-zero entries.
+
+    ``counts``: uses of each level. Levels that are equal or zero in the tensor's dtype merge.
+    """
+    rounded = levels.to(values.dtype)
+    book, place = torch.unique(rounded, return_inverse=True)
+    used = np.bincount(place.numpy(), weights=counts, minlength=len(book)) > 0
+    kept = torch.from_numpy(used) & (book != 0)
+    entries = torch.cat([book.new_zeros(1), book[kept]])
+    new = (torch.cumsum(kept, 0) * kept)[place].numpy()
+    if not np.array_equal(new, np.arange(1, len(levels) + 1)):
+        table = np.concatenate([[0], new]).astype(codes_dtype(len(entries)))
+        codes = table[codes]
     return values.quantized(codes, entries)
 
 

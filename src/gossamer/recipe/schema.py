@@ -201,12 +201,15 @@ class RateAware(Layers):
     """Retrain with the entropy of the codes as part of what is minimised.
 
     ``step`` is the grid's, in units of the layer's standard deviation; ``lam`` the price of a
-    bit.
+    bit in units of the loss, which rises over the first ``ramp`` of training; ``dead_zone`` the
+    fraction of a step by which zero's cell is wider.
     """
 
     stage: Literal["rate_aware"] = "rate_aware"
     step: Strength = 0.5
-    lam: _NotNegative = 0.01
+    lam: _NotNegative = 5e-5
+    ramp: Annotated[float, Field(ge=0, le=1)] = 0.5
+    dead_zone: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     retrain: Training
 
 

@@ -1,0 +1,273 @@
+"""Rate-aware retraining: the price of a weight's code is part of what is minimised.
+
+Entropy-constrained quantization (Chou, Lookabaugh, Gray 1989) chooses codes by distortion plus
+lambda times rate, after training; here the rate term is inside training. The network runs on
+weights snapped to a uniform grid with a dead zone,
+
+    code(w) = sign(w) * max(0, floor(|w| / step + 1/2 - dead_zone)),
+
+the gradient reaches the latent weight straight through, and before each optimizer step the slope
+of the code's ideal length is added to it: ``lam * (bits(k) - bits(k - 1)) / step`` towards zero,
+with the lengths from a running histogram of the tensor's codes. Cheap codes attract, zero most of
+all, so the network sparsifies and its entropy falls while it learns to do without.
+
+What is left after :meth:`RateAware.finish` lies exactly on the grid, ``float32(k) *
+float32(step)``, which the pack stores as a step and entropy-coded integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gossamer import names
+from gossamer.codebook import Quantized
+from gossamer.errors import ArgumentError
+from gossamer.masks import Masks
+from gossamer.method import Method
+
+__all__ = ["RateAware", "snap"]
+
+_MOST = 256  # codes beyond share the last bin of the histogram
+_STEEPEST = 8.0  # bits between neighbouring codes; a rare code must not throw its weight to zero
+
+
+class _Snap(torch.autograd.Function):
+    """Values on the grid forward, the identity backward (Bengio et al. 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, step: Tensor, dead_zone: float) -> Tensor:
+        return weight.sign() * _magnitudes(weight, step, dead_zone) * step
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
+
+
+def _magnitudes(weight: Tensor, step: Tensor, dead_zone: float) -> Tensor:
+    return (weight.abs() / step + (0.5 - dead_zone)).floor_().clamp_(min=0)
+
+
+def snap(weight: Tensor, step: float, dead_zone: float = 0.0) -> Tensor:
+    """The nearest value of the grid, zero's cell wider by ``dead_zone`` steps on each side.
+
+    Gradients pass straight through.
+
+    >>> snap(torch.tensor([0.54, -0.8, 1.4]), 1.0, 0.1).tolist()
+    [0.0, -1.0, 1.0]
+    """
+    result: Tensor = _Snap.apply(weight, torch.tensor(step, dtype=weight.dtype), dead_zone)
+    return result
+
+
+class _Grid(nn.Module):
+    """The parametrization: reads of the weight give its snapped values."""
+
+    def __init__(self, step: float, dead_zone: float, like: Tensor) -> None:
+        super().__init__()
+        self.dead_zone = dead_zone
+        # not persistent: the weight's own values tell the grid, state_dict stays the user's
+        self.register_buffer("step", torch.tensor(step, dtype=like.dtype), persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        assert isinstance(self.step, Tensor)
+        result: Tensor = _Snap.apply(weight, self.step, self.dead_zone)
+        return result
+
+
+class RateAware(Method):
+    """Train on a uniform grid under a price for every bit of the codes.
+
+    Args:
+        steps: clean weight name -> grid step, in the weight's units.
+        lam: price of a bit, in units of the loss; 0 trains on the grid alone.
+        ramp: optimizer steps over which the price rises linearly from 0 to ``lam``.
+        dead_zone: fraction of a step, in [0, 0.5), by which zero's cell is wider on each side.
+        masks: weights that stay zero.
+        every: optimizer steps between two looks at the histograms.
+
+    Raises :class:`ArgumentError` for values outside what is allowed, on construction; for unknown
+    or already parametrized weights, on attach, with the model left as it was.
+    """
+
+    def __init__(
+        self,
+        steps: Mapping[str, float],
+        *,
+        lam: float,
+        ramp: int = 0,
+        dead_zone: float = 0.1,
+        masks: Masks | None = None,
+        every: int = 50,
+    ) -> None:
+        super().__init__()
+        if not steps:
+            raise ArgumentError("steps is empty: no weight to train on a grid")
+        for name, step in steps.items():
+            if not (step > 0 and step < float("inf")):
+                raise ArgumentError(f"step of {name!r} is {step}; it must be positive and finite")
+        if not (lam >= 0 and lam < float("inf")):
+            raise ArgumentError(f"lam={lam} must be at least 0 and finite")
+        if not 0 <= dead_zone < 0.5:
+            raise ArgumentError(f"dead_zone={dead_zone} is outside [0, 0.5)")
+        if ramp < 0 or every < 1:
+            raise ArgumentError(f"ramp={ramp} must be at least 0 and every={every} at least 1")
+        # the grid is a float32 one: round once, here, so that code and file agree
+        self.steps = {n: float(torch.tensor(s, dtype=torch.float32)) for n, s in steps.items()}
+        self.lam, self.ramp, self.dead_zone, self.every = lam, ramp, dead_zone, every
+        self.masks = Masks(masks or {})
+        self._count = 0
+        self._slopes: dict[str, Tensor] = {}
+        self._latent: dict[str, nn.Parameter] = {}
+        # module, attribute, and the order its parameters stood in
+        self._owners: list[tuple[nn.Module, str, list[str]]] = []
+
+    @classmethod
+    def relative(
+        cls,
+        model: nn.Module,
+        *,
+        step: float | Mapping[str, float],
+        lam: float,
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Steps in units of each weight's standard deviation (of its non-zero values).
+
+        ``step``: one number, or one for each weight's clean name. Raises :class:`ArgumentError`
+        for a weight that is all zeros or not finite.
+        """
+        steps = {}
+        masks = options.get("masks") or {}
+        for name, p in names.weights(model, include=include, exclude=exclude).items():
+            alive = p.detach()[p.detach() != 0].double()
+            spread = float(alive.std(correction=0)) if alive.numel() else 0.0
+            if not 0 < spread < float("inf"):
+                raise ArgumentError(
+                    f"{name} has no spread ({alive.numel()} non-zero weights); exclude it"
+                )
+            steps[name] = spread * (step[name] if isinstance(step, Mapping) else step)
+        options["masks"] = Masks({n: m for n, m in masks.items() if n in steps})
+        return cls(steps, lam=lam, **options)
+
+    def _setup(self) -> None:
+        if self._latent:  # detached and attached again
+            return
+        parameters = names.parameters(self.model)
+        unknown = [n for n in self.steps if n not in parameters]
+        if unknown:
+            raise ArgumentError(
+                f"weight {unknown[0]!r} is no parameter; there are: {', '.join(parameters)}"
+            )
+        self.masks.check({n: parameters[n] for n in self.steps})
+        chosen = {id(parameters[n]): n for n in self.steps}
+        owners = [
+            (module, attribute, chosen[id(p)])
+            for module in self.model.modules()
+            for attribute, p in module.named_parameters(recurse=False)
+            if id(p) in chosen
+        ]
+        for module, _, name in owners:
+            if isinstance(module, parametrize.ParametrizationList):
+                raise ArgumentError(
+                    f"{name} is parametrized already; finish() the method that did so first"
+                )
+            if isinstance(module, nn.RNNBase):
+                raise ArgumentError(
+                    f"{name} belongs to {type(module).__name__}, whose kernels read the weight "
+                    "past its parametrization; exclude it"
+                )
+        self._latent = {n: parameters[n] for n in self.steps}
+        self._zero()
+        for module, attribute, name in owners:
+            grid = _Grid(self.steps[name], self.dead_zone, parameters[name])
+            self._owners.append((module, attribute, list(module._parameters)))
+            parametrize.register_parametrization(module, attribute, grid, unsafe=True)
+        self._measure()
+
+    @torch.no_grad()
+    def _codes(self, name: str) -> Tensor:
+        weight = self._latent[name]
+        step = torch.tensor(self.steps[name], dtype=weight.dtype, device=weight.device)
+        return _magnitudes(weight, step, self.dead_zone)
+
+    @torch.no_grad()
+    def _measure(self) -> None:
+        """Bits between neighbouring codes, from the present histograms."""
+        for name, weight in self._latent.items():
+            codes = self._codes(name).clamp_(max=_MOST - 1).long()
+            counts = torch.bincount(codes.reshape(-1), minlength=_MOST).double()
+            # one sign bit beyond zero; half a count everywhere, so that no code is impossible
+            bits = -torch.log2((counts + 0.5) / (counts.sum() + 0.5 * _MOST))
+            bits[1:] += 1
+            slopes = torch.empty_like(bits)
+            slopes[1:] = bits[1:] - bits[:-1]
+            slopes[0] = slopes[1]  # inside the dead zone the weight is still drawn to its middle
+            self._slopes[name] = slopes.clamp_(0, _STEEPEST).to(weight.device, weight.dtype)
+
+    @torch.no_grad()
+    def _zero(self) -> None:
+        for name, mask in self.masks.items():
+            self._latent[name].masked_fill_(~mask, 0)
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Add the slope of each code's length to its latent weight's gradient."""
+        if self._count % self.every == 0:
+            self._measure()
+        price = self.lam * (min(1.0, self._count / self.ramp) if self.ramp else 1.0)
+        if price:
+            for name, weight in self._latent.items():
+                if weight.grad is not None:
+                    codes = self._codes(name).clamp_(max=_MOST - 1).long()
+                    push = self._slopes[name][codes].mul_(weight.sign())
+                    weight.grad.add_(push, alpha=price / self.steps[name])
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Keep masked weights at zero."""
+        self._count += 1
+        self._zero()
+
+    @torch.no_grad()
+    def bits(self) -> float:
+        """Ideal size of all codes now, in bits: their order-0 entropy, signs included."""
+        total = 0.0
+        for name, weight in self._latent.items():
+            codes = (self._codes(name) * weight.sign()).reshape(-1)
+            counts = torch.unique(codes, return_counts=True)[1].double()
+            total += float((counts * torch.log2(counts.sum() / counts)).sum())
+        return total
+
+    def quantized(self) -> dict[str, Quantized]:
+        """Codes and code book of each weight as they are now."""
+        return {
+            name: Quantized.of(snap(p.detach(), self.steps[name], self.dead_zone))
+            for name, p in self._latent.items()
+        }
+
+    def finish(self) -> None:
+        """Leave plain weights, exactly on their grids."""
+        self.detach()
+        for module, attribute, order in reversed(self._owners):
+            parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+            # torch puts the weight back last; state_dict must keep the user's order
+            for name in order:
+                if name in module._parameters:
+                    module._parameters[name] = module._parameters.pop(name)
+        self._owners, self._latent = [], {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count of steps, the histograms' slopes and the masks."""
+        return {"count": self._count, "slopes": dict(self._slopes), "masks": dict(self.masks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._count = int(state["count"])
+        self._slopes = dict(state["slopes"])
+        self.masks = Masks(state["masks"])
