@@ -31,10 +31,10 @@ def loop(
 net, digits = model(), data()
 before = gossamer.evaluate(net, digits.test).accuracy
 
-masks = gossamer.keep_top({name: w.abs() for name, w in weights(net).items()}, 0.15)
-optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+masks = gossamer.keep_top({name: w.abs() for name, w in weights(net).items()}, 0.25, scope="global")
+optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
 pruned = gossamer.Masked(masks).attach(net, optimizer)
-loop(net, optimizer, digits.train, epochs=8)
+loop(net, optimizer, digits.train, epochs=6)
 pruned.finish()
 
 optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
