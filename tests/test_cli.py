@@ -118,7 +118,7 @@ def test_a_model_of_ones_own_by_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert told.code == 0, told.err
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert run["bytes"]["reloaded"]["evaluated_in"] == "fresh process"
+    assert run["bytes"]["reloaded"]["evaluated_in"] == "a fresh process"
     tied = [layer for layer in run["layers"] if layer["codec"] == "tied"]
     assert [layer["name"] for layer in tied] == ["again.weight"]
     assert run["accuracy"]["before"]["accuracy"] > 0.95
@@ -159,6 +159,18 @@ def test_mistakes_are_told_in_a_line_without_traceback(
 def test_debug_anywhere_shows_where_it_went_wrong() -> None:
     with pytest.raises(GossamerError, match="neither a file nor one of"):
         cli.main(["recipes", "none", "--debug"])
+
+
+def test_ctrl_c_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped() -> dict[str, str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gossamer.recipe, "builtin", stopped)
+    told = Told(capsys, "recipes")
+    assert told.code == 130
+    assert told.err.strip() == "stopped; the same command goes on where it was"
 
 
 def test_unknown_commands_and_options_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

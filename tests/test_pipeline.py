@@ -93,7 +93,7 @@ def test_run_json_holds_what_the_report_needs(done: pipeline.Result) -> None:
     assert run["bytes"]["reloaded"] == {
         "fresh_process": True,
         "identical": True,
-        "evaluated_in": "fresh process",
+        "evaluated_in": "a fresh process",
     }
     after = run["accuracy"]["after"]
     assert after["low"] < after["accuracy"] == done.accuracy_after < after["high"]
@@ -142,7 +142,7 @@ def test_restart_begins_anew(tmp_path: Path) -> None:
     folder.begin(tmp_path, {"recipe": 1}, False)
     assert (tmp_path / "stage-1.pt").exists()
     folder.begin(tmp_path, {"recipe": 2}, True)
-    assert [p.name for p in tmp_path.iterdir()] == [folder.KEY]
+    assert {p.name for p in tmp_path.iterdir()} == {folder.KEY, "metrics"}
     with pytest.raises(ArgumentError, match="recipe was 2, now it is 1"):
         folder.begin(tmp_path, {"recipe": 1}, False)
 
@@ -205,7 +205,7 @@ def test_a_model_in_memory_is_left_as_it_was(tmp_path: Path, trained: nn.Module)
     assert result.run["accuracy"]["before"]["accuracy"] == pytest.approx(
         gossamer.evaluate(trained, datasets.load("digits").test).accuracy
     )
-    assert result.run["bytes"]["reloaded"]["evaluated_in"] == "fresh process"
+    assert result.run["bytes"]["reloaded"]["evaluated_in"] == "a fresh process"
     assert Masks.of(names.weights(result.model)).density == pytest.approx(0.2, abs=1e-3)
 
 
@@ -237,6 +237,7 @@ def test_a_class_that_no_other_process_can_import_is_evaluated_here(tmp_path: Pa
         {"prune": {"density": 0.5, "method": "random", "retrain": {**FAST, "distill": 0.5}}},
         {"share": {"bits": {"fc1": 3}, "init": "forgy"}},
         {"ecsq": {"lam": 0.05}},
+        {"rate_aware": {"step": 0.3, "retrain": FAST}},
         {"absorb_batchnorm": {}},
     ],
     ids=lambda s: f"{next(iter(s))}-{'-'.join(map(str, next(iter(s.values())).values()))}"[:40],

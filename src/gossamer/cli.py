@@ -175,7 +175,8 @@ def compress(
     print(f"weights  {kept:,} of {total:,} kept")
     print(f"before   {_accuracy(result.before, 'test')}")
     where = result.run["bytes"]["reloaded"]["evaluated_in"]
-    print(f"after    {_accuracy(result.after, 'test')}; decoded in a fresh process, {where}")
+    print(f"after    {_accuracy(result.after, 'test')}")
+    print(f"reload   every bit the same in a fresh process; accuracy measured in {where}")
     timing = result.run["latency"]
     if timing:
         print(
@@ -385,9 +386,12 @@ def main(arguments: list[str] | None = None) -> None:
     except (GossamerError, OSError) as e:
         if debug:
             raise
-        known = isinstance(e, GossamerError) or not e.strerror
-        print(f"error: {e if known else f'{e.filename}: {e.strerror}'}", file=sys.stderr)
+        told = str(e)
+        if isinstance(e, OSError) and e.filename is not None:
+            told = f"{e.filename}: {e.strerror}"
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as e:
+        if e.code == 130:  # Ctrl-C, as typer passes it on
+            print("stopped; the same command goes on where it was", file=sys.stderr)
+        raise

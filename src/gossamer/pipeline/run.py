@@ -287,7 +287,7 @@ class _Job:
         size["reloaded"] = {
             "fresh_process": True,
             "identical": True,
-            "evaluated_in": "fresh process" if "test" in back else "this process",
+            "evaluated_in": "a fresh process" if "test" in back else "this process",
         }
         validation = (
             rows[-1]["accuracy"] if rows else evaluate(decoded, self.data.validation).accuracy

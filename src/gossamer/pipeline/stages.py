@@ -254,19 +254,21 @@ def _ecsq(state: State, stage: schema.Ecsq) -> None:
 
 def _rate_aware(state: State, stage: schema.RateAware) -> None:
     weights = chosen(state.model, stage.include, stage.exclude)
-    batches = math.ceil(len(state.data.train) / stage.retrain.batch_size)
+    steps = per_layer(state.model, weights, stage.step)
+    updates = stage.retrain.epochs * math.ceil(len(state.data.train) / stage.retrain.batch_size)
     method = RateAware.relative(
         state.model,
-        step=per_layer(state.model, weights, stage.step),
+        step=steps,
         lam=stage.lam,
-        ramp=round(stage.ramp * stage.retrain.epochs * batches),
+        ramp=int(stage.ramp * updates),
         dead_zone=stage.dead_zone,
         masks=state.masks,
-        include=list(weights),
+        include=list(steps),
     )
-    state.train(stage.retrain, [method])
+    others = Masks({n: m for n, m in state.masks.items() if n not in steps})
+    state.train(stage.retrain, [method, *([Masked(others)] if others else [])])
     method.finish()
-    _mask_zeros(state, weights)
+    _mask_zeros(state, steps)
 
 
 @torch.no_grad()

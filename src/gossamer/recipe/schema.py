@@ -200,14 +200,16 @@ class Ecsq(Layers):
 class RateAware(Layers):
     """Retrain with the entropy of the codes as part of what is minimised.
 
-    ``step`` is the grid's, in units of the layer's standard deviation; ``lam`` the price of a
-    bit in units of the loss, which rises over the first ``ramp`` of training; ``dead_zone`` the
-    fraction of a step by which zero's cell is wider.
+    Attributes:
+        step: the grid's, in units of the layer's standard deviation (over non-zero weights).
+        lam: price of a bit, in units of the loss.
+        ramp: fraction of the retraining over which the price rises to ``lam``.
+        dead_zone: fraction of a step by which zero's cell is wider on each side.
     """
 
     stage: Literal["rate_aware"] = "rate_aware"
     step: Strength = 0.5
-    lam: _NotNegative = 5e-5
+    lam: _NotNegative = 1e-4
     ramp: Annotated[float, Field(ge=0, le=1)] = 0.5
     dead_zone: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     retrain: Training
