@@ -148,6 +148,8 @@ def experiment(
 
 def _load() -> None:
     for module in pkgutil.iter_modules(__path__):
+        if module.name == "__main__":
+            continue
         importlib.import_module(f"{__name__}.{module.name}")
 
 
