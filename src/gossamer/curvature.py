@@ -298,7 +298,8 @@ def hessian_diagonal(
         levenberg_marquardt: drop the f'' terms, which makes every entry >= 0.
         weight_decay: lambda of lambda/2 |w|^2, whose Hessian is lambda on the diagonal; 0 leaves
             it out.
-        include, exclude: parameter patterns as in :func:`gossamer.names.select`; all by default.
+        include: parameter patterns as in :func:`gossamer.names.select`; all by default.
+        exclude: patterns of parameters to leave out.
         progress: called with (patterns done, patterns in all).
 
     Raises :class:`ArgumentError` for a network that cannot be traced, an operation without a
