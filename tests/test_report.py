@@ -158,7 +158,7 @@ def test_a_full_page_holds_every_section_and_figure(full_run, tmp_path):
         "A fresh process that had nothing but the file decoded it",
         f"whole file {size:,} bytes",
         "95.75 to 97.89 %",  # Wilson's interval of 970 of 1000
-        "970 of 1,000 right",
+        "970 of 1,000",
         "No speed-up",
         "0.043 ms",
         "2.5 min",

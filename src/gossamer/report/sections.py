@@ -36,7 +36,7 @@ def _key_figures(run: Run) -> Section:
     size, accuracy = run["bytes"], run.get("accuracy") or {}
     facts = [
         ("File", words.size(size["file"]), f"{size['file']:,} bytes"),
-        ("Ratio", words.ratio(size["ratio"]), f"from {words.size(size['dense'])} dense"),
+        ("Ratio", words.ratio(size["ratio"]), f"from {words.size(size['dense'])}"),
     ]
     for when in ("before", "after") if accuracy else ():
         found = accuracy[when]
@@ -44,7 +44,7 @@ def _key_figures(run: Run) -> Section:
             (
                 f"Accuracy {when}",
                 words.percent(found["accuracy"]),
-                f"{found['correct']:,} of {found['total']:,} right",
+                f"{found['correct']:,} of {found['total']:,}",
             )
         )
     weights = _weights(run)
