@@ -1,0 +1,140 @@
+"""What every method must do. A new method joins with one row of METHODS."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gossamer import names
+from gossamer.errors import ArgumentError
+from gossamer.method import Masked, Method
+from gossamer.prune import prune
+from gossamer.quantize import RateAware, SharedWeights, share_model
+
+METHODS: dict[str, Callable[[nn.Module], Method]] = {
+    "masked": lambda model: Masked(prune(model, 0.3)),
+    "masked, dense gradients": lambda model: Masked(
+        prune(model, 0.3), mask_gradients=False, mask_buffers=False
+    ),
+    "shared": lambda model: SharedWeights(share_model(model, bits=3)),
+    "shared grid": lambda model: SharedWeights(
+        share_model(model, bits=3, init="uniform"), grid=True
+    ),
+    "rate aware": lambda model: RateAware.relative(model, step=0.3, lam=1e-4),
+}
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "sgd": lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9, weight_decay=1e-3),
+    "adam": lambda m: torch.optim.Adam(m.parameters(), 1e-2, weight_decay=1e-3),
+}
+every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
+every_optimizer = pytest.mark.parametrize("optim", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+def loop(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 1) -> None:
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        x, y = torch.randn(8, 1, 4, 4, generator=g), torch.randint(0, 3, (8,), generator=g)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+Make = Callable[[nn.Module], Method]
+Optim = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@every_method
+@every_optimizer
+def test_works_in_a_bare_loop_and_leaves_plain_tensors(make: Make, optim: Optim) -> None:
+    model = net()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = optim(model)
+    method = make(model).attach(model, optimizer)
+    loop(model, optimizer, 10)
+    x = torch.randn(2, 1, 4, 4)
+    seen = model(x)
+    method.finish()
+    assert torch.equal(model(x), seen)
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    assert all(type(m).__module__.startswith("torch.nn.modules") for m in model)
+    assert all(type(p) is nn.Parameter and p.is_leaf for p in after.values())
+    assert any(not torch.equal(after[n], before[n]) for n in before)
+    held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+    assert held == {id(p) for p in after.values()}
+
+
+@every_method
+def test_attaching_twice_is_refused(make: Make) -> None:
+    model = net()
+    method = make(model).attach(model)
+    with pytest.raises(ArgumentError, match="attached already"):
+        method.attach(model)
+
+
+@every_method
+@every_optimizer
+def test_resume_gives_the_same_bits(make: Make, optim: Optim) -> None:
+    def begin() -> tuple[nn.Module, Method, torch.optim.Optimizer]:
+        model = net()
+        optimizer = optim(model)
+        return model, make(model).attach(model, optimizer), optimizer
+
+    model, method, optimizer = begin()
+    loop(model, optimizer, 5)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), method.state_dict()))
+    loop(model, optimizer, 5, seed=2)
+    again, resumed, other = begin()
+    again.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    resumed.load_state_dict(saved[2])
+    loop(again, other, 5, seed=2)
+    method.finish()
+    resumed.finish()
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@every_method
+def test_state_is_what_weights_only_loads(make: Make, tmp_path: object) -> None:
+    model = net()
+    method = make(model).attach(model)
+    path = f"{tmp_path}/state.pt"
+    torch.save({"model": model.state_dict(), "method": method.state_dict()}, path)
+    found = torch.load(path, weights_only=True)
+    assert set(found["method"]) == set(method.state_dict())
+
+
+@every_method
+def test_a_deep_copy_computes_the_same(make: Make) -> None:
+    model = net()
+    make(model).attach(model)
+    x = torch.randn(2, 1, 4, 4)
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["masked", "masked, dense gradients"])
+@every_optimizer
+def test_masked_weights_are_exactly_zero_after_many_steps(name: str, optim: Optim) -> None:
+    model = net()
+    optimizer = optim(model)
+    method = METHODS[name](model)
+    assert isinstance(method, Masked)
+    method.attach(model, optimizer)
+    loop(model, optimizer, 100)
+    for weight, mask in method.masks.items():
+        assert (names.parameters(model)[weight][~mask] == 0).all()
+        assert (names.parameters(model)[weight][mask] != 0).any()
+    if name == "masked":
+        for weight, mask in method.masks.items():
+            for value in optimizer.state[names.parameters(model)[weight]].values():
+                if value.shape == mask.shape:
+                    assert (value[~mask] == 0).all()

@@ -1,0 +1,112 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gossamer.errors import ArgumentError
+from gossamer.masks import Masks
+from gossamer.prune.dead import dead_units, remove_dead
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 3)
+    )
+
+
+@torch.no_grad()
+def test_units_without_inputs_or_outputs_are_named_and_removed_exactly() -> None:
+    net = mlp().eval()
+    net[0].weight[1] = 0  # no inputs, emits relu(bias)
+    net[0].bias[1] = 0.7
+    net[2].weight[:, 4] = 0  # nothing reads unit 4
+    masks = Masks.of({n: p for n, p in net.named_parameters() if p.ndim == 2})
+    found = dead_units(net)
+    assert found.without_inputs == {"0": [1]}
+    assert found.without_outputs == {"0": [4]}
+    assert found.not_examined == ["5"]
+    assert found.count == 2
+    assert "0" in found.table()
+    x = torch.randn(7, 5)
+    before = net(x)
+    remove_dead(net, masks)
+    torch.testing.assert_close(net(x), before, rtol=1e-6, atol=1e-6)
+    assert (net[2].weight[:, 1] == 0).all()
+    assert (net[0].weight[4] == 0).all()
+    assert net[0].bias[4] == 0
+    assert not masks["2.weight"][:, 1].any()
+    assert not masks["0.weight"][4].any()
+
+
+@torch.no_grad()
+def test_removal_runs_on_until_nothing_is_left() -> None:
+    net = mlp().eval()
+    net[5].weight[:, 2] = 0  # unit 2 of the middle layer is unread ...
+    net[2].weight[:, 3] = 0
+    net[2].weight[2, 3] = 1.0  # ... and was the only reader of unit 3 of the first
+    x = torch.randn(7, 5)
+    before = net(x)
+    remove_dead(net)
+    torch.testing.assert_close(net(x), before, rtol=1e-6, atol=1e-6)
+    assert (net[2].weight[2] == 0).all()
+    assert (net[0].weight[3] == 0).all()
+
+
+@torch.no_grad()
+def test_filters_through_pooling_and_flattening() -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * 9, 3),
+    ).eval()
+    net[1].running_mean.normal_()
+    net[1].bias.normal_()
+    net[0].weight[2] = 0
+    net[5].weight[:, 9:18] = 0  # filter 1 is unread
+    assert dead_units(net).without_inputs == {"0": [2]}
+    assert dead_units(net).without_outputs == {"0": [1]}
+    x = torch.randn(5, 1, 8, 8)
+    before = net(x)
+    remove_dead(net)
+    torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-6)
+    assert (net[5].weight[:, 18:27] == 0).all()
+
+
+@torch.no_grad()
+def test_a_constant_that_zero_padding_dilutes_is_left_alone() -> None:
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1)).eval()
+    net[0].weight[0] = 0
+    net[0].bias[0] = 1.0
+    before = net[2].weight.clone()
+    remove_dead(net)
+    assert torch.equal(net[2].weight, before)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.a(x))
+        return self.c(h + self.b(h))
+
+
+def test_branches_are_not_examined() -> None:
+    assert dead_units(Branching()).not_examined == ["a", "b", "c"]
+
+
+class Untraceable(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_untraceable_networks_are_named() -> None:
+    with pytest.raises(ArgumentError, match="Untraceable cannot be traced"):
+        dead_units(Untraceable())
