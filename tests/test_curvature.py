@@ -217,3 +217,55 @@ def test_modes_are_given_back() -> None:
     hessian_diagonal(net, data(4))
     assert net.training
     assert net[1].training
+
+
+@pytest.mark.parametrize("function", [nn.ReLU, nn.SiLU, nn.ELU])
+@pytest.mark.parametrize("lm", [True, False])
+def test_activations_in_place_give_the_same(function: type[nn.Module], lm: bool) -> None:
+    split = data(2, 3, 3)
+    found = []
+    for inplace in (True, False):
+        torch.manual_seed(3)
+        net = nn.Sequential(
+            nn.Conv2d(2, 4, 2),
+            nn.BatchNorm2d(4),
+            function(inplace=inplace),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        ).double()
+        found.append(hessian_diagonal(net, split, levenberg_marquardt=lm))
+    for name, h in found[0].items():
+        torch.testing.assert_close(h, found[1][name], rtol=1e-12, atol=1e-15)
+
+
+class Awkward(nn.Module):
+    """Ways to write a network that no rule covers."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.fc, self.out, self.how = nn.Linear(4, 4), nn.Linear(4, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        if self.how == "alpha":
+            return self.out(torch.add(y, x, alpha=2))
+        if self.how == "in place":
+            return self.out(F.relu(y, inplace=True) + y)
+        return self.out(input=y)
+
+
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [("alpha", "'add' adds with alpha"), ("in place", "changes 'fc'"), ("keyword", "by keyword")],
+)
+def test_awkward_networks_are_refused_before_anything_is_wrong(how: str, match: str) -> None:
+    with pytest.raises(ArgumentError, match=match):
+        hessian_diagonal(Awkward(how).double(), data(4))
+
+
+def test_uneven_averages_and_bad_batches_are_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AvgPool2d(3, 2), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.raises(ArgumentError, match="unequal windows"):
+        hessian_diagonal(net.double(), data(1, 6, 6))  # windows overlap, the last row is dropped
+    with pytest.raises(ArgumentError, match="batch_size=0"):
+        hessian_diagonal(net.double(), data(1, 6, 6), batch_size=0)

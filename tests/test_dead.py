@@ -110,3 +110,31 @@ class Untraceable(nn.Module):
 def test_untraceable_networks_are_named() -> None:
     with pytest.raises(ArgumentError, match="Untraceable cannot be traced"):
         dead_units(Untraceable())
+
+
+class Reused(nn.Module):
+    """``b`` runs twice, or shares its weight with ``c``: no use of it may be changed alone."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.tied = tied
+        if tied:
+            self.c.weight = self.b.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.tied else torch.relu(self.b(x))
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_shared_parameters_are_left_alone(tied: bool) -> None:
+    torch.manual_seed(2)
+    net = Reused(tied).eval()
+    net.a.weight[1] = 0
+    net.a.bias[1] = 0.7
+    x = torch.randn(9, 5)
+    before = net(x)
+    assert "a" in remove_dead(net).not_examined
+    assert torch.equal(net(x), before)

@@ -64,6 +64,13 @@ def _kind(graph: fx.GraphModule, node: fx.Node) -> Any:
     return type(graph.get_submodule(str(node.target))) if node.op == "call_module" else node.target
 
 
+def _in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
+    named = isinstance(node.target, str) and node.target.endswith("_")
+    return named or node.target is operator.iadd or bool(node.kwargs.get("inplace"))
+
+
 def _check(graph: fx.GraphModule) -> None:
     known = _ELEMENTWISE | _SELECTING | _AVERAGING | _ADDING | _SCALING | _PLAIN
     known |= {nn.Linear, nn.Conv2d, nn.Conv1d}
@@ -77,6 +84,18 @@ def _check(graph: fx.GraphModule) -> None:
                 f"node {node.name!r} ({shown}) has no rule for second derivatives; known are "
                 "linear, convolution, batch-norm, pooling, elementwise functions, reshaping and "
                 "add. Write it with these, or prune by magnitude"
+            )
+        first = node.args[0] if node.args else None
+        if kind not in _ADDING | _PLAIN and not isinstance(first, fx.Node):
+            raise ArgumentError(
+                f"node {node.name!r} must take its tensor as the first argument, not by keyword"
+            )
+        if kind in _ADDING and node.kwargs.get("alpha", 1) != 1:
+            raise ArgumentError(f"node {node.name!r} adds with alpha; no rule, add plainly")
+        if isinstance(first, fx.Node) and len(first.users) > 1 and _in_place(graph, node):
+            raise ArgumentError(
+                f"node {node.name!r} changes {first.name!r} in place, which others read too; "
+                "set inplace=False"
             )
         if kind in (nn.Conv2d, nn.Conv1d):
             module = graph.get_submodule(str(node.target))
@@ -102,7 +121,11 @@ class _Values(fx.Interpreter):
         self.values: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run and keep."""
+        """Run and keep; an in-place operation works on a copy of what is kept."""
+        assert isinstance(self.module, fx.GraphModule)  # what __init__ was given
+        if _in_place(self.module, n):
+            source = _source(n)
+            self.env[source] = self.env[source].clone()
         self.values[n] = super().run_node(n)
         return self.values[n]
 
@@ -199,7 +222,8 @@ class _Walk:
             assert spread is not None
             # every entry of the Jacobian is the same number; it is found, not assumed
             share = float(spread.max())
-            if float(spread.min()) != share and float(spread.min()) > 0:
+            uneven = (spread != 0) & ((spread - share).abs() > 1e-5 * share)
+            if uneven.any():
                 raise ArgumentError(f"node {node.name!r} averages unequal windows; no rule")
             below_h, below_g = self._two(self._vjp(node, h, g))
             self._give(source, below_h * share, below_g)
@@ -293,7 +317,7 @@ def hessian_diagonal(
 
     Args:
         model: outputs ``(N, classes)``; logits for cross-entropy.
-        split: patterns to average over; their dtype is brought to the model's.
+        split: patterns to average over; brought to the model's dtype and device.
         loss: of one pattern: softmax cross-entropy, or sum (d - x)^2 (classes become one-hot).
         levenberg_marquardt: drop the f'' terms, which makes every entry >= 0.
         weight_decay: lambda of lambda/2 |w|^2, whose Hessian is lambda on the diagonal; 0 leaves
@@ -309,6 +333,8 @@ def hessian_diagonal(
         raise ArgumentError(f"loss {loss!r} is not one of 'cross_entropy', 'mse'")
     if not len(split):
         raise ArgumentError("split is empty; the diagonal is an average over patterns")
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size={batch_size} must be at least 1")
     parameters = names.parameters(model)
     chosen = names.select(parameters, include) if include is not None else list(parameters)
     if exclude is not None:
@@ -324,12 +350,12 @@ def hessian_diagonal(
                 "values"
             ) from e
         _check(graph)
-        dtype = next(iter(parameters.values())).dtype
+        some = next(iter(parameters.values()))
         for start in range(0, len(split), batch_size):
             index = torch.arange(start, min(start + batch_size, len(split)))
             inputs, targets = split.batch(index)
-            walk = _Walk(graph, inputs.to(dtype), found)
-            second, first = _top(loss, walk.output, targets)
+            walk = _Walk(graph, inputs.to(some), found)
+            second, first = _top(loss, walk.output, targets.to(some.device))
             with torch.no_grad():
                 walk.back(second, None if levenberg_marquardt else first)
             if progress is not None:

@@ -8,6 +8,7 @@ network's outputs stay what they were.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,8 @@ class DeadUnits:
 
     Attributes:
         without_inputs, without_outputs: layer -> indices of its units (rows or filters).
-        not_examined: layers whose outputs do not run straight into one other layer.
+        not_examined: layers whose outputs do not run straight into one other layer, or that
+            share parameters with another use.
     """
 
     without_inputs: dict[str, list[int]]
@@ -101,6 +103,11 @@ def _links(model: nn.Module) -> tuple[list[_Link], list[str]]:
     except Exception as e:  # tracing runs the user's own code, which may raise anything
         raise ArgumentError(f"{type(model).__name__} cannot be traced: {e}") from e
     modules = dict(model.named_modules())
+    # a weight or bias that serves in two places cannot be changed for one of them
+    uses: Counter[int] = Counter()
+    for node in graph.graph.nodes:
+        used = modules.get(str(node.target)) if node.op == "call_module" else None
+        uses.update(id(p) for p in (used.parameters() if used is not None else ()))
     links, others = [], []
     for node in graph.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -118,7 +125,8 @@ def _links(model: nn.Module) -> tuple[list[_Link], list[str]]:
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 grouped = isinstance(module, nn.Conv2d) and module.groups != 1
                 fits = module.weight[0].numel() % layer.weight.shape[0] == 0
-                if grouped or not fits:
+                both = (*layer.parameters(), *module.parameters())
+                if grouped or not fits or any(uses[id(p)] > 1 for p in both):
                     others.append(name)
                 else:
                     links.append(_Link(name, layer, names.clean(str(at.target)), module, between))
