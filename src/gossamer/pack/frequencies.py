@@ -64,9 +64,9 @@ def best_table(counts: Ints) -> Table | None:
     occurrences = counts[used]
     total = int(occurrences.sum())
     least = max(12, (len(used) - 1).bit_length())
-    # A symbol rarer than 1 in 2**bits is given more than its share: finer frequencies help.
-    rare = int(occurrences.min()) << least < total
-    sizes = sorted({least, 14, 16} - set(range(least))) if rare else [least]
+    # A symbol rarer than a few in 2**bits has a coarse share: finer frequencies help.
+    rare = int(occurrences.min()) << least < 16 * total
+    sizes = [least, *range(max(14, least + 1), 16)] if rare else [least]
     found = [_log_table(used, occurrences, sizes[-1], step) for step in _STEPS]
     if len(counts) <= _MIXED and total <= 1 << 17:
         found += _mixtures(counts, used, occurrences, sizes[-1])
@@ -77,6 +77,7 @@ def best_table(counts: Ints) -> Table | None:
         frequencies = normalise(weights, bits)
         chances = frequencies[np.searchsorted(best.symbols, used)]
         payload = float((occurrences * (bits - np.log2(chances))).sum()) / 8
+        payload *= 1 + 2.0 ** (bits - 26)  # states of 16 to 32 bits round more often
         tables.append(Table(best.kind, bits, best.symbols, frequencies, best.data, payload))
     # Decoding is faster with fewer bits.
     goal = min(t.payload for t in tables) * 1.0004

@@ -281,7 +281,7 @@ def run(
         path,
         {
             "name": name,
-            "summary": summary,
+            "about": summary,
             "command": command,
             "commit": _commit(),
             "hardware": hardware(),

@@ -34,7 +34,7 @@ def page(folder: Path) -> str:
         lines += [
             f"## {entry['name']}",
             "",
-            f"{entry['summary']} `{entry['command']}` (seeds {seeds}; {entry['seconds']:.0f} s on "
+            f"{entry['about']} `{entry['command']}` (seeds {seeds}; {entry['seconds']:.0f} s on "
             f"{entry['hardware']['cpu']}, {entry['hardware']['cores']} cores; commit "
             f"`{entry['commit'][:10]}`).",
             "",

@@ -98,8 +98,7 @@ def resnet(context: Context) -> Outcome:
 _RUN = """
 import sys
 import torch
-from gossamer.pipeline import run
-from gossamer.recipe import load
+from gossamer.pipeline import compress
 torch.set_num_threads(1)
 compress("mlp", "digits", recipe="digits-demo", out=sys.argv[1])
 """
