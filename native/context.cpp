@@ -1,165 +1,587 @@
-// Context-mixing coder of a matrix of signed ranks; integer arithmetic only.
+// Context-mixing coder of a matrix of signed ranks. Integer arithmetic only, so that every machine
+// writes and reads the same bits; src/gossamer/pack/context_reference.py is its specification, and
+// explains the names.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
-#include <vector>
-#include <string>
+#include <memory>
 #include <stdexcept>
-typedef int32_t i32; typedef int64_t i64; typedef uint32_t u32; typedef uint64_t u64;
-#ifndef PARAMS
-#define PARAMS static const
-#endif
-struct Par {
-  // significance
-  i32 s_lr=10, s_lrx=30, s_lim=400, s_d=5; // rate, boost, counter limit, prior denominators*2
-  i32 s_prow=8, s_pcol=6, s_pci=8, s_pk=16, s_pcur=2, s_pnb=24;
-  i32 s_wrow=45, s_wcol=45, s_wci=20, s_wk=20, s_wcur=10, s_wnb=10, s_wcell=10; // weights in 1/64
-  // sign
-  i32 g_lr=10, g_lim=255, g_d=8, g_w=10, g_lrx=10;
-  // magnitude
-  i32 m_lr=12, m_lrx=30, m_lim=255, m_d=5, m_w=10, m_wgeo=10, m_p=4;
-  i32 s_shift=6, m_shift=2, m_wb=64;
-};
-PARAMS Par P;
-static int16_t ST[65536]; static uint16_t SQ[6144]; static i32 REC[16][1024]; static i32 CONF[1024];
-static void tables(){
-  static bool done=false; 
-  if(!done){
-  // e^(-1/256) in 2^-40 units
-  const u64 c=1095225096164ull; // 2^40*exp(-1/256)
-  u64 e=1ull<<40; // exp(-x/256)
-  for(int x=0;x<3072;x++){ u64 p=(1ull<<56)/((1ull<<40)+e); // 65536/(1+e)
-    if(p>65535)p=65535; 
-    SQ[3072+x]=p; if(x) SQ[3072-x]=65536-p<1?1:65536-p; 
-    e=(u64)(((unsigned __int128)e*c)>>40); }
-  SQ[0]=1;
-  int pi=0; for(int x=-3071;x<3072;x++){ int v=SQ[x+3072]; for(int i=pi;i<=v;i++) ST[i]=x; pi=std::max(pi,v+1);} for(int i=pi;i<65536;i++) ST[i]=3071; }
-  done=true;
-  for(int d=0;d<16;d++) for(int n=0;n<1024;n++) REC[d][n]=65536*2/(2*n+d+2); 
-  for(int n=0;n<1024;n++) CONF[n]=256*2*n/(2*n+3);
-}
-static inline i32 st(i32 p){return ST[p];}
-static inline i32 sq(i32 x){ if(x>3071)x=3071; if(x<-3071)x=-3071; return SQ[x+3072]; }
-struct Enc { std::vector<uint8_t> o; u32 x1=0,x2=~0u;
-  int code(int bit,u32 p){ u32 xm=x1+(u32)(((u64)(x2-x1)*p)>>16); if(bit)x2=xm; else x1=xm+1;
-    while(!((x1^x2)>>24)){ o.push_back(x2>>24); x1<<=8; x2=x2<<8|255;} return bit; }
-  void flush(){ for(int k=1;k<=4;k++){ u32 m=k==4?0:(0xFFFFFFFFu>>(8*k)); u64 v=((u64)x1+m)&~(u64)m; if(v<=x2){ for(int j=0;j<k;j++)o.push_back(v>>(24-8*j)); break;} } while(!o.empty()&&o.back()==0)o.pop_back(); }
-};
-struct Dec { const uint8_t*d; size_t n,pos=0; u32 x1=0,x2=~0u,x=0;
-  Dec(const uint8_t*d,size_t n):d(d),n(n){ for(int i=0;i<4;i++)x=x<<8|get(); }
-  u32 get(){ u32 v=pos<n?d[pos]:0; pos++; return v; }
-  int code(int,u32 p){ u32 xm=x1+(u32)(((u64)(x2-x1)*p)>>16); int bit=x<=xm; if(bit)x2=xm; else x1=xm+1;
-    while(!((x1^x2)>>24)){ x1<<=8; x2=x2<<8|255; x=x<<8|get(); } return bit; }
-};
+#include <vector>
 
-struct Mix { int n; std::vector<i32> w; i32 init[32]; u32 t=0; };
-template<class C> struct Model {
-  C& c;
-  Model(C&c):c(c){ tables(); }
-  typedef u32 Cell; // p 22 bits | n 10 bits
-  i32 x[32]; int n; u32* cells[32]; int nc;
-  // adds a cell input as deviation from base
-  inline void cell(u32* k,i32 base,i32 basep,i32 conf=1){ cells[nc++]=k; if((*k&1023)==0) *k=(u32)basep<<16; x[n++]=((st(*k>>16)-base)*CONF[*k&1023])>>8; }
-  inline void upd(int bit,i32 d,u32 lim){ for(int i=0;i<nc;i++){ u32 k=*cells[i]; u32 cn=k&1023; i32 p=k>>10; p+=(i32)(((i64)((bit?4194303:0)-p)*REC[d][cn])>>16); if(cn<lim)cn++; *cells[i]=(u32)p<<10|cn; } }
-  inline int mixcode(int bit,i32*w1,i32*w2,i32 base,i32 lr){
-    i64 d1=0,d2=0; for(int i=0;i<n;i++){ d1+=(i64)w1[i]*x[i]; d2+=(i64)w2[i]*x[i]; }
-    i32 a=base+(i32)(d1>>16),b=base+(i32)(d2>>16);
-    i32 p1=sq(a),p2=sq(b),p=sq((a+b)>>1); 
-    bit=c.code(bit,p);
-    i32 t=bit?65536:0; i64 e1=(i64)(t-p1)*lr,e2=(i64)(t-p2)*lr;
-    for(int i=0;i<n;i++){ w1[i]+=(i32)((e1*x[i]+(1<<19))>>20); w2[i]+=(i32)((e2*x[i]+(1<<19))>>20); }
-    return bit; }
-  static inline i32 clampp(i64 p){ return p<1?1:p>65535?65535:(i32)p; }
-  static inline int q(i32 d,int s,int half){ d=(d>>s)+half; return d<0?0:d>=2*half?2*half-1:d; }
-  static int bucket(u32 m,int&ex){ if(m<8){ex=0;return m;} int e=31-__builtin_clz(m); ex=e-2; return 8+(e-3)*4+((m>>(e-2))&3); }
-  void run(i32* r,i64 rows,i64 cols,i64 k,i64 S,u32 K){
-    i64 cin=cols/k;
-    std::vector<u32> colNZ(cols+2*S+2,0),colM(cols,0),ciNZ(cin,0),ciM(cin,0),kNZ(k,0); std::vector<i32> colS(cols,0);
-    std::vector<u32> T(1<<17,0); std::vector<u32> TS(1<<14,0); i64 kpx=std::min<i64>(k,64);
-    std::vector<u32> colcell(cols,0);
-    const int NI=32; 
-    i32 iw[NI]={0}; { int j=0; iw[j++]=P.s_wrow; iw[j++]=P.s_wcol; iw[j++]=P.s_wci; iw[j++]=k>1?P.s_wk:0; iw[j++]=k>1?P.s_wcur:0; iw[j++]=P.s_wnb; j++; for(int i=0;i<9;i++) iw[j++]=P.s_wcell; }
-    for(auto&v:iw)v*=1024;
-    std::vector<i32> wa(NI*64),wb(NI*64); for(int i=0;i<64*NI;i++) wa[i]=wb[i]=iw[i%NI];
-    std::vector<i32> ga(NI),gb(NI*64); for(int i=0;i<64*NI;i++){ i32 v=i%NI<6?P.g_w*1024:0; if(i<NI)ga[i]=v; gb[i]=v; }
-    i32 im[NI]={0}; { for(int i=0;i<10;i++)im[i]=P.m_w*1024; for(int i=10;i<13;i++)im[i]=P.m_wgeo*1024; }
-    std::vector<i32> ma(NI),mb(NI*128); for(int i=0;i<128*NI;i++){ mb[i]=im[i%NI]; if(i<NI)ma[i]=im[i]; }
-    std::vector<u32> M(128*16*256/4+4096,0); // magnitude cells
-    std::vector<u32> mbase(128,0),xb(128*8,0);
-    u64 gNZ=0,gN=0,gM=0; u32 sigT=0,sgT=0,mgT=0; u32 sbase=0;
-    int ex; int NB=bucket(K-1,ex); // last bucket index
-    for(i64 y=0;y<rows;y++){ u64 rn=0,rnz=0,rm=0; int gap=0,last=0; u32 cur=0; i64 curM=0; i64 recM=0,recC=0; i32 rowS=0; 
-      for(i64 X=0;X<cols;X++){ i64 ci=X/k,kp=X%k; if(kp==0){cur=0;curM=0;}
-        i32*v=r+y*cols+X; i32 W=X>0?v[-1]:0,WW=X>1?v[-2]:0,N=y>0?v[-cols]:0,NW=y>0&&X>0?v[-cols-1]:0,NE=y>0&&X+1<cols?v[-cols+1]:0,NN=y>1?v[-2*cols]:0,U=X>=S?v[-S]:0,Cc=X>=k?v[-k]:0;
-        if(k==1) Cc=X>=S+1?v[-S-1]:0;
-        i64 g=clampp((i64)((gNZ*65536+32768)/(gN+1))); if(g<8)g=8; i32 sg=st(g);
-        i32 drow=clampp((rnz*65536+P.s_prow*g)/(rn+P.s_prow)),dcol=clampp(((u64)colNZ[X+S]*65536+P.s_pcol*g)/(y+P.s_pcol)),dci=clampp(((u64)ciNZ[ci]*65536+P.s_pci*g)/(y*k+kp+P.s_pci)),dk=clampp(((u64)kNZ[kp]*65536+P.s_pk*g)/(y*cin+ci+P.s_pk)),dcur=clampp(((u64)cur*65536+P.s_pcur*g)/(kp+P.s_pcur));
-        u64 nbz=(u64)colNZ[X+S-1]+colNZ[X+S+1]+colNZ[X]+colNZ[X+2*S]; i32 dnb=clampp((nbz*65536+P.s_pnb*g)/(4*y+2+P.s_pnb));
-        n=nc=0; i32 er=st(drow)-sg,ec=st(dcol)-sg,ei=st(dci)-sg,ek=st(dk)-sg,eu=st(dcur)-sg,en=st(dnb)-sg;
-        x[n++]=er;x[n++]=ec;x[n++]=ei;x[n++]=ek;x[n++]=eu;x[n++]=en;x[n++]=64;
-        int s=P.s_shift; int qr=q(er,s,8),qc=q(ec,s,8),qi=q(ei,s,8),qu=q(eu,7,4),qn=q(en,s,8);
-        int nb=(W!=0)|(WW!=0)<<1|(N!=0)<<2|(NW!=0)<<3|(NE!=0)<<4|(NN!=0)<<5; int nu=(U!=0)|(Cc!=0)<<1; int kq=std::min<i64>(kp,63);
-        i32 bp=g; u32*t=T.data();
-        cell(t+nb,sg,bp); t+=64; cell(t+qr*16+qc,sg,bp); t+=256; cell(t+qi*16+qr,sg,bp); t+=256; cell(t+kq*16+(nb&7)+(nu&1)*8,sg,bp); t+=1024; cell(t+(qu*64+kq)*16+qr,sg,bp); t+=8192; cell(t+std::min(gap,63),sg,bp); t+=64; cell(t+((qi*16+qr)*16+qc)*2+(W!=0),sg,bp); t+=8192; cell(t+((nb&7)|nu<<3)*16+qn,sg,bp); t+=512; cell(t+qn*16+qc,sg,bp);
-        i32 lr=P.s_lr+P.s_lrx*64/(64+(sigT>>4)); 
-        int nz=mixcode(*v!=0,&wa[0],&wb[NI*kq],sg,lr); sigT++;
-        upd(nz,P.s_d,P.s_lim);
-        if(nz){
-          // sign
-          n=nc=0; auto sgn=[](i32 a){return a==0?0:a<0?1:2;}; auto sx=[](i32 a){return a==0?0:a<0?256:-256;};
-          u32*t=TS.data(); cell(t+sgn(W)*3+sgn(WW),0,32768); t+=16; cell(t+sgn(N)*9+sgn(W)*3+sgn(NN),0,32768); t+=32; cell(t+sgn(U)*9+sgn(Cc)*3+sgn(W),0,32768); t+=32; cell(t+kq,0,32768); t+=64; cell(t+last,0,32768); t+=16; cell(&colcell[X],0,32768);
-          x[n++]=sx(W);x[n++]=sx(N);x[n++]=sx(U);x[n++]=sx(Cc);x[n++]=sx(NW);x[n++]=sx(NE); x[n++]=std::max(-1024,std::min(1024,(rowS*512)/(i32)(rnz+4))); x[n++]=32;
-          i32 lr=P.g_lr+P.g_lrx*64/(64+(sgT>>2));
-          int neg=mixcode(*v<0,&ga[0],&gb[NI*kq],0,lr); sgT++; upd(neg,P.g_d,P.g_lim);
-          u32 m=(*v<0?-*v:*v)-1; int e; int B=bucket(m,e);
-          u64 gm=(gM*16+16)/(gNZ+1); // mean bucket x16
-          u64 mp=P.m_p; i64 mr=(rm*16+mp*gm)/(rnz+mp),mc=((u64)colM[X]*16+mp*gm)/(colNZ[X+S]+mp),mi=((u64)ciM[ci]*16+mp*gm)/(ciNZ[ci]+mp),mq=(recM+2*gm*16)/(recC+2*16),mk=(curM*16+2*gm)/(cur+2);
-          auto q2=[&](i64 a){ i64 d=(a-(i64)gm)*16/(i64)(gm+8); d=(d>>P.m_shift)+4; return d<0?0:d>7?7:(int)d; };
-          int a=q2(mr),b=q2(mi),d=q2(mc),f=q2(mq),h=q2(mk); int dmy; auto bk=[&](i32 z){return z?std::min(6,bucket(std::abs(z)-1,dmy)*2*16/(int)(gm+8)+1):0;}; 
-          int nW=std::min(3,bk(W)),nN=std::min(3,bk(N)),nU=std::min(3,bk(U)),nC=std::min(3,bk(Cc));
-          int val=0; 
-          for(int i=0;i<NB;i++){ n=nc=0; u32*bc=&mbase[i]; if(!(*bc&1023))*bc=(i?(mbase[i-1]>>16<<16):(u32)32768<<16); i32 bp=*bc>>16,base=st(bp);
-            u32*t=M.data()+i*1024; 
-            cell(t+neg,base,bp); t+=2; cell(t+a,base,bp); t+=8; cell(t+b,base,bp); t+=8; cell(t+d,base,bp); t+=8; cell(t+f,base,bp); t+=8; cell(t+h,base,bp); t+=8; cell(t+a*8+d,base,bp); t+=64; cell(t+kq,base,bp); t+=64; cell(t+nW*4+nN,base,bp); t+=16; cell(t+nU*4+nC,base,bp); t+=16;
-            // geometric deviations
-            auto geo=[&](i64 mean){ return (i32)(std::min<i64>(512,std::max<i64>(-512,(mean-(i64)gm)*256/(i64)(gm+8)))); };
-            x[n++]=geo(mr);x[n++]=geo(mc);x[n++]=geo(mi); x[n++]=32;
-            cells[nc++]=bc;
-            i32 lr=P.m_lr+P.m_lrx*64/(64+(mgT>>2)); mgT++;
-            int bit=mixcode(B>i,&ma[0],&mb[NI*i],base,lr); upd(bit,P.m_d,P.m_lim); if(!bit)break; val=i+1; }
-          // extra
-          u32 mag; if(val<8)mag=val; else { int eb=(val-8)/4+1; u32 top=4+((val-8)&3); u32 ctx=1; mag=top; for(int j=eb-1;j>=0;j--){ int bit=(m>>j)&1; if(ctx<8){ u32*k=&xb[val*8+ctx]; if(!(*k&1023))*k=32768u<<16; nc=0; cells[nc++]=k; i32 p=*k>>16; if(p<64)p=64; if(p>65472)p=65472; bit=c.code(bit,p); upd(bit,P.m_d,P.m_lim); ctx=ctx*2+bit; } else bit=c.code(bit,32768); mag=mag*2+bit; } }
-          if(mag>=K) mag=K-1; 
-          *v=neg?-(i32)(mag+1):(i32)(mag+1);
-          gM+=val; rm+=val; colM[X]+=val; ciM[ci]+=val; recM=recM-(recM>>3)+val*16*2; recC=recC-(recC>>3)+32; curM+=val; rowS+=neg?1:-1; last=neg+1; gap=0;
-        } else { *v=0; gap++; }
-        rn++; rnz+=nz; colNZ[X+S]+=nz; ciNZ[ci]+=nz; kNZ[kp]+=nz; gN++; gNZ+=nz; cur+=nz;
-      } }
+namespace nb = nanobind;
+
+namespace {
+
+using i32 = std::int32_t;
+using i64 = std::int64_t;
+using u8 = std::uint8_t;
+using u16 = std::uint16_t;
+using u32 = std::uint32_t;
+
+constexpr i32 kEdge = 3071;
+constexpr i32 kPositions = 64;
+constexpr i64 kRows = 1024;
+constexpr size_t kLooks = 256;
+constexpr i32 kHeavy = 1 << 28;  // mixing weights stay within +-kHeavy
+constexpr i64 kLargest = 1 << 20;
+constexpr int kBuckets = 77;  // of magnitudes up to kLargest
+
+// What was tuned; the reference's Preset.
+constexpr i32 kZeroRate = 12, kZeroBoost = 117, kZeroFirst = 6;
+constexpr i32 kRowPrior = 20, kColPrior = 24, kChannelPrior = 1, kPositionPrior = 257;
+constexpr i32 kCurrentPrior = 3, kNearPrior = 36;
+constexpr i32 kRowWeight = 23, kColWeight = 11, kChannelWeight = 10, kPositionWeight = 18;
+constexpr i32 kCurrentWeight = 5, kNearWeight = 3, kZeroCell = 5, kGuessWeight = 48;
+constexpr i32 kSignRate = 14, kSignBoost = 667, kSignFirst = 3, kSignCell = 4;
+constexpr i32 kOwnFlat = 180, kOwnSlope = 139, kNearFlat = 37, kNearSlope = 249;
+constexpr i32 kSizeRate = 122, kSizeBoost = 364, kSizeFirst = 8, kSizeCell = 4;
+constexpr i32 kMeanWeight = 20, kMeanPrior = 1, kAgreePrior = 20, kAgreeScale = 4;
+
+struct Curves {
+  std::array<i32, 65536> stretch;          // by probability
+  std::array<i32, 2 * kEdge + 1> squash;   // by stretched value + kEdge
+  std::array<i32, 1024> trust;             // by how often a cell was seen
+  Curves() {
+    constexpr std::uint64_t one = std::uint64_t{1} << 31;
+    std::uint64_t e = one;
+    for (i32 x = 0; x <= kEdge; ++x) {
+      const i32 p = static_cast<i32>(std::min<std::uint64_t>((one << 16) / (one + e), 65535));
+      squash[kEdge + x] = p;
+      squash[kEdge - x] = std::max(65536 - p, 1);
+      e = (e * 2139111403u + (one >> 1)) >> 31;
+    }
+    i32 filled = 0;
+    for (i32 x = -kEdge; x <= kEdge; ++x)
+      while (filled <= squash[kEdge + x]) stretch[filled++] = x;
+    while (filled < 65536) stretch[filled++] = kEdge;
+    for (i32 n = 0; n < 1024; ++n) trust[n] = 512 * n / (2 * n + 3);
   }
 };
 
-namespace nb = nanobind;
-using In = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-static i64 stride_of(i64 cols,i64 k){ i64 v=k>1?k:cols,s=1; while((s+1)*(s+1)<=v)s++; if(k>1)return s; return s*s==v&&s>3?s:1; }
-static void varint(std::vector<uint8_t>&o,u64 v){ while(v>127){o.push_back(v|128);v>>=7;} o.push_back(v); }
+const Curves& curves() {
+  static const Curves made;
+  return made;
+}
+
+// The fewest bytes that, followed by zeros, name a number in [low, high].
+int tail(u32 low, u32 high, u8* out) {
+  for (int k = 1;; ++k) {
+    const std::uint64_t rest = (std::uint64_t{1} << (32 - 8 * k)) - 1;
+    const std::uint64_t value = (low + rest) & ~rest;
+    if (value <= high || k == 4) {
+      for (int j = 0; j < k; ++j) out[j] = static_cast<u8>(value >> (24 - 8 * j));
+      return k;
+    }
+  }
+}
+
+// Carry-less binary range coder over [low, high] of 32 bits.
+class Encoder {
+ public:
+  int code(int bit, i32 p) {
+    const u32 middle = low_ + static_cast<u32>((std::uint64_t{high_ - low_} * p) >> 16);
+    if (bit)
+      high_ = middle;
+    else
+      low_ = middle + 1;
+    while (!((low_ ^ high_) >> 24)) {
+      out_.push_back(static_cast<u8>(high_ >> 24));
+      low_ <<= 8;
+      high_ = high_ << 8 | 255;
+    }
+    return bit;
+  }
+  std::vector<u8> finish() {
+    u8 last[4];
+    out_.insert(out_.end(), last, last + tail(low_, high_, last));
+    while (!out_.empty() && !out_.back()) out_.pop_back();
+    return std::move(out_);
+  }
+
+ private:
+  u32 low_ = 0, high_ = 0xFFFFFFFF;
+  std::vector<u8> out_;
+};
+
+// Reads zeros past the end; finish() tells whether these were all the encoder's bytes.
+class Decoder {
+ public:
+  Decoder(const u8* data, size_t size) : data_(data), size_(size) {
+    for (int i = 0; i < 4; ++i) value_ = value_ << 8 | next();
+  }
+  int code(int, i32 p) {
+    const u32 middle = low_ + static_cast<u32>((std::uint64_t{high_ - low_} * p) >> 16);
+    const int bit = value_ <= middle;
+    if (bit)
+      high_ = middle;
+    else
+      low_ = middle + 1;
+    while (!((low_ ^ high_) >> 24)) {
+      low_ <<= 8;
+      high_ = high_ << 8 | 255;
+      value_ = value_ << 8 | next();
+    }
+    return bit;
+  }
+  void finish() const {
+    u8 last[4];
+    const size_t count = tail(low_, high_, last), done = at_ - 4;
+    bool good = !size_ || data_[size_ - 1];
+    good &= size_ <= done + count;
+    for (size_t j = 0; j < count; ++j) good &= last[j] == (done + j < size_ ? data_[done + j] : 0);
+    if (!good) throw std::invalid_argument("it does not end where its entries end");
+  }
+
+ private:
+  u8 next() {
+    const u8 byte = at_ < size_ ? data_[at_] : 0;
+    ++at_;
+    return byte;
+  }
+  const u8* data_;
+  size_t size_, at_ = 0;
+  u32 low_ = 0, high_ = 0xFFFFFFFF, value_ = 0;
+};
+
+// 0..7 each alone, then four buckets an octave.
+inline i32 bucket(u32 m) {
+  if (m < 8) return static_cast<i32>(m);
+  const i32 e = 31 - __builtin_clz(m);
+  return 8 + (e - 3) * 4 + static_cast<i32>(m >> (e - 2) & 3);
+}
+
+template <class T>
+inline T clamp(T x, T low, T high) {
+  return x < low ? low : x > high ? high : x;
+}
+
+inline i32 band(i32 x, int shift, i32 half) { return clamp((x >> shift) + half, 0, 2 * half - 1); }
+
+inline i32 share(i64 count, i64 of, i64 prior, i64 p) {
+  return static_cast<i32>(clamp<i64>((count * 65536 + prior * p) / (of + prior), 1, 65535));
+}
+
+inline i32 sign3(i32 v) { return v == 0 ? 0 : v < 0 ? 1 : 2; }
+
+// An adaptive probability: 22 bits, and how many bits it saw.
+struct Cell {
+  i32 p = 0;
+  i32 seen = 0;
+};
+
+// Two sets of weights, one for all decisions and one by context, their outputs averaged.
+template <int N>
+struct Mixer {
+  using Weights = std::array<i32, N>;
+  Weights all;
+  std::vector<Weights> by;
+  Mixer(size_t sets, Weights first) {
+    for (i32& w : first) w *= 1024;
+    all = first;
+    by.assign(sets, first);
+  }
+};
+
+constexpr int kNear = 13, kZeroCells = 7, kSignCells = 7, kSizeCells = 10;
+constexpr int kZeroN = 9 + kZeroCells, kSignN = kNear + 3 + kSignCells, kSizeN = 6 + kSizeCells;
+// Cells of one bucket: by row, channel, column, recent, current, row and column, position, left
+// and above, kernel, guess.
+constexpr int kSizeAt[kSizeCells] = {0, 8, 16, 24, 32, 40, 104, 168, 184, 200};
+constexpr int kSizeSpan = 216;
+
+Mixer<kZeroN>::Weights zero_weights(bool conv) {
+  Mixer<kZeroN>::Weights w = {kRowWeight,
+                              kColWeight,
+                              kChannelWeight,
+                              conv ? kPositionWeight : 0,
+                              conv ? kCurrentWeight : 0,
+                              kNearWeight,
+                              0,
+                              kGuessWeight,
+                              0};
+  std::fill(w.begin() + 9, w.end(), kZeroCell);
+  return w;
+}
+
+Mixer<kSignN>::Weights sign_weights() {
+  Mixer<kSignN>::Weights w = {};
+  std::fill(w.begin() + kNear + 3, w.end(), kSignCell);
+  return w;
+}
+
+Mixer<kSizeN>::Weights size_weights() {
+  Mixer<kSizeN>::Weights w = {kMeanWeight, kMeanWeight, kMeanWeight};
+  std::fill(w.begin() + 6, w.end(), kSizeCell);
+  return w;
+}
+
+template <class Coder>
+class Model {
+ public:
+  Model(Coder& coder, i64 rows, i64 cols, i64 kernel, i64 stride, i64 largest)
+      : coder_(coder),
+        curves_(curves()),
+        rows_(rows),
+        cols_(cols),
+        kernel_(kernel),
+        stride_(stride),
+        channels_(cols / kernel),
+        largest_(largest),
+        last_bucket_(bucket(static_cast<u32>(largest - 1))),
+        zero_(kPositions, zero_weights(kernel > 1)),
+        sign_(kPositions, sign_weights()),
+        size_(last_bucket_ + 1, size_weights()),
+        col_count_(cols + 2 * stride),
+        col_sum_(cols),
+        channel_count_(channels_),
+        channel_sum_(channels_),
+        position_count_(kernel),
+        columns_(cols),
+        agree_(rows),
+        sign_column_(cols),
+        size_cells_((last_bucket_ + 1) * kSizeSpan),
+        base_cells_(last_bucket_ + 1),
+        low_cells_((last_bucket_ + 1) * 8) {}
+
+  // Code `ranks` (row-major); a decoder overwrites them, reading only what it wrote.
+  void run(i32* ranks) {
+    for (y_ = 0; y_ < rows_; ++y_) {
+      row_count_ = row_sum_ = row_sign_ = recent_sum_ = recent_count_ = 0;
+      gap_ = last_ = 0;
+      std::fill(agree_.begin(), agree_.end(), 0);
+      for (i64 x = 0; x < cols_; ++x) entry(ranks + y_ * cols_ + x, x);
+    }
+  }
+
+ private:
+  // A decision: begin, inputs and cells, decide.
+  void begin(i32 p) {
+    p_ = p;
+    base_ = curves_.stretch[p];
+    inputs_ = used_ = 0;
+  }
+  void input(i32 x) { x_[inputs_++] = x; }
+  // A counter enters as its difference from the base estimate, and starts there.
+  void cell(Cell& c) {
+    if (!c.seen) c.p = p_ << 6;
+    cells_[used_++] = &c;
+    input((curves_.stretch[c.p >> 6] - base_) * curves_.trust[c.seen] >> 8);
+  }
+  i32 squash(i64 x) const { return curves_.squash[clamp<i64>(x, -kEdge, kEdge) + kEdge]; }
+
+  template <int N>
+  static i64 dot(const std::array<i32, N>& w, const i32* x) {
+    i64 sum = 0;
+    for (int i = 0; i < N; ++i) sum += static_cast<i64>(w[i]) * x[i];
+    return sum >> 16;
+  }
+  template <int N>
+  static void learn(std::array<i32, N>& w, const i32* x, i64 error) {
+    for (int i = 0; i < N; ++i)
+      w[i] = static_cast<i32>(clamp<i64>(w[i] + ((error * x[i] + 524288) >> 20), -kHeavy, kHeavy));
+  }
+  template <int N>
+  int decide(int bit, Mixer<N>& mixer, i64 which, i32 rate, i32 first) {
+    const i64 a = base_ + dot<N>(mixer.all, x_), b = base_ + dot<N>(mixer.by[which], x_);
+    bit = coder_.code(bit, squash((a + b) >> 1));
+    const i64 target = static_cast<i64>(bit) << 16;
+    learn<N>(mixer.all, x_, (target - squash(a)) * rate);
+    learn<N>(mixer.by[which], x_, (target - squash(b)) * rate);
+    for (int i = 0; i < used_; ++i) adapt(bit, first, *cells_[i]);
+    return bit;
+  }
+  static void adapt(int bit, i32 first, Cell& c) {
+    const i64 rate = 131072 / (2 * c.seen + first + 2);
+    c.p += static_cast<i32>((((bit ? 4194303 : 0) - c.p) * rate) >> 16);
+    c.seen = std::min(c.seen + 1, 1023);
+  }
+  // A neighbour's value, scaled by the mean magnitude; negative values count up.
+  i32 pull(i32 v) const {
+    if (!v) return 0;
+    const i32 z =
+        static_cast<i32>(std::min<i64>(768, kNearFlat + std::abs(i64{v}) * kNearSlope / scale_));
+    return v < 0 ? z : -z;
+  }
+
+  void entry(i32* at, i64 x) {
+    const i64 y = y_, channel = x / kernel_, k = x % kernel_;
+    const i32 kq = static_cast<i32>(std::min<i64>(k, kPositions - 1));
+    if (k == 0) current_ = current_sum_ = 0;
+    const i32 W = x > 0 ? at[-1] : 0, WW = x > 1 ? at[-2] : 0;
+    const i32 U = x >= stride_ ? at[-stride_] : 0;
+    const i64 back = kernel_ > 1 ? kernel_ : stride_ + 1;
+    const i32 C = x >= back ? at[-back] : 0;
+    const i32 N = y > 0 ? at[-cols_] : 0;
+    const i32 NW = y > 0 && x > 0 ? at[-cols_ - 1] : 0;
+    const i32 NE = y > 0 && x + 1 < cols_ ? at[-cols_ + 1] : 0;
+    const i32 NN = y > 1 ? at[-2 * cols_] : 0;
+
+    // What the neighbours' signed values, weighted as the sign mixer has learnt, say of this.
+    scale_ = sum_ * 2 / (count_ + 1) + 2;
+    const i64 s = stride_, reach = kernel_ > 1 ? k : x;
+    const i64 offsets[8] = {1, s, s + 1, s - 1, s == 3 ? 8 : 2, 2 * s, 2 * s + 1, 2 * s - 1};
+    i32 near[kNear] = {};
+    for (int j = 0; j < 8; ++j)
+      if (offsets[j] <= reach && (s > 1 || j == 0 || j == 4)) near[j] = pull(at[-offsets[j]]);
+    near[8] = pull(kernel_ > 1 ? C : 0);
+    near[9] = pull(N);
+    near[10] = pull(NW);
+    near[11] = pull(NE);
+    near[12] = pull(NN);
+    i64 hint = 0;
+    for (int j = 0; j < kNear; ++j)
+      hint += (static_cast<i64>(sign_.all[j]) + sign_.by[kq][j]) * near[j];
+    const i32 guess = static_cast<i32>(std::min<i64>(1024, std::abs(hint >> 17)));
+    const i32 surprise = guess - (guess_mean_ >> 8);
+    guess_mean_ += ((guess << 8) - guess_mean_) >> 7;
+
+    // What earlier rows say that agreed, or disagreed, with this row's signs so far.
+    std::vector<u32>& column = columns_[x];
+    const size_t looks = std::min(column.size(), kLooks), from = column.size() - looks;
+    i64 vote = 0;
+    for (size_t i = from; i < column.size(); ++i) {
+      const u32 e = column[i];
+      if (y - (e >> 1) < kRows) vote += e & 1 ? agree_[e >> 1] : -agree_[e >> 1];
+    }
+    const i64 size = std::abs(vote) * 256 * kAgreeScale / (row_count_ + kAgreePrior);
+    const i32 votes = static_cast<i32>(std::min<i64>(size, 2000));
+    const i32 vote_size = std::min(votes, 1000);
+
+    const i64 n = y * cols_ + x;
+    const i32 g = static_cast<i32>(clamp<i64>((count_ * 65536 + 32768) / (n + 1), 8, 65535));
+    begin(g);
+    const i64 around = col_count_[x + s - 1] + col_count_[x + s + 1] + col_count_[x] +
+                       col_count_[x + 2 * s];
+    const i32 shares[6] = {
+        share(row_count_, x, kRowPrior, g),
+        share(col_count_[x + s], y, kColPrior, g),
+        share(channel_count_[channel], y * kernel_ + k, kChannelPrior, g),
+        share(position_count_[k], y * channels_ + channel, kPositionPrior, g),
+        share(current_, k, kCurrentPrior, g),
+        share(around, 4 * y + 2, kNearPrior, g),
+    };
+    i32 e[6];
+    for (int j = 0; j < 6; ++j) input(e[j] = curves_.stretch[shares[j]] - base_);
+    input(64);
+    input(surprise);
+    input(vote_size);
+    const i32 qr = band(e[0], 7, 8), qc = band(e[1], 7, 8), qi = band(e[2], 7, 8);
+    const i32 qn = band(e[5], 7, 8);
+    const i32 beside = (W != 0) | (WW != 0) << 1 | (N != 0) << 2 | (U != 0) << 3;
+    cell(row_column_[qr * 16 + qc]);
+    cell(channel_row_[qi * 16 + qr]);
+    cell(beside_[kq * 16 + beside]);
+    cell(kernel_cell_[(band(e[4], 7, 4) * kPositions + kq) * 16 + qr]);
+    cell(gap_cell_[std::min<i64>(gap_, 63)]);
+    cell(beside_near_[(beside * 2 + (C != 0)) * 16 + qn]);
+    cell(near_column_[qn * 16 + qc]);
+    i32 rate = kZeroRate + static_cast<i32>(kZeroBoost * 64 / (64 + (n >> 4)));
+    if (!decide<kZeroN>(*at != 0, zero_, kq, rate, kZeroFirst)) {
+      *at = 0;
+      ++gap_;
+      return;
+    }
+
+    const i32 left[4] = {W, N, U, C};
+    const i64 m = magnitude(std::abs(static_cast<i64>(*at)) - 1, x, channel, kq,
+                            {surprise, vote_size, guess}, left);
+
+    begin(32768);
+    const i64 own = kOwnFlat + std::min<i64>(1024, kOwnSlope * (m + 1) / scale_);
+    const i32 lean =
+        static_cast<i32>(std::min<i64>(1024, std::abs(row_sign_) * 512 / (row_count_ + 4)));
+    for (i32 v : near) input(static_cast<i32>(v * own >> 7));
+    input(row_sign_ < 0 ? lean : -lean);
+    input(32);
+    input(vote < 0 ? -votes : votes);
+    const i32 b = bucket(static_cast<u32>(m));
+    cell(sign_left_[sign3(W) * 3 + sign3(WW)]);
+    cell(sign_above_[sign3(N) * 9 + sign3(W) * 3 + sign3(NN)]);
+    cell(sign_kernel_[sign3(U) * 9 + sign3(C) * 3 + sign3(W)]);
+    cell(sign_position_[kq]);
+    cell(sign_last_[last_]);
+    cell(sign_size_[b]);
+    cell(sign_column_[x]);
+    rate = kSignRate + static_cast<i32>(kSignBoost * 64 / (64 + (count_ >> 2)));
+    const int negative = decide<kSignN>(*at < 0, sign_, kq, rate, kSignFirst);
+    *at = static_cast<i32>(negative ? -(m + 1) : m + 1);
+    for (size_t i = from; i < column.size(); ++i)
+      if (y - (column[i] >> 1) < kRows)
+        agree_[column[i] >> 1] += static_cast<int>(column[i] & 1) == negative ? 1 : -1;
+    column.push_back(static_cast<u32>(y << 1 | negative));
+    ++count_;
+    sum_ += b;
+    ++row_count_;
+    row_sum_ += b;
+    ++col_count_[x + s];
+    col_sum_[x] += b;
+    ++channel_count_[channel];
+    channel_sum_[channel] += b;
+    ++position_count_[k];
+    ++current_;
+    current_sum_ += b;
+    recent_sum_ += b * 32 - (recent_sum_ >> 3);
+    recent_count_ += 32 - (recent_count_ >> 3);
+    row_sign_ += negative ? -1 : 1;
+    last_ = negative + 1;
+    gap_ = 0;
+  }
+
+  i64 magnitude(i64 m, i64 x, i64 channel, i32 kq, std::array<i32, 3> hints, const i32* beside) {
+    const i64 mean = (sum_ * 16 + 16) / (count_ + 1), p = kMeanPrior;  // of buckets, times 16
+    const i64 means[5] = {
+        (row_sum_ * 16 + p * mean) / (row_count_ + p),
+        (col_sum_[x] * 16 + p * mean) / (col_count_[x + stride_] + p),
+        (channel_sum_[channel] * 16 + p * mean) / (channel_count_[channel] + p),
+        (recent_sum_ + 32 * mean) / (recent_count_ + 32),
+        (current_sum_ * 16 + 2 * mean) / (current_ + 2),
+    };
+    i32 excess[3], level[5], near[4];
+    for (int j = 0; j < 3; ++j)
+      excess[j] =
+          static_cast<i32>(std::min<i64>((means[j] + 8) * 256 / (mean + 8) - 256, 512));
+    for (int j = 0; j < 5; ++j)
+      level[j] =
+          static_cast<i32>(clamp<i64>(((means[j] + 8) * 16 / (mean + 8) >> 1) - 4, 0, 7));
+    const i32 a = level[0], d = level[1], b = level[2], f = level[3], h = level[4];
+    for (int j = 0; j < 4; ++j) {
+      const i64 z = std::abs(static_cast<i64>(beside[j]));
+      near[j] = !z ? 0
+                   : static_cast<i32>(std::min<i64>(
+                         3, i64{bucket(static_cast<u32>(z - 1))} * 32 / (mean + 8) + 1));
+    }
+    const i32 where[kSizeCells] = {a,
+                                   b,
+                                   d,
+                                   f,
+                                   h,
+                                   a * 8 + d,
+                                   kq,
+                                   near[0] * 4 + near[1],
+                                   near[2] * 4 + near[3],
+                                   std::min(15, hints[2] >> 6)};
+    const i32 want = bucket(static_cast<u32>(m));
+    i32 got = 0;
+    while (got < last_bucket_) {
+      Cell& base = base_cells_[got];
+      if (!base.seen) base.p = got ? base_cells_[got - 1].p >> 6 << 6 : 32768 << 6;
+      begin(base.p >> 6);
+      for (i32 v : excess) input(v);
+      input(32);
+      input(hints[0]);
+      input(hints[1]);
+      Cell* own = &size_cells_[got * kSizeSpan];
+      for (int j = 0; j < kSizeCells; ++j) cell(own[kSizeAt[j] + where[j]]);
+      cells_[used_++] = &base;
+      const i32 rate = kSizeRate + static_cast<i32>(kSizeBoost * 64 / (64 + (steps_ >> 2)));
+      ++steps_;
+      if (!decide<kSizeN>(want > got, size_, got, rate, kSizeFirst)) break;
+      ++got;
+    }
+    if (got < 8) return got;
+    i64 value = 4 + ((got - 8) & 3);
+    i32 node = 1;
+    for (int j = (got - 8) / 4; j >= 0; --j) {
+      int bit = static_cast<int>(m >> j & 1);
+      if (node < 8) {
+        Cell& c = low_cells_[got * 8 + node];
+        if (!c.seen) c.p = 32768 << 6;
+        bit = coder_.code(bit, clamp(c.p >> 6, 64, 65472));
+        adapt(bit, kSizeFirst, c);
+        node = node * 2 + bit;
+      } else {
+        bit = coder_.code(bit, 32768);
+      }
+      value = value * 2 + bit;
+    }
+    return std::min(value, largest_ - 1);
+  }
+
+  Coder& coder_;
+  const Curves& curves_;
+  const i64 rows_, cols_, kernel_, stride_, channels_, largest_;
+  const i32 last_bucket_;
+  Mixer<kZeroN> zero_;
+  Mixer<kSignN> sign_;
+  Mixer<kSizeN> size_;
+  // Non-zeros, and sums of their buckets; col_count_ has a margin of a stride on both sides.
+  std::vector<i64> col_count_, col_sum_, channel_count_, channel_sum_, position_count_;
+  i64 count_ = 0, sum_ = 0, steps_ = 0;
+  i64 y_ = 0, row_count_ = 0, row_sum_ = 0, row_sign_ = 0, recent_sum_ = 0, recent_count_ = 0;
+  i64 current_ = 0, current_sum_ = 0, gap_ = 0, scale_ = 2;
+  i32 last_ = 0, guess_mean_ = 0;
+  std::vector<std::vector<u32>> columns_;  // per column: row << 1 | negative of its non-zeros
+  std::vector<i64> agree_;                 // per earlier row: signs that agreed less those not
+  std::array<Cell, 256> row_column_, channel_row_, near_column_;
+  std::array<Cell, kPositions * 16> beside_;
+  std::array<Cell, 8 * kPositions * 16> kernel_cell_;
+  std::array<Cell, 64> gap_cell_, sign_position_;
+  std::array<Cell, 512> beside_near_;
+  std::array<Cell, 9> sign_left_;
+  std::array<Cell, 27> sign_above_, sign_kernel_;
+  std::array<Cell, 3> sign_last_;
+  std::array<Cell, kBuckets> sign_size_;
+  std::vector<Cell> sign_column_, size_cells_, base_cells_, low_cells_;
+  i32 p_ = 0, base_ = 0;
+  int inputs_ = 0, used_ = 0;
+  i32 x_[kSignN];
+  Cell* cells_[kSizeCells + 1];
+};
+
+using Ranks = nb::ndarray<const i32, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void check(i64 rows, i64 cols, i64 kernel, i64 stride, i64 largest) {
+  if (rows < 1 || cols < 1 || kernel < 1 || cols % kernel || stride < 1 || stride > cols)
+    throw std::invalid_argument("its kernel does not divide its columns");
+  if (largest < 1 || largest > kLargest)
+    throw std::invalid_argument("its largest rank is out of range");
+}
+
+nb::bytes encode(Ranks ranks, i64 kernel, i64 stride, i64 largest) {
+  const i64 rows = ranks.shape(0), cols = ranks.shape(1);
+  check(rows, cols, kernel, stride, largest);
+  std::vector<u8> out;
+  {
+    nb::gil_scoped_release release;
+    std::vector<i32> copy(ranks.data(), ranks.data() + rows * cols);
+    for (i32 v : copy)
+      if (std::abs(static_cast<i64>(v)) > largest)
+        throw std::invalid_argument("a rank is beyond the largest");
+    Encoder coder;
+    auto model = std::make_unique<Model<Encoder>>(coder, rows, cols, kernel, stride, largest);
+    model->run(copy.data());
+    out = coder.finish();
+  }
+  return nb::bytes(out.data(), out.size());
+}
+
+nb::ndarray<nb::numpy, i32, nb::ndim<2>> decode(nb::bytes data, i64 rows, i64 cols, i64 kernel,
+                                                i64 stride, i64 largest) {
+  check(rows, cols, kernel, stride, largest);
+  if (rows > (i64{1} << 40) / cols) throw std::invalid_argument("it claims too many entries");
+  auto ranks = std::make_unique<i32[]>(static_cast<size_t>(rows) * cols);
+  {
+    nb::gil_scoped_release release;
+    Decoder coder(reinterpret_cast<const u8*>(data.c_str()), data.size());
+    auto model = std::make_unique<Model<Decoder>>(coder, rows, cols, kernel, stride, largest);
+    model->run(ranks.get());
+    coder.finish();
+  }
+  size_t shape[2] = {static_cast<size_t>(rows), static_cast<size_t>(cols)};
+  i32* raw = ranks.release();
+  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<i32*>(p); });
+  return {raw, 2, shape, owner};
+}
+
+}  // namespace
+
 NB_MODULE(context, m) {
-  m.def("encode", [](In a, int64_t k) {
-    i64 rows=a.shape(0), cols=a.shape(1); if(k<1||cols%k) throw nb::value_error("kernel does not divide cols");
-    std::vector<uint8_t> out;
-    { nb::gil_scoped_release r; std::vector<i32> b(a.data(), a.data()+rows*cols); u32 K=1; for(i32 v:b)K=std::max<u32>(K,std::abs(v));
-      varint(out,K); if(rows&&cols){ Enc c; Model<Enc> mo(c); mo.run(b.data(),rows,cols,k,stride_of(cols,k),K); c.flush(); out.insert(out.end(),c.o.begin(),c.o.end()); } }
-    return nb::bytes(out.data(), out.size());
-  });
-  m.def("decode", [](nb::bytes d, int64_t rows, int64_t cols, int64_t k) {
-    if(k<1||rows<0||cols<0||cols%k) throw nb::value_error("kernel does not divide cols");
-    const uint8_t*p=(const uint8_t*)d.data(); size_t n=d.size(),i=0; u64 K=0; int sh=0; for(;;){ if(i>=n||sh>28) throw nb::value_error("truncated header"); K|=(u64)(p[i]&127)<<sh; sh+=7; if(!(p[i++]&128))break; }
-    if(K<1||K>(1u<<20)) throw nb::value_error("largest magnitude out of range");
-    i32* buf=new i32[rows*cols+1]; nb::capsule own(buf,[](void*q)noexcept{delete[](i32*)q;});
-    if(rows&&cols){ nb::gil_scoped_release r; Dec c(p+i,n-i); Model<Dec> mo(c); mo.run(buf,rows,cols,k,stride_of(cols,k),(u32)K); }
-    size_t shape[2]={(size_t)rows,(size_t)cols};
-    return nb::ndarray<nb::numpy,i32,nb::ndim<2>>(buf,2,shape,own);
-  });
+  m.def("encode", &encode, nb::arg("ranks"), nb::arg("kernel"), nb::arg("stride"),
+        nb::arg("largest"));
+  m.def("decode", &decode, nb::arg("data"), nb::arg("rows"), nb::arg("cols"), nb::arg("kernel"),
+        nb::arg("stride"), nb::arg("largest"));
 }

@@ -32,6 +32,6 @@ import gossamer
 import pytest
 
 assert "build/asan" in gossamer.__file__, gossamer.__file__
-tests = ["bits", "huffman", "ans", "gaps", "context", "pack", "kmeans"]
+tests = ["bits", "huffman", "ans", "gaps", "context", "pack", "pack_hostile", "kmeans"]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *[f"tests/test_{t}.py" for t in tests]]))
 PY

@@ -171,7 +171,7 @@ def _context(reader: Reader, section: Section, dtype: DType) -> Bits:
     assert book is not None
     below = dtype.negatives(book)
     try:
-        ranks = context.decode(bytes(section.raw), *section.shape, section.kernel).reshape(-1)
+        ranks = context.decode(bytes(section.raw), *section.shape).reshape(-1)
     except FormatError as e:
         raise FormatError(f"{reader.where}: {e}") from None
     if ranks.size and (ranks.min() < -below or ranks.max() > len(book) - below):

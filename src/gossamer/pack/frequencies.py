@@ -66,7 +66,7 @@ def best_table(counts: Ints) -> Table | None:
     least = max(12, (len(used) - 1).bit_length())
     # A symbol rarer than a few in 2**bits has a coarse share: finer frequencies help.
     rare = int(occurrences.min()) << least < 16 * total
-    sizes = [least, *range(max(14, least + 1), 16)] if rare else [least]
+    sizes = [least, *range(max(14, least + 1), 17)] if rare else [least]
     found = [_log_table(used, occurrences, sizes[-1], step) for step in _STEPS]
     if len(counts) <= _MIXED and total <= 1 << 17:
         found += _mixtures(counts, used, occurrences, sizes[-1])

@@ -67,7 +67,6 @@ class Section:
         layout: one of ``RAW .. CONTEXT``.
         flags: the first byte's flags.
         shape: rows and columns of the scanned matrix (transposed already).
-        kernel: entries of a convolution's kernel.
         kept: non-zero entries, per column class.
         book: distinct non-zero values, or ``None`` for raw ones.
         members: the columns of each class; ``None`` stands for all of them.
@@ -81,7 +80,6 @@ class Section:
     layout: int
     flags: int = 0
     shape: tuple[int, int] = (0, 0)
-    kernel: int = 1
     kept: list[int] = field(default_factory=list)
     book: Bits | None = None
     members: list[NDArray[np.int64] | None] = field(default_factory=lambda: [None])
@@ -109,13 +107,10 @@ class Section:
         return " ".join(names)
 
 
-def matrix(shape: tuple[int, ...], numel: int) -> tuple[int, int, int]:
-    """Rows, columns and kernel entries of a tensor: ``(out, in, kh, kw)`` is out by in*kh*kw."""
+def matrix(shape: tuple[int, ...], numel: int) -> tuple[int, int]:
+    """Rows and columns of a tensor: ``(out, in, kh, kw)`` is out by in*kh*kw."""
     rows = shape[0] if len(shape) > 1 else 1
-    kernel = 1
-    for size in shape[2:]:
-        kernel *= size
-    return rows, numel // rows if rows else 0, kernel
+    return rows, numel // rows if rows else 0
 
 
 def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> Section:
@@ -131,7 +126,7 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
         return section
     if numel == 0:
         raise reader.fail(f"layout {LAYOUTS[layout]} cannot hold an empty tensor")
-    rows, cols, section.kernel = matrix(shape, numel)
+    rows, cols = matrix(shape, numel)
     section.shape = (cols, rows) if flags & TRANSPOSED else (rows, cols)
     whole = len(reader.data)
     total = reader.varint("non-zero entries", numel)

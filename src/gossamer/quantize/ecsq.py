@@ -176,7 +176,7 @@ class _Class:
         x, n = points.position, points.count
 
         def prefix(terms: Floats) -> NDArray[np.float64]:
-            return np.concatenate([[0.0], np.cumsum(terms)])
+            return np.concatenate([np.zeros(1), np.cumsum(terms, dtype=np.float64)])
 
         return cls(where, flat, importance, x, prefix(n), prefix(n * x), prefix(n * x * x))
 
@@ -247,7 +247,7 @@ class _Coder:
                 order = np.argsort(levels, kind="stable")
                 levels, bits = levels[order], bits[order]
             before, cost = cost, error + lam * spent
-            if before - cost <= 1e-7 * abs(before):
+            if math.isfinite(before) and before - cost <= 1e-7 * before:
                 break
         return _Solution(levels, bits, mean_bits)
 
@@ -287,7 +287,7 @@ class _Coder:
         count, first, weight = (np.zeros(len(levels)) for _ in range(3))
         error = 0.0
         for c in self.classes:
-            used, thresholds = envelope(levels, _price(lam, c.importance, bits))
+            used, thresholds = envelope(levels, _price(lam, c.importance, bits, levels))
             at = np.concatenate([[0], np.searchsorted(c.position, thresholds), [len(c.position)]])
             n, s, q = (np.diff(p[at]) for p in (c.count, c.first, c.second))
             count[used] += n
@@ -298,10 +298,13 @@ class _Coder:
         return count, first, weight, error
 
 
-def _price(lam: float, importance: float, bits: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Of weights that do not matter, the cheapest level; 0 * inf would be NaN.
-    live = np.isfinite(bits)
-    return np.where(live, lam / max(importance, 1e-300) * np.where(live, bits, 0), np.inf)
+def _price(
+    lam: float, importance: float, bits: NDArray[np.float64], levels: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    if importance == 0:  # weights that do not matter become zero
+        return np.where(levels == 0, 0, np.inf)
+    live = np.isfinite(bits)  # 0 * inf would be NaN
+    return np.where(live, lam / importance * np.where(live, bits, 0), np.inf)
 
 
 def _applied(
@@ -311,7 +314,7 @@ def _applied(
     k = len(found.levels)
     counts, first, weight = np.zeros(k, np.int64), np.zeros(k), np.zeros(k)
     for c in classes:
-        used, at = envelope(found.levels, _price(lam, c.importance, found.bits))
+        used, at = envelope(found.levels, _price(lam, c.importance, found.bits, found.levels))
         middle = np.ascontiguousarray(at, values.flat.dtype)
         own, n, s = assign(c.flat, middle, used + 1, values.threads)
         if c.where is None:

@@ -287,11 +287,13 @@ def find_step(codebook: Tensor) -> tuple[Tensor, float] | None:
     sizes = torch.unique(values.abs())
     if len(sizes) < 2 or sizes[0] != 0:
         return None
-    gap = float(sizes.diff().min())
-    for parts in range(1, 7):  # a book without neighbours on the grid: the gap is a multiple
-        levels = torch.round(values / (gap / parts))
+    # A book without neighbours on the grid: the gap is a multiple. In half precision the gap is
+    # rounded more than the smallest value.
+    gaps = [float(sizes.diff().min()) / parts for parts in range(1, 7)]
+    for gap in [*gaps, *(float(sizes[1]) / parts for parts in range(1, 4))]:
+        levels = torch.round(values / gap)
         if float(levels.abs().max()) >= 1 << 24:
-            return None
+            continue
         # The rounding of the gap grows with the level; least squares averages it away, twice.
         for _ in range(2):
             step = float((values * levels).sum() / (levels * levels).sum())
