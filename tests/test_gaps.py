@@ -199,7 +199,7 @@ def test_sparse_into_refuses_streams_that_disagree(path):
         fill(np.empty(size, np.float32), gaps, codes[:-1], book)
     with pytest.raises(FormatError):
         fill(np.empty(size, np.float32), gaps, np.append(codes, 0), book)
-    with pytest.raises(FormatError, match="escape|more gaps"):
+    with pytest.raises(FormatError, match=r"escape|more gaps"):
         fill(np.empty(9000, np.float32), np.append(gaps, np.uint8(255)), codes, book)
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from gossamer.errors import ArgumentError, FormatError
+from gossamer.errors import ArgumentError
 from gossamer.pack import context_reference
 from gossamer.pack.limits import Reader, varint
 from gossamer.pack.native import kernel as load_kernel
@@ -57,7 +57,7 @@ def decode(data: bytes, rows: int, cols: int) -> NDArray[np.int32]:
     """The ranks (rows, cols) of :func:`encode`; FormatError when ``data`` is not their coding."""
     reader = Reader(data, f"context stream of {len(data)} bytes")
     largest = reader.varint("the largest rank", LARGEST)
-    kernel = reader.varint("the kernel", cols)
+    kernel = reader.varint("the kernel", max(1, cols))
     if largest < 1 or kernel < 1 or cols % kernel:
         raise reader.fail(f"largest rank {largest} or kernel {kernel} of {cols} columns is wrong")
     payload = bytes(reader.rest())

@@ -7,7 +7,8 @@ magnitudes of the row, the column, the input channel and the kernel position, th
 the earlier rows whose signs agreed so far. Integers only, so that every machine gets the same bits.
 
 Probabilities are in units of 2^-16, stretched ones (ln(p / (1 - p))) in 1/256 nat, mixing weights
-in 2^-16 and at most 2^12 either way. A counter holds its probability in 22 bits and how many bits it saw (up to 1023).
+in 2^-16 and at most 2^12 either way. A counter holds its probability in 22 bits and how many bits
+it saw (up to 1023).
 """
 
 from __future__ import annotations
@@ -165,9 +166,7 @@ def encode(
     return coder.finish()
 
 
-def decode(
-    data: bytes, rows: int, cols: int, kernel: int, stride: int, largest: int
-) -> list[int]:
+def decode(data: bytes, rows: int, cols: int, kernel: int, stride: int, largest: int) -> list[int]:
     """The ranks of :func:`encode`; :class:`FormatError` when ``data`` has another length."""
     coder, ranks = _Decoder(data), [0] * (rows * cols)
     _Model(coder, rows, cols, kernel, stride, largest).run(ranks)

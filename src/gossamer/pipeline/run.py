@@ -207,8 +207,9 @@ class _Job:
                 continue
             self.progress.say(f"stage {number}/{count} {stage.stage}")
             begun = time.monotonic()
+            state.notes = {}
             run_stage(state, stage)
-            rows.append(self._row(state.name, time.monotonic() - begun))
+            rows.append(self._row(state.name, time.monotonic() - begun) | state.notes)
             save_atomic(
                 {
                     "model": self.model.state_dict(),

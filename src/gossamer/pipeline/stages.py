@@ -22,7 +22,7 @@ from gossamer.masks import Masks, keep_top
 from gossamer.method import Masked, Method
 from gossamer.pipeline.layers import chosen, per_layer
 from gossamer.progress import Reporter
-from gossamer.prune import magnitude, obd, sensitivity
+from gossamer.prune import dead, magnitude, obd, sensitivity
 from gossamer.quantize import RateAware, SharedWeights, absorb_batchnorm, ecsq, share, uniform
 from gossamer.recipe import Training, schema
 from gossamer.training import soft_targets, train
@@ -44,6 +44,7 @@ class State:
         reference: the state before the first stage that compresses; a distillation's teacher.
         scan: layer -> [[density, accuracy], ...] of the last sensitivity scan.
         curves: a row an epoch, for the report.
+        notes: what the present stage reports besides, for its row.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class State:
     reference: dict[str, Tensor] = field(default_factory=dict)
     scan: dict[str, list[list[float]]] = field(default_factory=dict)
     curves: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
     number: int = 0
     name: str = ""
 
@@ -279,6 +281,17 @@ def _quantize_biases(state: State, stage: schema.QuantizeBiases) -> None:
             p.copy_(uniform(p, bits=stage.bits, name=name).dequantize())
 
 
+def _remove_dead(state: State, stage: schema.RemoveDead) -> None:
+    found = dead.remove_dead(state.model, state.masks)
+    if found.count:
+        state.progress.say(found.table())
+    state.notes["dead_units"] = {
+        "without_inputs": {n: len(u) for n, u in found.without_inputs.items()},
+        "without_outputs": {n: len(u) for n, u in found.without_outputs.items()},
+        "not_examined": found.not_examined,
+    }
+
+
 def _absorb_batchnorm(state: State, stage: schema.AbsorbBatchnorm) -> None:
     absorb_batchnorm(state.model)
 
@@ -290,6 +303,7 @@ _RUNNERS: dict[type, Callable[[State, Any], None]] = {
     schema.Share: _share,
     schema.Ecsq: _ecsq,
     schema.RateAware: _rate_aware,
+    schema.RemoveDead: _remove_dead,
     schema.QuantizeBiases: _quantize_biases,
     schema.AbsorbBatchnorm: _absorb_batchnorm,
 }

@@ -279,7 +279,8 @@ class _Coder:
             (high - low) / (self.max_levels - 1),
         )
         # floor, not round: at most max_levels multiples fit the range
-        return np.arange(-math.floor(-low / step), math.floor(high / step) + 1) * step
+        multiples = np.arange(-math.floor(-low / step), math.floor(high / step) + 1)
+        return multiples.astype(np.float64) * step
 
     def _turn(
         self, levels: NDArray[np.float64], bits: NDArray[np.float64], lam: float

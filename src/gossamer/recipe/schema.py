@@ -28,6 +28,7 @@ __all__ = [
     "QuantizeBiases",
     "RateAware",
     "Recipe",
+    "RemoveDead",
     "Sensitivity",
     "Share",
     "Stage",
@@ -173,6 +174,15 @@ class Prune(Layers):
         return self
 
 
+class RemoveDead(_Strict):
+    """Remove what only serves units without inputs or without outputs, and report them.
+
+    Outputs stay what they were: a unit's constant is folded into the next layer's bias.
+    """
+
+    stage: Literal["remove_dead"] = "remove_dead"
+
+
 class Share(Layers):
     """Share values within each layer by k-means, and fine-tune the shared values.
 
@@ -249,6 +259,7 @@ Stage = Annotated[
     Train
     | Sensitivity
     | Prune
+    | RemoveDead
     | Share
     | Ecsq
     | RateAware

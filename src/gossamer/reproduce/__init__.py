@@ -33,7 +33,18 @@ import torch
 
 from gossamer.errors import ArgumentError, GossamerError
 
-__all__ = ["Claim", "Context", "Outcome", "experiment", "hardware", "names", "run", "spread"]
+__all__ = [
+    "Claim",
+    "Context",
+    "Outcome",
+    "commit",
+    "experiment",
+    "hardware",
+    "names",
+    "run",
+    "spread",
+    "write_json",
+]
 
 T = TypeVar("T")
 
@@ -183,7 +194,7 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     """The source's commit; ``+dirty`` when tracked source differs from it."""
     root = Path(__file__).resolve().parents[3]
     git = ["git", "-C", str(root)]
@@ -283,7 +294,7 @@ def run(
             "name": name,
             "about": summary,
             "command": command,
-            "commit": _commit(),
+            "commit": commit(),
             "hardware": hardware(),
             "python": sys.version.split()[0],
             "seconds": round(time.time() - started, 1),
