@@ -67,7 +67,7 @@ class Plan:
 LENET_300_100 = Plan(
     net="lenet-300-100",
     reference=TrainConfig(10, lr=0.05, weight_decay=1e-4, schedule="cosine", nesterov=True),
-    density={"ip1": 0.065, "ip2": 0.08, "ip3": 0.26},
+    density={"ip1": 0.063, "ip2": 0.08, "ip3": 0.26},
     rounds=4,
     between=TrainConfig(3, lr=0.05, weight_decay=2e-4, schedule="cosine", nesterov=True),
     last=TrainConfig(25, lr=0.05, weight_decay=2e-4, schedule="cosine", nesterov=True),
