@@ -165,3 +165,16 @@ def test_attach_refuses_and_changes_nothing() -> None:
     empty.weight.data = flat
     with pytest.raises(ArgumentError, match="no spread"):
         RateAware.relative(empty, step=0.5, lam=0.1)
+
+
+def test_no_negative_zeros_reach_the_file() -> None:
+    weight = torch.tensor([-0.3, 0.3, -0.0, -2.0])
+    assert torch.signbit(snap(weight, 1.0)).tolist() == [False, False, False, True]
+    model = nn.Linear(8, 8)
+    method = RateAware.relative(model, step=2.0, lam=0.0).attach(
+        model, torch.optim.SGD(model.parameters(), 0.1)
+    )
+    method.finish()
+    zeros = model.weight.detach()[model.weight == 0]
+    assert len(zeros)
+    assert not torch.signbit(zeros).any()

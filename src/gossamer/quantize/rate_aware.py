@@ -41,7 +41,8 @@ class _Snap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, dead_zone: float) -> Tensor:
-        return weight.sign() * _magnitudes(weight, step, dead_zone) * step
+        # + 0: a negative zero is a bit pattern of its own, and would cost a code in the file
+        return weight.sign() * _magnitudes(weight, step, dead_zone) * step + 0.0
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
