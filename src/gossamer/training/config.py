@@ -155,7 +155,7 @@ def _validated(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 class Progress:
     """Where a run is: at most ten times a second, and with ``row`` at each evaluation.
 
-    ``loss`` is the mean training loss of the epoch so far; ``seconds`` counts this session.
+    ``loss`` is the mean training loss of the epoch so far; ``seconds`` counts since this start.
     """
 
     epoch: int
