@@ -349,3 +349,43 @@ def test_paper_profile_counts_its_fillers() -> None:
         row = archive.info("w")
     assert row["codec"] == "fixed gaps(huffman) codes(huffman)"
     assert row["parts"]["codebook"] == 2 + 4 * 2
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_small_tensors_on_a_grid_are_stored_as_integers(dtype, native, monkeypatch) -> None:
+    monkeypatch.setenv("GOSSAMER_NATIVE", native)
+    rng = np.random.default_rng(5)
+    k = torch.from_numpy(rng.integers(-100, 100, 64))
+    k[3] = 0
+    grid = (k.double() * float(torch.tensor(0.0137, dtype=torch.float32))).to(dtype)
+    noise = torch.from_numpy(rng.normal(size=64)).to(dtype)
+    on, off = check({"bias": grid}), check({"bias": noise})
+    assert len(on) < len(off) - (32 if dtype.itemsize > 2 else 0)
+    assert check({"bias": torch.cat([grid, grid.new_full((1,), -0.0)])})
+    for at in range(len(on)):
+        bad = bytearray(on)
+        bad[at] ^= 0x10
+        with pytest.raises(FormatError):
+            unpack(bytes(bad))
+
+
+def test_grids_that_cannot_be_are_refused() -> None:
+    from gossamer.pack.limits import Reader
+    from gossamer.pack.raw import decode_raw
+    from gossamer.pack.values import BY_CODE
+
+    f32 = BY_CODE[0]
+    step = np.array([0.5], "<f4").tobytes()
+    good = b"\3" + step + b"\1\2" + bytes([0b11100100])
+    assert decode_raw(Reader(good, "x"), f32, 4).view("<f4").tolist() == [-0.5, 0, 0.5, 1]
+    for data, why in (
+        (b"\3" + np.array([-0.5], "<f4").tobytes() + good[5:], "positive"),
+        (b"\3" + np.array([np.nan], "<f4").tobytes() + good[5:], "positive"),
+        (good[:6] + b"\x19" + good[7:], "25 bits"),
+        (good[:-1], "needs 1 bytes"),
+        (good[:4], "grid step"),
+        (b"\7" + good[1:], "grid"),
+    ):
+        with pytest.raises(FormatError, match=why):
+            decode_raw(Reader(data, "x"), f32, 4)

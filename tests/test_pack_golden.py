@@ -23,7 +23,7 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def test_there_are_files() -> None:
-    assert {p.stem for p in FILES} == {"context", "fast", "huffman", "layouts"}
+    assert {p.stem for p in FILES} == {"context", "fast", "grids", "huffman", "layouts"}
 
 
 @pytest.mark.parametrize("native", ["0", "1"])

@@ -214,7 +214,7 @@ def test_forged_metadata(payload: bytes, message: str) -> None:
         (b"\x07", "layout byte 0x07 is unknown"),
         (b"\x80", "layout byte 0x80 is unknown"),
         (b"\x08", "layout byte 0x08 is unknown"),
-        (b"\x00\x03", "raw form 0x03"),
+        (b"\x00\x08", "raw form 0x08"),
         (b"\x00\x00" + bytes(7), "raw values needs 8 bytes"),
         (b"\x00\x00" + bytes(9), "1 bytes too many"),
         (b"\x02\x03", "non-zero entries is 3, at most 2"),

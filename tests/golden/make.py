@@ -99,7 +99,17 @@ def layouts(*, context: bool) -> bytes:
     return b"".join(file_chunks(Header(entries, [], False, "golden"), payloads))
 
 
+def grids() -> bytes:
+    """Small tensors on grids of float32 and float64 steps, zero among them and not."""
+    k = torch.arange(-40, 60, 3).double()
+    kinds = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+    made = {name: (k[k != 2] * 0.0123).to(dtype) for name, dtype in kinds.items()}
+    step = float(torch.tensor(0.0123, dtype=torch.float32))
+    return pack_bytes(made | {"single": ((k + 1) * step).float()}, allow_nonfinite=True)
+
+
 FILES = {
+    "grids": grids,
     "fast": lambda: pack_bytes(
         state(), profile="fast", metadata={"v": 1, "t": "ab" * 50}, allow_nonfinite=True
     ),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gossamer.pack.limits import Reader, unzigzag, varint, zigzag
 from gossamer.pack.values import BY_CODE, MAX_DISTINCT, Bits, DType
 
-__all__ = ["decode_book", "encode_book"]
+__all__ = ["decode_book", "encode_book", "find_grid", "grid_values", "read_step"]
 
 _F32, _F16, _BF16, _F64 = (BY_CODE[c] for c in (0, 1, 2, 3))
 _ELEMENTS: tuple[DType | None, ...] = (None, _F16, _BF16, _F32)
@@ -189,7 +189,7 @@ def _decode_rice(reader: Reader, kind: DType, count: int) -> list[int]:
 # Uniform grids: k * step ----------------------------------------------------------------------
 
 
-def _grid_values(k: NDArray[np.int64], step: float, dtype: DType) -> Bits:
+def grid_values(k: NDArray[np.int64], step: float, dtype: DType) -> Bits:
     """``k * step`` in double precision, rounded once to the dtype (bfloat16: through float32)."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         product = k.astype(np.float64) * step
@@ -206,15 +206,30 @@ def _as_float(bits: Bits, dtype: DType) -> NDArray[np.float64]:
     return bits.view(f"<f{bits.dtype.itemsize}").astype(np.float64)
 
 
+def find_grid(book: Bits, dtype: DType) -> tuple[NDArray[np.int64], float] | None:
+    """Integers and the step whose multiples the distinct non-zero floats are, bit for bit."""
+    if dtype.kind != "float" or dtype.size == 1:
+        return None
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        values = _as_float(book, dtype)
+    if not np.isfinite(values).all() or not values.all():
+        return None
+    return _find_step(values, book, dtype)
+
+
+def read_step(reader: Reader, wide: bool) -> float:
+    """A grid's step: float32, or float64 when ``wide``; positive and finite."""
+    kind = "<f8" if wide else "<f4"
+    step = float(np.frombuffer(reader.take(int(kind[2]), "grid step"), kind)[0])
+    if not math.isfinite(step) or step <= 0:
+        raise reader.fail(f"grid step is {step}, it must be positive")
+    return step
+
+
 def _grid(book: Bits, dtype: DType) -> bytes | None:
     if dtype.kind != "float":
         return _integer_grid(book, dtype)
-    if dtype.size == 1:
-        return None
-    values = _as_float(book, dtype)
-    if not np.isfinite(values).all() or not values.all():
-        return None
-    found = _find_step(values, book, dtype)
+    found = find_grid(book, dtype)
     if found is None:
         return None
     k, step = found
@@ -253,7 +268,7 @@ def _find_step(
             ]
             for step in (*near, middle):
                 ks = np.rint(values / step).astype(np.int64) if step else np.zeros(1, np.int64)
-                if np.array_equal(_grid_values(ks, step, dtype), book):
+                if np.array_equal(grid_values(ks, step, dtype), book):
                     return ks, step
     return None
 
@@ -296,10 +311,7 @@ def _decode_grid(reader: Reader, dtype: DType, count: int, coding: int, contiguo
     elif dtype.size == 1:
         raise reader.fail(f"a grid does not fit {dtype.name}")
     else:
-        kind = "<f4" if coding == _GRID else "<f8"
-        step = float(np.frombuffer(reader.take(int(kind[2]), "grid step"), kind)[0])
-        if not math.isfinite(step) or step <= 0:
-            raise reader.fail(f"grid step is {step}, it must be positive")
+        step = read_step(reader, coding == _WIDE_GRID)
     low = unzigzag(reader.varint("lowest grid point", 1 << 42))
     if contiguous:
         high = low + count - 1
@@ -312,7 +324,7 @@ def _decode_grid(reader: Reader, dtype: DType, count: int, coding: int, contiguo
     if len(k) != count:
         raise reader.fail(f"grid has {len(k)} points, {count} are declared")
     if dtype.kind == "float":
-        return _grid_values(k, step, dtype)
+        return grid_values(k, step, dtype)
     values = [int(v) * int(step) for v in k]
     signed = dtype.kind == "signed"
     bottom = -dtype.sign if signed else 0

@@ -11,14 +11,19 @@ import zstandard
 from numpy.typing import NDArray
 
 from gossamer.errors import FormatError
+from gossamer.pack.bits import pack_bits, unpack_bits
+from gossamer.pack.book import find_grid, grid_values, read_step
 from gossamer.pack.coders import CODERS, RANS, entropy_bytes
-from gossamer.pack.limits import Reader, varint
+from gossamer.pack.limits import Reader, unzigzag, varint, zigzag
 from gossamer.pack.values import Bits, DType
 
 __all__ = ["compress", "decode_raw", "decompress", "encode_raw"]
 
-_PLAIN, _WHOLE, _PLANES = range(3)
-_TURNED = 1 << 2
+_PLAIN, _WHOLE, _PLANES, _GRID = range(4)
+_TURNED = 1 << 2  # of planes
+_WIDE = 1 << 2  # of grids
+_GRID_TRIED = 4096  # elements of a tensor (a bias, a scale) that is tried as a grid
+_WIDEST = 24  # bits of a grid point
 _STORED, _ZSTD, _CODED = range(3)
 _WORTH = 0.98  # a plane is compressed when that leaves at most this fraction of it
 _PROBE = 1 << 18
@@ -63,6 +68,10 @@ def encode_raw(bits: Bits, dtype: DType, *, level: int = 19) -> bytes:
         forms.append(bytes([_WHOLE]) + compress(plain, level))
     if len(bits) > 16 and dtype.size > 1:
         forms.append(_planes(bits, dtype, level))
+    if 1 < len(bits) <= _GRID_TRIED:
+        grid = _grid(bits, dtype)
+        if grid is not None:
+            forms.append(grid)
     return min(forms, key=len)
 
 
@@ -70,12 +79,11 @@ def decode_raw(reader: Reader, dtype: DType, count: int) -> Bits:
     """``count`` bit patterns from all that is left in ``reader``."""
     form = reader.u8("raw form")
     method, turned = form & 3, bool(form & _TURNED)
-    if (
-        form > (_PLANES | _TURNED)
-        or method > _PLANES
-        or (turned and (method != _PLANES or dtype.kind != "float"))
-    ):
+    flagged = method in (_PLANES, _GRID) and dtype.kind == "float"
+    if form > (_GRID | _TURNED) or (turned and not flagged) or (method == _GRID and not flagged):
         raise reader.fail(f"raw form {form:#04x} does not fit {dtype.name}")
+    if method == _GRID:
+        return _decode_grid(reader, dtype, count, turned)
     size = count * dtype.size
     if method == _PLAIN:
         return np.frombuffer(reader.take(size, "raw values"), dtype.bits).copy()
@@ -106,6 +114,43 @@ def decode_raw(reader: Reader, dtype: DType, count: int) -> Bits:
         one, top = bits.dtype.type(1), bits.dtype.type(8 * dtype.size - 1)
         bits = bits >> one | bits << top
     return bits
+
+
+def _grid(bits: Bits, dtype: DType) -> bytes | None:
+    """Multiples of one step, as integers of a fixed width."""
+    distinct = np.unique(bits)
+    book = distinct[distinct != 0]
+    found = find_grid(book, dtype) if len(book) > 1 else None
+    if found is None:
+        return None
+    # ascending patterns, not values; a zero (an all-zero pattern) is 0 steps
+    k = np.zeros(len(distinct), np.int64)
+    k[distinct != 0] = found[0]
+    steps = k[np.searchsorted(distinct, bits)]
+    low, high = int(steps.min()), int(steps.max())
+    width = (high - low).bit_length()
+    if width > _WIDEST:
+        return None
+    wide = float(np.float32(found[1])) != found[1]
+    out = bytes([_GRID | (_WIDE if wide else 0)])
+    out += np.array([found[1]], "<f8" if wide else "<f4").tobytes()
+    return out + varint(zigzag(low)) + bytes([width]) + pack_bits(steps - low, width)
+
+
+def _decode_grid(reader: Reader, dtype: DType, count: int, wide: bool) -> Bits:
+    if dtype.size == 1:
+        raise reader.fail(f"a grid does not fit {dtype.name}")
+    step = read_step(reader, wide)
+    low = unzigzag(reader.varint("lowest grid point", 1 << 42))
+    width = reader.u8("grid width")
+    if width > _WIDEST:
+        raise reader.fail(f"grid points of {width} bits, at most {_WIDEST} can be")
+    data = reader.take((count * width + 7) // 8, "grid points")
+    try:
+        steps = unpack_bits(data, count, width)
+    except FormatError as e:
+        raise FormatError(f"{reader.where}: {e}") from None
+    return grid_values(steps.astype(np.int64) + low, step, dtype)
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:

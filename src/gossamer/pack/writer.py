@@ -207,7 +207,9 @@ def _code(name: str, tensor: Tensor, settings: Settings, allow_nonfinite: bool) 
             )
     section = encode_section(bits, dtype, shape, settings)
     small = len(bits) * dtype.size < _GROUPED
-    if small and (section[0] == 0 or len(section) + _OWN_COST >= len(bits) * dtype.size):
+    # In the group a float takes most of its bytes: only its exponents have something to share.
+    grouped = len(bits) * dtype.size * (0.75 if section[0] == 0 else 1)
+    if small and len(section) + _OWN_COST >= grouped:
         return _Coded(dtype, shape, None, bits)
     return _Coded(dtype, shape, section, None)
 
