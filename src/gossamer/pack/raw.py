@@ -134,7 +134,12 @@ def _grid(bits: Bits, dtype: DType) -> bytes | None:
     wide = float(np.float32(found[1])) != found[1]
     out = bytes([_GRID | (_WIDE if wide else 0)])
     out += np.array([found[1]], "<f8" if wide else "<f4").tobytes()
-    return out + varint(zigzag(low)) + bytes([width]) + pack_bits((steps - low).astype(np.uint32), width)
+    return (
+        out
+        + varint(zigzag(low))
+        + bytes([width])
+        + pack_bits((steps - low).astype(np.uint32), width)
+    )
 
 
 def _decode_grid(reader: Reader, dtype: DType, count: int, wide: bool) -> Bits:
