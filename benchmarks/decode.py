@@ -123,7 +123,7 @@ def main() -> None:
                 "zstd -1 of the float32 bytes": len(whole),
                 "zstd -1 of the symbols": len(symbols),
             },
-            "seconds": seconds,
+            "seconds_by_way": seconds,
             "gigabytes_per_second": speed,
         },
         args.json,
