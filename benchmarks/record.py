@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ def record(
             {
                 "name": name,
                 "about": about,
-                "command": f"python benchmarks/{name.removeprefix('benchmark-')}.py --json {path}",
+                "command": shlex.join(["python", *sys.argv]),
                 "commit": commit(),
                 "hardware": hardware(),
                 "seconds": round(time.time() - began, 1),

