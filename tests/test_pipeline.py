@@ -282,12 +282,12 @@ def _job(recipe: dict[str, Any], model: nn.Module, out: Path) -> Any:
 def test_dead_units_are_removed_and_reported(tmp_path: Path, trained: nn.Module) -> None:
     model = copy.deepcopy(trained)
     with torch.no_grad():
-        model.get_parameter("fc2.weight")[3] = 0  # unit 3 of fc2 receives nothing
+        model.get_parameter("fc1.weight")[3] = 0  # unit 3 of fc1 receives nothing
     job = _job(stages({"prune": {"density": 0.5}}, {"remove_dead": {}}), model, tmp_path / "r")
     job.begin(False)
     state, rows, _ = job.stages()
-    assert rows[1]["dead_units"]["without_inputs"]["fc2"] >= 1
-    assert not state.model.get_parameter("fc3.weight")[:, 3].any()
+    assert rows[1]["dead_units"]["without_inputs"]["fc1"] >= 1
+    assert not state.model.get_parameter("fc2.weight")[:, 3].any()
     assert rows[1]["accuracy"] == pytest.approx(rows[0]["accuracy"], abs=1e-6)
     assert rows[1]["density"] <= rows[0]["density"]
 
