@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gossamer import names
 from gossamer.errors import ArgumentError
-from gossamer.masks import Masks
+from gossamer.masks import Eraser, Masks
 
 __all__ = ["Masked", "Method"]
 
@@ -101,6 +101,7 @@ class Masked(Method):
     ) -> None:
         super().__init__()
         self.masks = masks
+        self._eraser = Eraser(masks)
         self.mask_gradients = mask_gradients
         self.mask_buffers = mask_buffers
 
@@ -112,21 +113,21 @@ class Masked(Method):
     def before_step(self) -> None:
         """Zero the removed weights' gradients."""
         if self.mask_gradients:
-            for name, mask in self.masks.items():
+            for name in self.masks:
                 grad = self._parameters[name].grad
                 if grad is not None:
-                    grad.mul_(mask)
+                    self._eraser.erase_(name, grad)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Zero the removed weights, and their optimizer buffers."""
-        for name, mask in self.masks.items():
+        for name in self.masks:
             p = self._parameters[name]
-            p.masked_fill_(~mask, 0)
+            self._eraser.erase_(name, p)
             if self.mask_buffers and self.optimizer is not None:
                 for value in self.optimizer.state.get(p, {}).values():
                     if isinstance(value, Tensor) and value.shape == p.shape:
-                        value.masked_fill_(~mask, 0)
+                        self._eraser.erase_(name, value)
 
     def state_dict(self) -> dict[str, Any]:
         """The masks."""
@@ -135,5 +136,6 @@ class Masked(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the masks and apply them."""
         self.masks = Masks(state["masks"])
+        self._eraser = Eraser(self.masks)
         if self._attached:
             self.masks.apply_(self.model)
