@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Literal
 
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from gossamer import names
 from gossamer.errors import ArgumentError
 
-__all__ = ["Eraser", "Masks", "above_quality", "keep_top"]
+__all__ = [
+    "EmptyLayerWarning",
+    "Eraser",
+    "Masks",
+    "above_quality",
+    "keep_counts",
+    "keep_top",
+    "warn_empty",
+]
 
 
 class Masks(dict[str, Tensor]):
@@ -89,6 +98,22 @@ write mask != 0
         return merged
 
 
+class EmptyLayerWarning(UserWarning):
+    """A layer lost all its weights: its output no longer depends on its input."""
+
+
+def warn_empty(masks: Masks) -> None:
+    """Warn with :class:`EmptyLayerWarning` for each layer that keeps no weight."""
+    for name, mask in masks.items():
+        if mask.numel() and not mask.any():
+            warnings.warn(
+                f"layer {name!r} keeps none of its {mask.numel()} weights; raise its density, "
+                "or set floor to keep some",
+                EmptyLayerWarning,
+                stacklevel=3,
+            )
+
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -126,6 +151,45 @@ def _count(density: float, numel: int) -> int:
     # Round to nearest, halves up: floor loses a weight on most layers, Python's round is
     # half-to-even and would make equal layers differ.
     return int(density * numel + 0.5)
+
+
+def _highest(score: Tensor, candidates: Tensor | None, count: int) -> Tensor:
+    """True at the ``count`` highest scores among the candidates, ties to the earlier."""
+    flat = score.detach().reshape(-1)
+    order = torch.argsort(flat, descending=True, stable=True)
+    if candidates is not None:
+        order = order[candidates.reshape(-1)[order]]
+    mask = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+    mask[order[:count]] = True
+    return mask.view(score.shape)
+
+
+def keep_counts(
+    scores: Mapping[str, Tensor], counts: Mapping[str, int], *, within: Masks | None = None
+) -> Masks:
+    """Keep ``counts[name]`` of the highest scores of each tensor: exact, ties to the earlier.
+
+    ``within``: candidates; a weight outside stays out.
+
+    >>> keep_counts({"w": torch.tensor([1.0, 3.0, 3.0])}, {"w": 1})["w"].tolist()
+    [False, True, False]
+
+    Raises :class:`ArgumentError` for NaN scores, a missing count, or more than the candidates.
+    """
+    for name, score in scores.items():
+        if name not in counts:
+            raise ArgumentError(f"counts has none for {name!r}; there are: {', '.join(counts)}")
+        most = score.numel() if within is None else int(within[name].sum())
+        if not 0 <= counts[name] <= most:
+            raise ArgumentError(f"count {name}={counts[name]} is outside [0, {most}]")
+        if torch.isnan(score).any():
+            raise ArgumentError(f"score {name!r} holds NaN; check the weights and gradients")
+    return Masks(
+        {
+            n: _highest(s, None if within is None else within[n], counts[n])
+            for n, s in scores.items()
+        }
+    )
 
 
 def keep_top(
@@ -175,21 +239,12 @@ def keep_top(
     if within is not None:
         within.check(dict(scores))
 
-    def ranked(score: Tensor, candidates: Tensor | None, count: int) -> Tensor:
-        flat = score.detach().reshape(-1)
-        order = torch.argsort(flat, descending=True, stable=True)
-        if candidates is not None:
-            order = order[candidates.reshape(-1)[order]]
-        mask = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-        mask[order[:count]] = True
-        return mask
-
     if scope == "layer":
         masks = Masks()
         for name, score in scores.items():
             count = max(_count(per_layer[name], score.numel()), min(floor, score.numel()))
             inside = within.get(name) if within is not None else None
-            masks[name] = ranked(score, inside, count).view(score.shape)
+            masks[name] = _highest(score, inside, count)
         return masks
 
     flat = torch.cat([s.detach().reshape(-1).double().cpu() for s in scores.values()])
@@ -207,10 +262,10 @@ def keep_top(
         start = 0
         for score in scores.values():
             part = slice(start, start + score.numel())
-            chosen[part] = ranked(flat[part], candidates[part], min(floor, score.numel()))
+            chosen[part] = _highest(flat[part], candidates[part], min(floor, score.numel()))
             start += score.numel()
     rest = max(0, total - int(chosen.sum()))
-    chosen |= ranked(flat, candidates & ~chosen, rest)
+    chosen |= _highest(flat, candidates & ~chosen, rest)
     masks, start = Masks(), 0
     for name, score in scores.items():
         masks[name] = chosen[start : start + score.numel()].view(score.shape).to(score.device)
