@@ -12,6 +12,7 @@ from gossamer import names
 from gossamer.errors import ArgumentError
 from gossamer.method import Masked, Method
 from gossamer.prune import prune
+from gossamer.prune.dynamic import FAMILY, DynamicSparse
 from gossamer.quantize import RateAware, SharedWeights, share_model
 
 METHODS: dict[str, Callable[[nn.Module], Method]] = {
@@ -24,6 +25,12 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
         share_model(model, bits=3, init="uniform"), grid=True
     ),
     "rate aware": lambda model: RateAware.relative(model, step=0.3, lam=1e-4),
+    **{
+        name: lambda model, rule=rule: DynamicSparse(
+            rule, 0.5, steps=20, every=3, generator=torch.Generator().manual_seed(0)
+        )
+        for name, rule in FAMILY.items()
+    },
 }
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9, weight_decay=1e-3),

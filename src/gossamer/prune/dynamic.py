@@ -197,9 +197,8 @@ class DynamicSparse(Method):
         self.history: list[dict[str, Any]] = []
 
     def _setup(self) -> None:
-        if self.rule.needs_momentum:
-            axis = "growth" if self.rule.growth == "momentum" else "redistribution"
-            moments.require_momentum(self.optimizer, f"{axis} 'momentum'")
+        if self.optimizer is not None:
+            self._require_momentum()
         weights = names.weights(self.model, include=self._include, exclude=self._exclude)
         shapes = {n: w.shape for n, w in weights.items()}
         self._target = budgets.layer_counts(shapes, self.density, self.rule.distribution)
@@ -215,6 +214,11 @@ class DynamicSparse(Method):
         warn_empty(masks)
         self._weights = weights
         self._set(Masks({n: m.to(weights[n].device) for n, m in masks.items()}))
+
+    def _require_momentum(self) -> None:
+        if self.rule.needs_momentum:
+            axis = "growth" if self.rule.growth == "momentum" else "redistribution"
+            moments.require_momentum(self.optimizer, f"{axis} 'momentum'")
 
     def _set(self, masks: Masks) -> None:
         self.masks, self._eraser = masks, Eraser(masks)
@@ -268,6 +272,7 @@ class DynamicSparse(Method):
         )
 
     def _signals(self) -> Signals:
+        self._require_momentum()
         gradients = {
             n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self._weights.items()
         }
