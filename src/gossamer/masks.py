@@ -20,8 +20,37 @@ __all__ = [
     "above_quality",
     "keep_counts",
     "keep_top",
+    "shuffled",
     "warn_empty",
+    "zero_outside_",
 ]
+
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class EmptyLayerWarning(UserWarning):
+    """A layer lost all its weights: its output no longer depends on its input."""
+
+
+def _kept_bits(mask: Tensor, like: Tensor) -> Tensor:
+    # All ones where kept; laid out like the tensor, so that the AND is one pass over memory.
+    integer = _WORDS[like.element_size()]
+    return torch.empty_like(like, dtype=integer).copy_(mask).neg_()
+
+
+def zero_outside_(mask: Tensor, tensor: Tensor) -> None:
+    """Set a real tensor to +0 where the mask is False, in place.
+
+    The bits are masked: NaN and negative values become +0 as well, which multiplication does not
+    do, in a fraction of ``masked_fill_``'s time.
+
+    >>> w = torch.tensor([-1.0, float("nan"), 2.0])
+    >>> zero_outside_(torch.tensor([False, False, True]), w)
+    >>> w
+    tensor([0., 0., 2.])
+    """
+    bits = _kept_bits(mask, tensor)
+    tensor.detach().view(bits.dtype).bitwise_and_(bits)
 
 
 class Masks(dict[str, Tensor]):
@@ -82,8 +111,7 @@ write mask != 0
         tensors = names.parameters(model) if isinstance(model, nn.Module) else model
         self.check(tensors)
         for name, mask in self.items():
-            # masked_fill_, not mul_: NaN * 0 is NaN, and -1 * 0 is -0.
-            tensors[name].masked_fill_(~mask.to(tensors[name].device), 0)
+            zero_outside_(mask, tensors[name])
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Masks:
@@ -98,31 +126,11 @@ write mask != 0
         return merged
 
 
-class EmptyLayerWarning(UserWarning):
-    """A layer lost all its weights: its output no longer depends on its input."""
-
-
-def warn_empty(masks: Masks) -> None:
-    """Warn with :class:`EmptyLayerWarning` for each layer that keeps no weight."""
-    for name, mask in masks.items():
-        if mask.numel() and not mask.any():
-            warnings.warn(
-                f"layer {name!r} keeps none of its {mask.numel()} weights; raise its density, "
-                "or set floor to keep some",
-                EmptyLayerWarning,
-                stacklevel=3,
-            )
-
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 class Eraser:
-    """Zeroes tensors where masks say so, again and again, at the speed of memory.
+    """:func:`zero_outside_` again and again: the bits of each mask are made once and kept.
 
-    A bitwise AND of the value's bits with all ones or none: unlike a product it leaves +0 where
-    there was a negative number or NaN, and it runs nine times as fast as ``masked_fill_``, which
-    decides whether masking costs a training step 2 % or 20 %. One integer per weight is held.
+    Nine times as fast as ``masked_fill_``, which decides whether masking costs a training step
+    2 % or 20 %. One integer per weight is held.
 
     >>> w = torch.tensor([-1.0, float("nan"), 3.0])
     >>> Eraser(Masks({"w": torch.tensor([False, False, True])})).erase_("w", w)
@@ -132,19 +140,15 @@ class Eraser:
 
     def __init__(self, masks: Masks) -> None:
         self._masks = masks
-        self._bits: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._bits: dict[tuple[str, int, torch.device], Tensor] = {}
 
-    @torch.no_grad()
     def erase_(self, name: str, tensor: Tensor) -> None:
         """Zero ``tensor`` (of the mask's shape, any strides) where mask ``name`` is False."""
-        integer = _INTEGERS[tensor.element_size()]
-        key = (name, integer, tensor.device)
+        key = (name, tensor.element_size(), tensor.device)
         bits = self._bits.get(key)
         if bits is None:
-            # Laid out like the tensor, so that the AND is one pass over memory.
-            bits = torch.empty_like(tensor, dtype=integer)
-            self._bits[key] = bits.copy_(self._masks[name]).neg_()
-        tensor.detach().view(integer).bitwise_and_(bits)
+            bits = self._bits[key] = _kept_bits(self._masks[name], tensor.detach())
+        tensor.detach().view(bits.dtype).bitwise_and_(bits)
 
 
 def _count(density: float, numel: int) -> int:
@@ -271,6 +275,33 @@ def keep_top(
         masks[name] = chosen[start : start + score.numel()].view(score.shape).to(score.device)
         start += score.numel()
     return masks
+
+
+def shuffled(masks: Mapping[str, Tensor], generator: torch.Generator) -> Masks:
+    """Each layer's mask permuted at random: the same counts at other places.
+
+    >>> mask = torch.tensor([[True, False], [False, False]])
+    >>> shuffled({"w": mask}, torch.Generator().manual_seed(0)).densities()
+    {'w': 0.25}
+    """
+    return Masks(
+        {
+            n: m.reshape(-1)[torch.randperm(m.numel(), generator=generator)].view(m.shape)
+            for n, m in masks.items()
+        }
+    )
+
+
+def warn_empty(masks: Masks) -> None:
+    """Warn with :class:`EmptyLayerWarning` for each layer that keeps no weight."""
+    for name, mask in masks.items():
+        if mask.numel() and not mask.any():
+            warnings.warn(
+                f"layer {name!r} keeps none of its {mask.numel()} weights; raise its density, "
+                "or set floor to keep some",
+                EmptyLayerWarning,
+                stacklevel=3,
+            )
 
 
 def above_quality(weight: Tensor, quality: float, *, name: str = "weight") -> Tensor:

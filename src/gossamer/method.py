@@ -20,7 +20,7 @@ from gossamer import names
 from gossamer.errors import ArgumentError
 from gossamer.masks import Eraser, Masks
 
-__all__ = ["Masked", "Method"]
+__all__ = ["Masked", "Method", "Snapshot"]
 
 
 class Method(ABC):
@@ -139,3 +139,43 @@ class Masked(Method):
         self._eraser = Eraser(self.masks)
         if self._attached:
             self.masks.apply_(self.model)
+
+
+class Snapshot(Method):
+    """Keeps a copy of the model: after step ``at``, and whenever :meth:`take` is called.
+
+    Its copy is part of the checkpoint, so that a resumed run has it too.
+
+    Attributes:
+        at: the step, counted from 1; None: only when told.
+        steps: steps seen.
+        taken: the copy (:func:`gossamer.names.snapshot`), empty before there is one.
+    """
+
+    def __init__(self, at: int | None) -> None:
+        super().__init__()
+        self.at = at
+        self.steps = 0
+        self.taken: names.Tensors = {}
+
+    def _setup(self) -> None:
+        if self.at is not None and self.at < 1:
+            raise ArgumentError(f"at={self.at} must be at least 1, or None")
+
+    def take(self) -> None:
+        """Copy the model as it is now."""
+        self.taken = names.snapshot(self.model)
+
+    def after_step(self) -> None:
+        """Count, and copy at the step asked for."""
+        self.steps += 1
+        if self.steps == self.at:
+            self.take()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps seen and the copy."""
+        return {"steps": self.steps, "taken": dict(self.taken)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self.steps, self.taken = int(state["steps"]), dict(state["taken"])

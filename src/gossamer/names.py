@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from gossamer.errors import ArgumentError
 
-__all__ = ["Tensors", "clean", "clean_state_dict", "parameters", "select", "tied", "weights"]
+__all__ = [
+    "Tensors",
+    "clean",
+    "clean_state_dict",
+    "parameters",
+    "select",
+    "snapshot",
+    "tensors",
+    "tied",
+    "weights",
+]
 
 Tensors = dict[str, Tensor]
 
@@ -52,6 +62,17 @@ def clean(name: str) -> str:
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Clean name -> parameter, in definition order; a tied parameter once, under its first name."""
     return {clean(name): p for name, p in model.named_parameters()}
+
+
+def tensors(model: nn.Module) -> Tensors:
+    """All parameters and buffers by clean name, detached; writing to one writes to the model."""
+    buffers = {clean(name): b for name, b in model.named_buffers()}
+    return {**{name: p.detach() for name, p in parameters(model).items()}, **buffers}
+
+
+def snapshot(model: nn.Module) -> Tensors:
+    """A copy of all parameters and buffers by clean name, on the CPU."""
+    return {name: t.detach().cpu().clone() for name, t in tensors(model).items()}
 
 
 def tied(model: nn.Module) -> dict[str, str]:
