@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Literal
 
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 from gossamer import names
 from gossamer.errors import ArgumentError
 
-__all__ = ["Masks", "above_quality", "keep_top"]
+__all__ = ["EmptyLayerWarning", "Masks", "above_quality", "keep_top", "warn_empty"]
+
+
+class EmptyLayerWarning(UserWarning):
+    """A layer lost all its weights: its output no longer depends on its input."""
 
 
 class Masks(dict[str, Tensor]):
@@ -183,6 +188,18 @@ def keep_top(
         masks[name] = chosen[start : start + score.numel()].view(score.shape).to(score.device)
         start += score.numel()
     return masks
+
+
+def warn_empty(masks: Masks) -> None:
+    """Warn with :class:`EmptyLayerWarning` for each layer that keeps no weight."""
+    for name, mask in masks.items():
+        if mask.numel() and not mask.any():
+            warnings.warn(
+                f"layer {name!r} keeps none of its {mask.numel()} weights; raise its density, "
+                "or set floor to keep some",
+                EmptyLayerWarning,
+                stacklevel=3,
+            )
 
 
 def above_quality(weight: Tensor, quality: float, *, name: str = "weight") -> Tensor:

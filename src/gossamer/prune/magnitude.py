@@ -16,7 +16,6 @@ at least ``floor`` weights of a layer stay.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -25,7 +24,7 @@ from torch import nn
 
 from gossamer import names
 from gossamer.errors import ArgumentError
-from gossamer.masks import Masks, above_quality, keep_top
+from gossamer.masks import EmptyLayerWarning, Masks, above_quality, keep_top, warn_empty
 from gossamer.names import Tensors
 
 __all__ = [
@@ -41,10 +40,6 @@ __all__ = [
 ]
 
 Patterns = str | Iterable[str] | None
-
-
-class EmptyLayerWarning(UserWarning):
-    """A layer lost all its weights: its output no longer depends on its input."""
 
 
 def scores(model: nn.Module, *, include: Patterns = None, exclude: Patterns = None) -> Tensors:
@@ -95,18 +90,6 @@ def density_ladder(final: Mapping[str, float], rounds: int) -> list[dict[str, fl
         {n: d if r == rounds else d ** (r / rounds) for n, d in final.items()}
         for r in range(1, rounds + 1)
     ]
-
-
-def warn_empty(masks: Masks) -> None:
-    """Warn with :class:`EmptyLayerWarning` for each layer that keeps no weight."""
-    for name, mask in masks.items():
-        if mask.numel() and not mask.any():
-            warnings.warn(
-                f"layer {name!r} keeps none of its {mask.numel()} weights; raise its density, "
-                "or set floor to keep some",
-                EmptyLayerWarning,
-                stacklevel=3,
-            )
 
 
 def prune(
