@@ -1,5 +1,22 @@
-"""What a pruned network looks like: pictures and plots of masks and results."""
+"""What a pruned network looks like: specialization, speed-ups, pictures and plots."""
 
-from gossamer.analysis.plots import against_density, layer_densities, pictures, pixel_counts
+from gossamer.analysis.plots import (
+    against_density,
+    histograms,
+    layer_densities,
+    pictures,
+    pixel_counts,
+)
+from gossamer.analysis.specialization import compare, specialization
+from gossamer.analysis.speedup import speedups
 
-__all__ = ["against_density", "layer_densities", "pictures", "pixel_counts"]
+__all__ = [
+    "against_density",
+    "compare",
+    "histograms",
+    "layer_densities",
+    "pictures",
+    "pixel_counts",
+    "specialization",
+    "speedups",
+]

@@ -14,7 +14,7 @@ from gossamer.errors import ArgumentError
 from gossamer.masks import Masks
 from gossamer.names import select
 
-__all__ = ["against_density", "layer_densities", "pictures", "pixel_counts"]
+__all__ = ["against_density", "histograms", "layer_densities", "pictures", "pixel_counts"]
 
 _MOST_PICTURES = 400
 
@@ -178,4 +178,43 @@ def against_density(
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+    return _save(figure, path)
+
+
+def histograms(
+    scores: Mapping[str, Mapping[str, Tensor]],
+    path: str | Path,
+    *,
+    low: float,
+    high: float = 1.0,
+    bins: int = 20,
+    xlabel: str = "class specialization",
+) -> Path:
+    """A histogram a layer, those of several networks over one another, as fractions of channels.
+
+    Args:
+        scores: label -> layer -> (channels,) values in [low, high]. One network draws counts.
+
+    Raises :class:`ArgumentError` for no scores or no bins.
+    """
+    layers = list(dict.fromkeys(name for one in scores.values() for name in one))
+    if not layers or bins < 1:
+        raise ArgumentError(f"scores of {len(layers)} layers in bins={bins}: give at least one")
+    columns = min(4, len(layers))
+    rows = -(-len(layers) // columns)
+    figure = _figure(3.2 * columns, 2.6 * rows)
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
+    for i, name in enumerate(layers):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for label, one in scores.items():
+            values = one.get(name, torch.empty(0)).double().clamp(low, high)
+            counts = torch.histogram(values, edges).hist
+            if len(scores) > 1:
+                counts = counts / max(1, len(values))
+            axes.stairs(counts.numpy(), edges.numpy(), fill=True, alpha=0.5, label=label or None)
+        axes.set_title(name, fontsize="small")
+        axes.set_xlabel(xlabel, fontsize="x-small")
+        axes.set_ylabel("fraction of channels" if len(scores) > 1 else "channels", fontsize=7)
+        if any(scores):
+            axes.legend(fontsize="x-small")
     return _save(figure, path)
