@@ -18,7 +18,7 @@ from gossamer.errors import ArgumentError, FormatError
 from gossamer.masks import keep_top
 from gossamer.pack.coders import CODERS
 from gossamer.pack.huffman import Huffman
-from gossamer.prune import magnitude, obd
+from gossamer.prune import magnitude, obd, snip
 from gossamer.quantize import ecsq, share, uniform
 
 
@@ -101,10 +101,17 @@ def curvature_scores(model: nn.Module) -> dict[str, Tensor]:
     return obd.saliency(chosen, {n: diagonal[n] for n in chosen})
 
 
+def sensitivity_scores(model: nn.Module) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    batch = (torch.randn(20, 1, 4, 4, generator=g), torch.arange(20) % 3)
+    return snip.scores(model, [batch])
+
+
 SCORES: dict[str, Callable[[nn.Module], dict[str, Tensor]]] = {
     "magnitude": magnitude.scores,
     "random": lambda m: magnitude.random_scores(m, torch.Generator().manual_seed(0)),
     "obd": curvature_scores,
+    "snip": sensitivity_scores,
 }
 every_score = pytest.mark.parametrize("score", SCORES.values(), ids=SCORES.keys())
 
@@ -131,12 +138,12 @@ def test_scores_make_masks_of_the_density_asked_for(score, scope):
     assert masks.density == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.mark.parametrize("score", [SCORES["magnitude"], SCORES["obd"]], ids=["magnitude", "obd"])
-def test_a_weight_that_is_zero_costs_nothing_to_remove(score):
+@pytest.mark.parametrize("how", ["magnitude", "obd", "snip"])
+def test_a_weight_that_is_zero_costs_nothing_to_remove(how):
     model = net()
     with torch.no_grad():
         model[3].weight[:, ::2] = 0
-    assert (score(model)["3.weight"][:, ::2] == 0).all()
+    assert (SCORES[how](model)["3.weight"][:, ::2] == 0).all()
 
 
 ALL_CODERS = {**{c.id: c for c in CODERS.values()}, "huffman, own instance": Huffman()}

@@ -7,15 +7,13 @@ paper's CPU, and a loss at batch 64.
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gossamer.reproduce import Claim, Context, Outcome, experiment
+from gossamer.timing import best_of
 
 __all__ = ["layer_times", "sparse_speed"]
 
@@ -28,17 +26,6 @@ LAYERS: dict[str, tuple[int, int, float]] = {
     "vgg16.fc7": (4096, 4096, 0.04),
     "vgg16.fc8": (1000, 4096, 0.23),
 }
-
-
-def _best_of(pair: tuple[Callable[[], Tensor], ...], rounds: int) -> list[float]:
-    """Least seconds of each function, their runs interleaved so that noise hits both alike."""
-    best = [float("inf")] * len(pair)
-    for _ in range(rounds):
-        for i, function in enumerate(pair):
-            start = time.perf_counter()
-            function()
-            best[i] = min(best[i], time.perf_counter() - start)
-    return best
 
 
 def layer_times(
@@ -60,7 +47,7 @@ def layer_times(
     dense_out, sparse_out = weight @ x, csr @ x
     if not torch.allclose(dense_out, sparse_out, rtol=1e-3, atol=1e-3 * inputs**0.5):
         raise RuntimeError(f"CSR and dense products differ for {out}x{inputs}")
-    dense, sparse = _best_of((lambda: weight @ x, lambda: csr @ x), rounds)
+    dense, sparse = best_of((lambda: weight @ x, lambda: csr @ x), rounds)
     return {"dense_ms": dense * 1e3, "csr_ms": sparse * 1e3, "speed_up": dense / sparse}
 
 
