@@ -26,7 +26,8 @@ from gossamer.errors import ArgumentError, GossamerError
 from gossamer.masks import Masks
 from gossamer.pack import load_into, pack, pack_bytes
 from gossamer.pipeline import folder, inputs, layers, measure
-from gossamer.pipeline.stages import State, run_stage
+from gossamer.pipeline.stages import run_stage
+from gossamer.pipeline.state import State
 from gossamer.progress import Reporter
 from gossamer.recipe import Recipe
 from gossamer.training import Evaluation, evaluate, load_checkpoint, save_atomic

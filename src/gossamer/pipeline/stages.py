@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,80 +13,20 @@ from torch import Tensor, nn
 from gossamer import names, schedule
 from gossamer.codebook import Quantized
 from gossamer.curvature import hessian_diagonal
-from gossamer.datasets import Dataset
 from gossamer.errors import ArgumentError
 from gossamer.masks import Masks, keep_top
-from gossamer.method import Masked, Method
+from gossamer.method import Masked
+from gossamer.pipeline import sparse
 from gossamer.pipeline.layers import chosen, per_layer
-from gossamer.progress import Reporter
-from gossamer.prune import dead, magnitude, obd, sensitivity
+from gossamer.pipeline.state import State
+from gossamer.prune import dead, magnitude, obd, sensitivity, snip
 from gossamer.quantize import RateAware, SharedWeights, absorb_batchnorm, ecsq, share, uniform
 from gossamer.recipe import Training, schema
-from gossamer.training import soft_targets, train
 
-__all__ = ["State", "run_stage"]
+__all__ = ["run_stage"]
 
 # Patterns per Hessian diagonal: its noise falls with their square root, its cost is linear.
 _CURVATURE_PATTERNS = 4096
-
-
-@dataclass
-class State:
-    """What the stages work on.
-
-    Attributes:
-        model: changed in place.
-        out: run directory.
-        masks: what is pruned so far; later training keeps it pruned.
-        reference: the state before the first stage that compresses; a distillation's teacher.
-        scan: layer -> [[density, accuracy], ...] of the last sensitivity scan.
-        curves: a row an epoch, for the report.
-        notes: what the present stage reports besides, for its row.
-    """
-
-    model: nn.Module
-    data: Dataset
-    out: Path
-    seed: int
-    progress: Reporter
-    masks: Masks = field(default_factory=Masks)
-    reference: dict[str, Tensor] = field(default_factory=dict)
-    scan: dict[str, list[list[float]]] = field(default_factory=dict)
-    curves: list[dict[str, Any]] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
-    number: int = 0
-    name: str = ""
-
-    def train(self, settings: Training, methods: list[Method], part: int | None = None) -> None:
-        """Train inside a stage, with a checkpoint and metrics of its own."""
-        name = self.name if part is None else f"{self.name}-{part}"
-        loss, teacher = None, None
-        if settings.distill:
-            teacher = copy.deepcopy(self.model)
-            teacher.load_state_dict(self.reference)
-            weight = settings.distill
-
-            def loss(outputs: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
-                return soft_targets(outputs, targets, wanted, weight=weight)
-
-        history = train(
-            self.model,
-            self.data,
-            # Another seed in every training: none sees the data in another one's order.
-            settings.config(self.seed * 10_000 + self.number * 100 + (part or 0)),
-            methods=methods,
-            loss=loss,
-            teacher=teacher,
-            checkpoint=self.out / f"{name}.train.pt",
-            metrics=self.out / "metrics" / f"{name}.jsonl",
-            progress=lambda p: self.progress.training(name, p),
-        )
-        keys = ("epoch", "train_loss", "validation_accuracy")
-        self.curves += [{"stage": name, **{k: row[k] for k in keys}} for row in history.epochs]
-
-    def generator(self, part: int = 0) -> torch.Generator:
-        """Randomness of the present stage."""
-        return torch.Generator().manual_seed(self.seed * 10_000 + self.number * 100 + part)
 
 
 def run_stage(state: State, stage: Any) -> None:
@@ -98,7 +35,7 @@ def run_stage(state: State, stage: Any) -> None:
 
 
 def _train(state: State, stage: schema.Train) -> None:
-    state.train(stage, [Masked(state.masks)] if state.masks else [])
+    state.train(stage, state.others(()))
 
 
 def _scan(state: State, weights: Mapping[str, Any], densities: Sequence[float]) -> Any:
@@ -121,6 +58,8 @@ def _scores(
     state: State, stage: schema.Prune, weights: Mapping[str, nn.Parameter], part: int
 ) -> dict[str, Tensor]:
     include = list(weights)
+    if stage.method == "snip":
+        return snip.scores(state.model, sparse.batches(state, part), include=include)
     if stage.method == "random":
         return magnitude.random_scores(state.model, state.generator(part), include=include)
     if stage.method == "obd":
@@ -215,8 +154,7 @@ def _quantized(state: State, found: dict[str, Quantized], finetune: Training | N
         raise ArgumentError(f"stage {state.name} names no layer; give bits or lam for some")
     if finetune is not None and finetune.epochs:
         method = SharedWeights(found)
-        others = Masks({n: m for n, m in state.masks.items() if n not in found})
-        state.train(finetune, [method, *([Masked(others)] if others else [])])
+        state.train(finetune, [method, *state.others(found)])
         method.finish()
     else:
         parameters = names.parameters(state.model)
@@ -267,8 +205,7 @@ def _rate_aware(state: State, stage: schema.RateAware) -> None:
         masks=state.masks,
         include=list(steps),
     )
-    others = Masks({n: m for n, m in state.masks.items() if n not in steps})
-    state.train(stage.retrain, [method, *([Masked(others)] if others else [])])
+    state.train(stage.retrain, [method, *state.others(steps)])
     method.finish()
     _mask_zeros(state, steps)
 
@@ -303,6 +240,8 @@ _RUNNERS: dict[type, Callable[[State, Any], None]] = {
     schema.Share: _share,
     schema.Ecsq: _ecsq,
     schema.RateAware: _rate_aware,
+    schema.SparseTrain: sparse.sparse_train,
+    schema.Tickets: sparse.tickets,
     schema.RemoveDead: _remove_dead,
     schema.QuantizeBiases: _quantize_biases,
     schema.AbsorbBatchnorm: _absorb_batchnorm,

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PrivateAttr,
-    Tag,
-    model_validator,
-)
+from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
-from gossamer.training import TrainConfig
+from gossamer.recipe.base import (
+    Bits,
+    Density,
+    Fraction,
+    Layers,
+    NotNegative,
+    Quality,
+    Strength,
+    Strict,
+    Training,
+)
+from gossamer.recipe.sparse import SparseTrain, Tickets
 
 __all__ = [
     "STAGES",
@@ -31,89 +34,12 @@ __all__ = [
     "RemoveDead",
     "Sensitivity",
     "Share",
+    "SparseTrain",
     "Stage",
+    "Tickets",
     "Train",
     "Training",
 ]
-
-
-def _kind(value: Any) -> str:
-    # Which branch of "a number, or one for each layer" was meant: one error, not one a branch.
-    return "by layer" if isinstance(value, Mapping) else "number"
-
-
-def _kind_or_word(value: Any) -> str:
-    return "word" if isinstance(value, str) and value[:1].isalpha() else _kind(value)
-
-
-_Fraction = Annotated[float, Field(gt=0, le=1)]
-_Width = Annotated[int, Field(ge=1, le=16)]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-Density = Annotated[
-    Annotated[Literal["auto"], Tag("word")]
-    | Annotated[_Fraction, Tag("number")]
-    | Annotated[dict[str, _Fraction], Tag("by layer")],
-    Discriminator(_kind_or_word),
-]
-Quality = Annotated[
-    Annotated[_NotNegative, Tag("number")] | Annotated[dict[str, _NotNegative], Tag("by layer")],
-    Discriminator(_kind),
-]
-Bits = Annotated[
-    Annotated[_Width, Tag("number")] | Annotated[dict[str, _Width], Tag("by layer")],
-    Discriminator(_kind),
-]
-Strength = Annotated[
-    Annotated[_Positive, Tag("number")] | Annotated[dict[str, _Positive], Tag("by layer")],
-    Discriminator(_kind),
-]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Layers(_Strict):
-    """Stages that act on layers: ``include`` and ``exclude`` are patterns of names."""
-
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-
-
-class Training(_Strict):
-    """How to train inside a stage; the fields of :class:`gossamer.training.TrainConfig`.
-
-    ``distill``: weight of a distillation loss against the network as it was before the first
-    stage that compresses, 0 for none. The seed is the recipe's.
-    """
-
-    epochs: Annotated[int, Field(ge=0)]
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    lr: _Positive = 0.01
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    weight_decay: _NotNegative = 0.0
-    l1: _NotNegative = 0.0
-    schedule: Literal["constant", "linear", "cosine", "cubic", "step"] = "cosine"
-    lr_end: _NotNegative = 0.0
-    lr_steps: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.5, 0.75)
-    lr_factor: _Positive = 0.1
-    warmup: Annotated[int, Field(ge=0)] = 0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    grad_clip: _Positive | None = None
-    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Training:
-        self.config(0)
-        return self
-
-    def config(self, seed: int) -> TrainConfig:
-        """The training loop's configuration."""
-        return TrainConfig(seed=seed, **self.model_dump(exclude={"distill", "stage"}))
 
 
 class Train(Training):
@@ -126,15 +52,16 @@ class Sensitivity(Layers):
     """Scan accuracy against density, one layer at a time; the network is left as it was."""
 
     stage: Literal["sensitivity"] = "sensitivity"
-    densities: tuple[_Fraction, ...] = (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03)
+    densities: tuple[Fraction, ...] = (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05, 0.03)
 
 
 class Prune(Layers):
     """Remove weights in ``rounds``, and retrain after each.
 
     Attributes:
-        method: what is removed first: small weights, small saliency (Optimal Brain Damage), or
-            any (the control).
+        method: what is removed first: small weights, small saliency (Optimal Brain Damage),
+            small |w dL/dw| (SNIP; meant for the weights before any training), or any (the
+            control).
         density: the fraction kept: one number, one by layer pattern, or ``auto`` from a
             sensitivity scan in which each layer on its own may cost ``max_drop`` of accuracy.
         quality: instead of a density: keep |w| > quality * std(layer).
@@ -149,7 +76,7 @@ class Prune(Layers):
     """
 
     stage: Literal["prune"] = "prune"
-    method: Literal["magnitude", "obd", "random"] = "magnitude"
+    method: Literal["magnitude", "obd", "snip", "random"] = "magnitude"
     density: Density | None = None
     quality: Quality | None = None
     max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.005
@@ -174,7 +101,7 @@ class Prune(Layers):
         return self
 
 
-class RemoveDead(_Strict):
+class RemoveDead(Strict):
     """Remove what only serves units without inputs or without outputs, and report them.
 
     Outputs stay what they were: a unit's constant is folded into the next layer's bias.
@@ -219,33 +146,33 @@ class RateAware(Layers):
 
     stage: Literal["rate_aware"] = "rate_aware"
     step: Strength = 0.5
-    lam: _NotNegative = 1e-4
+    lam: NotNegative = 1e-4
     ramp: Annotated[float, Field(ge=0, le=1)] = 0.5
     dead_zone: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     retrain: Training
 
 
-class QuantizeBiases(_Strict):
+class QuantizeBiases(Strict):
     """Put what is not a weight (biases, batch-norm scales and shifts) on a uniform grid."""
 
     stage: Literal["quantize_biases"] = "quantize_biases"
     bits: Annotated[int, Field(ge=2, le=16)] = 8
 
 
-class AbsorbBatchnorm(_Strict):
+class AbsorbBatchnorm(Strict):
     """Absorb batch-norm statistics into scale and shift."""
 
     stage: Literal["absorb_batchnorm"] = "absorb_batchnorm"
 
 
-class Pack(_Strict):
+class Pack(Strict):
     """Write the file; once, after every stage that changes the network."""
 
     stage: Literal["pack"] = "pack"
     profile: Literal["smallest", "fast", "huffman"] = "smallest"
 
 
-class Evaluate(_Strict):
+class Evaluate(Strict):
     """What is measured of the finished file; the last stage where it is given.
 
     ``latency``: time the network before and after, batch 1, in the same engine.
@@ -263,6 +190,8 @@ Stage = Annotated[
     | Share
     | Ecsq
     | RateAware
+    | SparseTrain
+    | Tickets
     | QuantizeBiases
     | AbsorbBatchnorm
     | Pack
@@ -275,7 +204,7 @@ STAGES: dict[str, type[BaseModel]] = {
 """Stage name -> its settings."""
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A validated recipe.
 
     Attributes:

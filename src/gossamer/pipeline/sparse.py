@@ -1,0 +1,118 @@
+"""What the stages do that make a network sparse from the start."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.errors import ArgumentError
+from gossamer.masks import Masks
+from gossamer.pipeline.layers import chosen, per_layer
+from gossamer.pipeline.state import State
+from gossamer.prune import lottery
+from gossamer.prune.dynamic import FAMILY, DynamicSparse, Rule
+from gossamer.recipe.sparse import SparseTrain, Tickets
+
+__all__ = ["batches", "sparse_train", "tickets"]
+
+# Batches whose gradients SNIP averages; the paper takes one of 100 to 128 patterns.
+_BATCHES, _PATTERNS = 4, 128
+
+
+def batches(state: State, part: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few random training batches."""
+    split, generator = state.data.train, state.generator(part)
+    order = torch.randperm(len(split), generator=generator)[: _BATCHES * _PATTERNS]
+    for rows in order.split(_PATTERNS):
+        yield split.batch(rows, None, generator)
+
+
+def sparse_train(state: State, stage: SparseTrain) -> None:
+    """Train with moving masks; they are the network's from here on."""
+    weights = chosen(state.model, stage.include, stage.exclude)
+    if stage.start == "initial":
+        state.to_initial()
+        state.masks.apply_(state.model)
+    density: float | dict[str, float] = 1.0
+    masks: Masks | None = None
+    if stage.density is None:
+        masks = Masks({n: state.masks[n] for n in weights if n in state.masks})
+        if not masks:
+            raise ArgumentError(
+                f"stage {state.name} has no density and no earlier stage has pruned these layers; "
+                "give density"
+            )
+    elif isinstance(stage.density, float):
+        density = stage.density
+    else:
+        by_layer: Mapping[str, float] = stage.density
+        density = dict.fromkeys(weights, 1.0) | per_layer(state.model, weights, by_layer)
+    epoch = math.ceil(len(state.data.train) / stage.train.batch_size)
+    method = DynamicSparse(
+        _rule(stage),
+        density,
+        steps=max(1, stage.train.epochs * epoch),
+        every=epoch if stage.every == "epoch" else stage.every,
+        generator=state.generator(99),
+        include=list(weights),
+        masks=masks,
+    )
+    state.train(stage.train, [method, *state.others(weights)])
+    method.finish()
+    state.masks.update(Masks({n: m.cpu() for n, m in method.masks.items()}))
+    state.notes["reallocations"] = len(method.history)
+
+
+def _rule(stage: SparseTrain) -> Rule:
+    changes: dict[str, Any] = {
+        key: value
+        for key in ("distribution", "growth", "redistribution", "rate", "rate_end")
+        if (value := getattr(stage, key)) is not None
+    }
+    if changes.get("redistribution") == "none":
+        changes["redistribution"] = None
+    return replace(FAMILY[stage.method], **changes)
+
+
+def tickets(state: State, stage: Tickets) -> None:
+    """Search a ticket from the initial weights; the network ends as the last one, trained."""
+    weights = chosen(state.model, stage.include, stage.exclude)
+    state.to_initial()
+    folder = state.out / f"{state.name}.search"
+
+    def run(model: nn.Module, part: lottery.Round) -> Mapping[str, Any]:
+        before = len(state.curves)
+        state.train(stage.train, [*part.methods, *state.others(weights)], part.number)
+        curve = state.curves[before:]
+        del state.curves[before:]
+        return {"curve": curve}
+
+    found = lottery.search(
+        state.model,
+        run,
+        rounds=stage.rounds,
+        rates=per_layer(state.model, weights, stage.rate),
+        output=stage.output,
+        folder=folder,
+        scope=stage.scope,
+        one_shot=stage.one_shot,
+        rewind_step=stage.rewind_step,
+        include=list(weights),
+        progress=lambda done, total, _: state.progress.count(f"{state.name} rounds", done, total),
+    )
+    # From the search's own file, so that a resumed run tells of the rounds before the kill too.
+    state.curves += [row for part in found.rows for row in part["curve"]]
+    state.masks.update(found.masks[-1])
+    state.notes["tickets"] = [
+        {"density": row["density"], "validation_accuracy": row["curve"][-1]["validation_accuracy"]}
+        for row in found.rows
+        if row["curve"]
+    ]
+    (folder / "tickets.gsm").replace(state.out / f"{state.name}.gsm")
+    shutil.rmtree(folder)

@@ -1,0 +1,109 @@
+"""What the stages of a recipe share: value types, layer selection, training settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from gossamer.training import TrainConfig
+
+__all__ = [
+    "Bits",
+    "Density",
+    "Fraction",
+    "LayerDensity",
+    "Layers",
+    "NotNegative",
+    "Positive",
+    "Quality",
+    "Strength",
+    "Strict",
+    "Training",
+]
+
+
+def _kind(value: Any) -> str:
+    # Which branch of "a number, or one for each layer" was meant: one error, not one a branch.
+    return "by layer" if isinstance(value, Mapping) else "number"
+
+
+def _kind_or_word(value: Any) -> str:
+    return "word" if isinstance(value, str) and value[:1].isalpha() else _kind(value)
+
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+_Width = Annotated[int, Field(ge=1, le=16)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+Density = Annotated[
+    Annotated[Literal["auto"], Tag("word")]
+    | Annotated[Fraction, Tag("number")]
+    | Annotated[dict[str, Fraction], Tag("by layer")],
+    Discriminator(_kind_or_word),
+]
+LayerDensity = Annotated[
+    Annotated[Fraction, Tag("number")] | Annotated[dict[str, Fraction], Tag("by layer")],
+    Discriminator(_kind),
+]
+Quality = Annotated[
+    Annotated[NotNegative, Tag("number")] | Annotated[dict[str, NotNegative], Tag("by layer")],
+    Discriminator(_kind),
+]
+Bits = Annotated[
+    Annotated[_Width, Tag("number")] | Annotated[dict[str, _Width], Tag("by layer")],
+    Discriminator(_kind),
+]
+Strength = Annotated[
+    Annotated[Positive, Tag("number")] | Annotated[dict[str, Positive], Tag("by layer")],
+    Discriminator(_kind),
+]
+
+
+class Strict(BaseModel):
+    """Refuses keys it does not know, and changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Layers(Strict):
+    """Stages that act on layers: ``include`` and ``exclude`` are patterns of names."""
+
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+
+
+class Training(Strict):
+    """How to train inside a stage; the fields of :class:`gossamer.training.TrainConfig`.
+
+    ``distill``: weight of a distillation loss against the network as it was before the first
+    stage that compresses, 0 for none. The seed is the recipe's.
+    """
+
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    lr: Positive = 0.01
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 0.0
+    l1: NotNegative = 0.0
+    schedule: Literal["constant", "linear", "cosine", "cubic", "step"] = "cosine"
+    lr_end: NotNegative = 0.0
+    lr_steps: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.5, 0.75)
+    lr_factor: Positive = 0.1
+    warmup: Annotated[int, Field(ge=0)] = 0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    grad_clip: Positive | None = None
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        self.config(0)
+        return self
+
+    def config(self, seed: int) -> TrainConfig:
+        """The training loop's configuration."""
+        return TrainConfig(seed=seed, **self.model_dump(exclude={"distill", "stage"}))

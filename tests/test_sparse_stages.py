@@ -1,0 +1,165 @@
+"""Stages that make a network sparse from the start, alone and composed with the others."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gossamer
+from gossamer import datasets, fresh, names, nets
+from gossamer.errors import ArgumentError, RecipeError
+from gossamer.pipeline.run import _Job
+from gossamer.progress import Reporter
+from gossamer.prune.tickets import load_tickets
+from gossamer.training import load_checkpoint
+
+FAST = {"epochs": 3, "lr": 0.1}
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    net = nets.build("mlp-64-24-10", seed=0)
+    gossamer.train(net, datasets.load("digits"), gossamer.TrainConfig(epochs=4, lr=0.1))
+    return net
+
+
+def job(
+    given: list[dict[str, Any]], model: nn.Module, out: Path, progress: Reporter | None = None
+) -> _Job:
+    recipe = {"name": "t", "stages": [*given, "pack", {"evaluate": {"latency": False}}]}
+    plan = gossamer.recipe.load(recipe)
+    data = datasets.load("digits")
+    made = _Job(plan, copy.deepcopy(model), data, out, {}, None, progress or Reporter())
+    made.begin(False)
+    return made
+
+
+METHODS = ["sparse-momentum", "set", "rigl", "dsr", "gradual-magnitude", "static"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sparse_training_from_the_initial_weights(
+    method: str, tmp_path: Path, trained: nn.Module
+) -> None:
+    stage = {"sparse_train": {"method": method, "density": 0.3, "every": 8, "train": FAST}}
+    state, rows, _ = job([stage], trained, tmp_path).stages()
+    assert state.masks.density == pytest.approx(0.3, abs=1e-3)
+    kept = {n: w != 0 for n, w in names.weights(state.model).items()}
+    assert all(not bool((kept[n] & ~m).any()) for n, m in state.masks.items())
+    assert rows[0]["density"] <= 0.3005
+    assert (rows[0]["reallocations"] > 0) == (method != "static")
+    assert rows[0]["accuracy"] > 0.5
+
+
+def test_sparse_training_goes_on_from_masks_and_is_followed_by_any_stage(
+    tmp_path: Path, trained: nn.Module
+) -> None:
+    given = [
+        {"prune": {"method": "snip", "density": 0.4, "scope": "global"}},
+        {"sparse_train": {"method": "rigl", "start": "present", "every": 5, "train": FAST}},
+        {"share": {"bits": 3}},
+    ]
+    state, rows, _ = job(given, trained, tmp_path).stages()
+    assert [r["density"] for r in rows] == pytest.approx([0.4, 0.4, 0.4], abs=2e-3)
+    assert all(len(w.unique()) <= 8 for w in names.weights(state.model).values())
+
+
+def test_by_layer_and_axes_of_ones_own(tmp_path: Path, trained: nn.Module) -> None:
+    settings = {
+        "method": "set",
+        "density": {"fc1": 0.2},
+        "growth": "gradient",
+        "redistribution": "none",
+        "rate": 0.1,
+        "train": {**FAST, "momentum": 0.0},
+    }
+    state, _, _ = job([{"sparse_train": settings}], trained, tmp_path).stages()
+    assert state.masks.densities() == pytest.approx(
+        {"fc1.weight": 0.2, "fc2.weight": 1.0}, abs=1e-3
+    )
+
+
+TICKETS = {"tickets": {"rounds": 2, "rate": 0.3, "output": "fc2", "rewind_step": 4, "train": FAST}}
+
+
+class Stop(Exception):
+    pass
+
+
+class Killed(Reporter):
+    """Raises at the n-th word of a training."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def training(self, name: str, progress: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
+
+
+def test_tickets_are_searched_kept_in_one_file_and_resume_to_the_same_bits(
+    tmp_path: Path, trained: nn.Module
+) -> None:
+    whole, rows, _ = job([TICKETS], trained, tmp_path / "whole").stages()
+    found = load_tickets(tmp_path / "whole" / "1-tickets.gsm")
+    assert len(found.masks) == 3
+    assert found.masks[1].densities() == pytest.approx(
+        {"fc1.weight": 0.7, "fc2.weight": 0.85}, abs=3e-3
+    )
+    assert all(torch.equal(m, found.masks[2][n]) for n, m in whole.masks.items())
+    assert [r["density"] for r in rows[0]["tickets"]] == [m.density for m in found.masks]
+    assert len(whole.curves) == 9
+    broken = tmp_path / "broken"
+    for after in (1, 3, 2):
+        with pytest.raises(Stop):
+            job([TICKETS], trained, broken, Killed(after)).stages()
+    again, rows_again, _ = job([TICKETS], trained, broken).stages()
+    assert fresh.digest(again.model.state_dict()) == fresh.digest(whole.model.state_dict())
+    assert again.curves == whole.curves
+    assert rows_again[0]["tickets"] == rows[0]["tickets"]
+    assert not list(broken.glob("*.search"))
+
+
+def test_the_ticket_starts_from_the_weights_that_the_run_began_with(
+    tmp_path: Path, trained: nn.Module
+) -> None:
+    stage = {"tickets": {"rounds": 1, "rate": 0.5, "train": {"epochs": 0}}}
+    state, _, _ = job([{"train": FAST}, stage], trained, tmp_path).stages()
+    theta = load_checkpoint(tmp_path / "stage-0.pt")["model"]
+    for name, mask in state.masks.items():
+        assert torch.equal(names.parameters(state.model)[name][mask], theta[name][mask])
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ({"sparse_train": {"method": "ril", "train": FAST}}, "rigl"),
+        ({"sparse_train": {"density": 0, "train": FAST}}, "greater than 0"),
+        ({"sparse_train": {"density": 0.1}}, "train"),
+        ({"sparse_train": {"every": 0, "density": 0.1, "train": FAST}}, "every"),
+        (
+            {"sparse_train": {"method": "gradual-magnitude", "growth": "random", "train": FAST}},
+            "only removes",
+        ),
+        ({"tickets": {"rounds": 0, "train": FAST}}, "rounds"),
+        ({"tickets": {"rate": -1, "train": FAST}}, "rate"),
+    ],
+)
+def test_mistakes_are_told_at_their_key(stage: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        gossamer.recipe.load({"name": "t", "stages": [stage]})
+
+
+def test_what_only_the_run_can_know(tmp_path: Path, trained: nn.Module) -> None:
+    with pytest.raises(ArgumentError, match="no earlier stage has pruned these layers"):
+        job([{"sparse_train": {"train": FAST}}], trained, tmp_path / "a").stages()
+    plain = {**FAST, "momentum": 0.0}
+    with pytest.raises(ArgumentError, match="needs an optimizer with momentum"):
+        job([{"sparse_train": {"density": 0.1, "train": plain}}], trained, tmp_path / "b").stages()
+    with pytest.raises(ArgumentError, match="rate"):
+        job([{"tickets": {"rate": 1.5, "train": FAST}}], trained, tmp_path / "c").stages()
