@@ -17,6 +17,7 @@ __all__ = [
     "EmptyLayerWarning",
     "Masks",
     "above_quality",
+    "fill_outside_",
     "keep_top",
     "random_masks",
     "shuffled",
@@ -122,6 +123,22 @@ write mask != 0
         for name, mask in other.items():
             merged[name] = merged[name] & mask if name in merged else mask
         return merged
+
+
+@torch.no_grad()
+def fill_outside_(mask: Tensor, tensor: Tensor, values: Tensor) -> None:
+    """Set the entries of ``tensor`` to those of ``values`` where the mask is False, bit for bit.
+
+    >>> w = torch.tensor([1.0, 2.0])
+    >>> fill_outside_(torch.tensor([True, False]), w, torch.tensor([7.0, 8.0]))
+    >>> w
+    tensor([1., 8.])
+    """
+    word = _WORDS[tensor.element_size()]
+    filled = values.detach().to(tensor.device, tensor.dtype, copy=True)
+    zero_outside_(~mask, filled)
+    zero_outside_(mask, tensor)
+    tensor.detach().view(word).bitwise_or_(filled.view(word))
 
 
 def _count(density: float, numel: int) -> int:

@@ -11,6 +11,7 @@ there, ``after_step`` when the weights have moved. No trainer is needed::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from gossamer import names
 from gossamer.errors import ArgumentError
-from gossamer.masks import Masks, zero_outside_
+from gossamer.masks import Masks, fill_outside_, zero_outside_
 
 __all__ = ["Masked", "Method", "Snapshot"]
 
@@ -85,28 +86,48 @@ class Method(ABC):
 
 
 class Masked(Method):
-    """Hold weights at exactly zero where a mask says so, whatever the optimizer does.
+    """Hold weights where a mask removes them, at zero or at given values, whatever the optimizer.
 
-    Gradients stay dense by default, as growth criteria need them; weights are re-masked in place
-    after each step, which undoes momentum, Adam's moments and weight decay alike.
+    Weights are held in place after each step, which undoes momentum, Adam's moments and weight
+    decay alike, to the bit.
 
     Args:
         masks: clean name -> bool tensor.
         mask_gradients: also zero the gradients of removed weights before the step.
         mask_buffers: also zero the optimizer's per-weight buffers (momentum, moments) after it.
+        values: clean name -> what removed weights are held at; a name without one, at zero.
     """
 
     def __init__(
-        self, masks: Masks, *, mask_gradients: bool = True, mask_buffers: bool = True
+        self,
+        masks: Masks,
+        *,
+        mask_gradients: bool = True,
+        mask_buffers: bool = True,
+        values: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.masks = masks
         self.mask_gradients = mask_gradients
         self.mask_buffers = mask_buffers
+        self.values = dict(values or {})
 
     def _setup(self) -> None:
-        self.masks.apply_(self.model)
         self._parameters = names.parameters(self.model)
+        self.masks.check(self._parameters)
+        for name, value in self.values.items():
+            if name not in self.masks or value.shape != self.masks[name].shape:
+                raise ArgumentError(
+                    f"values[{name!r}] of shape {tuple(value.shape)} has no mask of its shape"
+                )
+        self._hold()
+
+    def _hold(self) -> None:
+        for name, mask in self.masks.items():
+            if name in self.values:
+                fill_outside_(mask, self._parameters[name], self.values[name])
+            else:
+                zero_outside_(mask, self._parameters[name])
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -119,27 +140,26 @@ class Masked(Method):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Zero the removed weights, and their optimizer buffers."""
-        for name, mask in self.masks.items():
-            p = self._parameters[name]
-            held: list[Tensor] = [p]
-            if self.mask_buffers and self.optimizer is not None:
-                held += [
-                    value
-                    for value in self.optimizer.state.get(p, {}).values()
-                    if isinstance(value, Tensor) and value.shape == p.shape
-                ]
-            zero_outside_(mask, *held)
+        """Put the removed weights back, and zero their optimizer buffers."""
+        self._hold()
+        if self.mask_buffers and self.optimizer is not None:
+            for name, mask in self.masks.items():
+                p = self._parameters[name]
+                for value in self.optimizer.state.get(p, {}).values():
+                    if isinstance(value, Tensor) and value.shape == p.shape:
+                        zero_outside_(mask, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks."""
-        return {"masks": dict(self.masks)}
+        """The masks, and the values where there are any."""
+        held = {"values": dict(self.values)} if self.values else {}
+        return {"masks": dict(self.masks), **held}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the masks and apply them."""
+        """Restore them and apply them."""
         self.masks = Masks(state["masks"])
+        self.values = dict(state.get("values", {}))
         if self._attached:
-            self.masks.apply_(self.model)
+            self._hold()
 
 
 class Snapshot(Method):
