@@ -10,7 +10,7 @@ from torch import nn
 
 from gossamer import names
 from gossamer.errors import ArgumentError
-from gossamer.method import Masked, Method
+from gossamer.method import Masked, Method, Snapshot
 from gossamer.prune import prune
 from gossamer.prune.dynamic import FAMILY, DynamicSparse
 from gossamer.quantize import RateAware, SharedWeights, share_model
@@ -20,6 +20,10 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
     "masked, dense gradients": lambda model: Masked(
         prune(model, 0.3), mask_gradients=False, mask_buffers=False
     ),
+    "held": lambda model: Masked(
+        prune(model, 0.3), values={n: w.detach().clone() for n, w in names.weights(model).items()}
+    ),
+    "snapshot": lambda model: Snapshot(3),
     "shared": lambda model: SharedWeights(share_model(model, bits=3)),
     "shared grid": lambda model: SharedWeights(
         share_model(model, bits=3, init="uniform"), grid=True

@@ -18,7 +18,7 @@ from gossamer.errors import ArgumentError, FormatError
 from gossamer.masks import keep_top
 from gossamer.pack.coders import CODERS
 from gossamer.pack.huffman import Huffman
-from gossamer.prune import magnitude, obd, snip
+from gossamer.prune import deconstruct, magnitude, obd, snip
 from gossamer.quantize import ecsq, share, uniform
 
 
@@ -107,11 +107,21 @@ def sensitivity_scores(model: nn.Module) -> dict[str, Tensor]:
     return snip.scores(model, [batch])
 
 
+def criterion(name: str) -> Callable[[nn.Module], dict[str, Tensor]]:
+    def score(model: nn.Module) -> dict[str, Tensor]:
+        g = torch.Generator().manual_seed(2)
+        initial = {n: torch.randn(w.shape, generator=g) for n, w in names.weights(model).items()}
+        return deconstruct.scores(name, initial, names.weights(model), alpha=1.0, generator=g)
+
+    return score
+
+
 SCORES: dict[str, Callable[[nn.Module], dict[str, Tensor]]] = {
     "magnitude": magnitude.scores,
     "random": lambda m: magnitude.random_scores(m, torch.Generator().manual_seed(0)),
     "obd": curvature_scores,
     "snip": sensitivity_scores,
+    **{name: criterion(name) for name in deconstruct.CRITERIA},
 }
 every_score = pytest.mark.parametrize("score", SCORES.values(), ids=SCORES.keys())
 
@@ -124,7 +134,7 @@ def test_scores_cover_the_weights_and_leave_the_model(score):
     assert {n: s.shape for n, s in found.items()} == {
         n: w.shape for n, w in names.weights(model).items()
     }
-    assert all(bool((s >= 0).all()) and not s.requires_grad for s in found.values())
+    assert all(bool(s.isfinite().all()) and not s.requires_grad for s in found.values())
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     again = score(model)
@@ -144,6 +154,7 @@ def test_a_weight_that_is_zero_costs_nothing_to_remove(how):
     with torch.no_grad():
         model[3].weight[:, ::2] = 0
     assert (SCORES[how](model)["3.weight"][:, ::2] == 0).all()
+    assert all(bool((s >= 0).all()) for s in SCORES[how](model).values())
 
 
 ALL_CODERS = {**{c.id: c for c in CODERS.values()}, "huffman, own instance": Huffman()}

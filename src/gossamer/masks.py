@@ -129,6 +129,8 @@ write mask != 0
 class Eraser:
     """:func:`zero_outside_` again and again: the bits of each mask are made once and kept.
 
+    ``values``: clean name -> what removed weights are held at, where that is not 0.
+
     Nine times as fast as ``masked_fill_``, which decides whether masking costs a training step
     2 % or 20 %. One integer per weight is held.
 
@@ -138,9 +140,11 @@ class Eraser:
     tensor([0., 0., 3.])
     """
 
-    def __init__(self, masks: Masks) -> None:
+    def __init__(self, masks: Masks, values: Mapping[str, Tensor] | None = None) -> None:
         self._masks = masks
         self._bits: dict[tuple[str, int, torch.device], Tensor] = {}
+        self._values = dict(values or {})
+        self._rest: dict[str, Tensor] = {}
 
     def erase_(self, name: str, tensor: Tensor) -> None:
         """Zero ``tensor`` (of the mask's shape, any strides) where mask ``name`` is False."""
@@ -149,6 +153,19 @@ class Eraser:
         if bits is None:
             bits = self._bits[key] = _kept_bits(self._masks[name], tensor.detach())
         tensor.detach().view(bits.dtype).bitwise_and_(bits)
+
+    def hold_(self, name: str, tensor: Tensor) -> None:
+        """Set ``tensor`` where mask ``name`` is False: to ``values[name]`` bit for bit, or to 0."""
+        self.erase_(name, tensor)
+        if name not in self._values:
+            return
+        word = _WORDS[tensor.element_size()]
+        rest = self._rest.get(name)
+        if rest is None:
+            rest = torch.empty_like(tensor.detach()).copy_(self._values[name])
+            zero_outside_(~self._masks[name], rest)
+            self._rest[name] = rest = rest.view(word)
+        tensor.detach().view(word).bitwise_or_(rest)
 
 
 def _count(density: float, numel: int) -> int:

@@ -11,6 +11,7 @@ there, ``after_step`` when the weights have moved. No trainer is needed::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -85,29 +86,46 @@ class Method(ABC):
 
 
 class Masked(Method):
-    """Hold weights at exactly zero where a mask says so, whatever the optimizer does.
+    """Hold weights where a mask removes them, at zero or at given values, whatever the optimizer.
 
-    Gradients stay dense by default, as growth criteria need them; weights are re-masked in place
-    after each step, which undoes momentum, Adam's moments and weight decay alike.
+    Weights are held in place after each step, which undoes momentum, Adam's moments and weight
+    decay alike, to the bit.
 
     Args:
         masks: clean name -> bool tensor.
         mask_gradients: also zero the gradients of removed weights before the step.
         mask_buffers: also zero the optimizer's per-weight buffers (momentum, moments) after it.
+        values: clean name -> what removed weights are held at; a name without one, at zero.
     """
 
     def __init__(
-        self, masks: Masks, *, mask_gradients: bool = True, mask_buffers: bool = True
+        self,
+        masks: Masks,
+        *,
+        mask_gradients: bool = True,
+        mask_buffers: bool = True,
+        values: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.masks = masks
-        self._eraser = Eraser(masks)
         self.mask_gradients = mask_gradients
         self.mask_buffers = mask_buffers
+        self.values = dict(values or {})
 
     def _setup(self) -> None:
-        self.masks.apply_(self.model)
         self._parameters = names.parameters(self.model)
+        self.masks.check(self._parameters)
+        for name, value in self.values.items():
+            if name not in self.masks or value.shape != self.masks[name].shape:
+                raise ArgumentError(
+                    f"values[{name!r}] of shape {tuple(value.shape)} has no mask of its shape"
+                )
+        self._hold()
+
+    def _hold(self) -> None:
+        self._eraser = Eraser(self.masks, self.values)
+        for name in self.masks:
+            self._eraser.hold_(name, self._parameters[name])
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -120,25 +138,26 @@ class Masked(Method):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Zero the removed weights, and their optimizer buffers."""
+        """Put the removed weights back, and zero their optimizer buffers."""
         for name in self.masks:
             p = self._parameters[name]
-            self._eraser.erase_(name, p)
+            self._eraser.hold_(name, p)
             if self.mask_buffers and self.optimizer is not None:
                 for value in self.optimizer.state.get(p, {}).values():
                     if isinstance(value, Tensor) and value.shape == p.shape:
                         self._eraser.erase_(name, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks."""
-        return {"masks": dict(self.masks)}
+        """The masks, and the values where there are any."""
+        held = {"values": dict(self.values)} if self.values else {}
+        return {"masks": dict(self.masks), **held}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the masks and apply them."""
+        """Restore them and apply them."""
         self.masks = Masks(state["masks"])
-        self._eraser = Eraser(self.masks)
+        self.values = dict(state.get("values", {}))
         if self._attached:
-            self.masks.apply_(self.model)
+            self._hold()
 
 
 class Snapshot(Method):

@@ -51,8 +51,8 @@ def sparse_train(state: State, stage: SparseTrain) -> None:
     elif isinstance(stage.density, float):
         density = stage.density
     else:
-        by_layer: Mapping[str, float] = stage.density
-        density = dict.fromkeys(weights, 1.0) | per_layer(state.model, weights, by_layer)
+        by_layer: dict[str, float] = per_layer(state.model, weights, stage.density)
+        density = {**dict.fromkeys(weights, 1.0), **by_layer}
     epoch = math.ceil(len(state.data.train) / stage.train.batch_size)
     method = DynamicSparse(
         _rule(stage),
