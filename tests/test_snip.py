@@ -1,6 +1,8 @@
 import copy
+import json
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +12,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gossamer import names, reproduce
+from gossamer import names
+from gossamer.datasets import Dataset, Split
 from gossamer.errors import ArgumentError
 from gossamer.masks import EmptyLayerWarning
 from gossamer.prune import snip
+from gossamer.reproduce import Context
+from gossamer.reproduce import snip as snip_experiments
+from gossamer.reproduce import specialization as specialization_experiment
 
 
 class Recurrent(nn.Module):
@@ -287,5 +293,54 @@ class Unused(nn.Sequential):
         return self[0](x)
 
 
-def test_the_experiments_are_registered() -> None:
-    assert {"snip-lenet-300-100", "snip-lenet-5-caffe"} <= {name for name, _ in reproduce.names()}
+def stripes() -> Dataset:
+    """Ten classes of 28 x 28 images, each with two bright rows of its own, well inside."""
+    g = torch.Generator().manual_seed(0)
+
+    def split(n: int) -> Split:
+        targets = torch.arange(n) % 10
+        images = torch.randn(n, 1, 28, 28, generator=g) * 0.1 - 0.4
+        for k in range(10):
+            images[targets == k, :, 4 + 2 * k : 6 + 2 * k, 6:22] += 2.0
+        return Split(images, targets)
+
+    return Dataset("stripes", split(300), split(50), split(50), 10)
+
+
+@pytest.fixture
+def striped(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (snip_experiments, specialization_experiment):
+        monkeypatch.setattr(module, "mnist", lambda quick: stripes())
+
+
+@pytest.mark.usefixtures("striped")
+def test_the_lenet_experiment_on_striped_images(tmp_path: Path) -> None:
+    outcome = snip_experiments.lenet_300_100(Context(tmp_path, (0,), quick=True))
+    claims = [claim for claim in outcome.claims if claim.id != "snip.2"]
+    assert {claim.id for claim in outcome.claims} == {"snip.1", "snip.2", "snip.4"}
+    assert [claim.what for claim in claims if not claim.holds] == []
+    assert outcome.raw["picture"][0]["likest_digit"] == list(range(10))
+    assert [run["kept"] for run in outcome.raw["runs"]] == [13310, 5324, 266200]
+    assert set(outcome.raw["error"]) == {"0.05", "0.02", "1"}
+    json.dumps(outcome.raw)
+    wrong = [{"density": 0.5, "weights": 9, "kept": 5, "nonzero": n} for n in (5, 4)]
+    assert snip_experiments._inexact(wrong) == 1
+
+
+@pytest.mark.usefixtures("striped")
+def test_the_specialization_experiment_on_striped_images(tmp_path: Path) -> None:
+    said: list[str] = []
+    outcome = specialization_experiment.sparse_specialization(
+        Context(tmp_path, (0,), quick=True, say=said.append)
+    )
+    assert all(claim.holds for claim in outcome.claims)
+    assert list(outcome.raw["difference_of_means"]) == ["conv1", "conv2", "ip1", "all"]
+    sparse = outcome.raw["speeds"][0]["sparse"]["rows"]
+    assert [row["layer"] for row in sparse] == ["conv1", "conv2", "ip1", "ip2"]
+    total = sum(row["weight_density"] * n for row, n in zip(sparse, SIZES, strict=True))
+    assert total == pytest.approx(0.05 * sum(SIZES), abs=1)
+    assert (tmp_path / "specialization.svg").stat().st_size > 1000
+    json.dumps(outcome.raw)
+
+
+SIZES = (500, 25_000, 400_000, 5_000)
