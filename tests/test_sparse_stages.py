@@ -135,6 +135,32 @@ def test_the_ticket_starts_from_the_weights_that_the_run_began_with(
         assert torch.equal(names.parameters(state.model)[name][mask], theta[name][mask])
 
 
+@pytest.mark.parametrize("criterion", ["magnitude_increase", "movement", "large_init"])
+def test_a_one_shot_ticket_by_any_criterion(
+    criterion: str, tmp_path: Path, trained: nn.Module
+) -> None:
+    given = [
+        {"train": FAST},
+        {"prune": {"method": criterion, "density": 0.4}},
+        {"rewind": {"kept": "constant"}},
+    ]
+    state, _, _ = job(given, trained, tmp_path).stages()
+    theta, end = state.initial(), load_checkpoint(tmp_path / "stage-1.pt")["model"]
+    scores = {
+        "magnitude_increase": lambda n: end[n].abs() - theta[n].abs(),
+        "movement": lambda n: (end[n] - theta[n]).abs(),
+        "large_init": lambda n: theta[n].abs(),
+    }[criterion]
+    for name, mask in state.masks.items():
+        assert int(mask.sum()) == int(0.4 * mask.numel() + 0.5)
+        assert scores(name)[mask].min() >= scores(name)[~mask].max()
+        level = theta[name].std(correction=0)
+        wanted = torch.where(theta[name] < 0, -level, level) * mask
+        assert torch.allclose(names.parameters(state.model)[name], wanted)
+    bias = state.model.get_parameter("fc1.bias")
+    assert torch.equal(bias, theta["fc1.bias"])
+
+
 @pytest.mark.parametrize(
     ("stage", "told"),
     [

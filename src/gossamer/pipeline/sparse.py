@@ -15,11 +15,11 @@ from gossamer.errors import ArgumentError
 from gossamer.masks import Masks
 from gossamer.pipeline.layers import chosen, per_layer
 from gossamer.pipeline.state import State
-from gossamer.prune import lottery
+from gossamer.prune import deconstruct, lottery
 from gossamer.prune.dynamic import FAMILY, DynamicSparse, Rule
-from gossamer.recipe.sparse import SparseTrain, Tickets
+from gossamer.recipe.sparse import Rewind, SparseTrain, Tickets
 
-__all__ = ["batches", "sparse_train", "tickets"]
+__all__ = ["batches", "rewind", "sparse_train", "tickets"]
 
 # Batches whose gradients SNIP averages; the paper takes one of 100 to 128 patterns.
 _BATCHES, _PATTERNS = 4, 128
@@ -116,3 +116,19 @@ def tickets(state: State, stage: Tickets) -> None:
     ]
     (folder / "tickets.gsm").replace(state.out / f"{state.name}.gsm")
     shutil.rmtree(folder)
+
+
+def rewind(state: State, stage: Rewind) -> None:
+    """The initial weights again, under the present masks."""
+    state.to_initial()
+    initial = {n: t.clone() for n, t in state.initial().items() if n in state.masks}
+    start = deconstruct.apply_actions(
+        initial,
+        initial,
+        state.masks,
+        kept=stage.kept,
+        signed=stage.signed,
+        removed="zero",
+        generator=state.generator(),
+    )
+    start.apply_(state.model)

@@ -19,7 +19,7 @@ from gossamer.method import Masked
 from gossamer.pipeline import sparse
 from gossamer.pipeline.layers import chosen, per_layer
 from gossamer.pipeline.state import State
-from gossamer.prune import dead, magnitude, obd, sensitivity, snip
+from gossamer.prune import dead, deconstruct, magnitude, obd, sensitivity, snip
 from gossamer.quantize import RateAware, SharedWeights, absorb_batchnorm, ecsq, share, uniform
 from gossamer.recipe import Training, schema
 
@@ -60,6 +60,11 @@ def _scores(
     include = list(weights)
     if stage.method == "snip":
         return snip.scores(state.model, sparse.batches(state, part), include=include)
+    if stage.method in deconstruct.CRITERIA:
+        initial = state.initial()
+        return deconstruct.scores(
+            stage.method, {n: initial[n] for n in weights}, weights, alpha=1.0
+        )
     if stage.method == "random":
         return magnitude.random_scores(state.model, state.generator(part), include=include)
     if stage.method == "obd":
@@ -240,6 +245,7 @@ _RUNNERS: dict[type, Callable[[State, Any], None]] = {
     schema.Share: _share,
     schema.Ecsq: _ecsq,
     schema.RateAware: _rate_aware,
+    schema.Rewind: sparse.rewind,
     schema.SparseTrain: sparse.sparse_train,
     schema.Tickets: sparse.tickets,
     schema.RemoveDead: _remove_dead,

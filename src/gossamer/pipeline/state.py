@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer import names
 from gossamer.datasets import Dataset
 from gossamer.masks import Masks
 from gossamer.method import Masked, Method
@@ -83,6 +84,11 @@ class State:
         left = Masks({n: m for n, m in self.masks.items() if n not in handled})
         return [Masked(left)] if left else []
 
+    def initial(self) -> names.Tensors:
+        """The weights that the run began with, by clean name."""
+        saved = load_checkpoint(self.out / "stage-0.pt")["model"]
+        return {names.clean(n): t for n, t in saved.items()}
+
     def to_initial(self) -> None:
-        """Set the model to the weights that the run began with."""
+        """Set the model to them."""
         self.model.load_state_dict(load_checkpoint(self.out / "stage-0.pt")["model"])

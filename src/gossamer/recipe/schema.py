@@ -18,7 +18,7 @@ from gossamer.recipe.base import (
     Strict,
     Training,
 )
-from gossamer.recipe.sparse import SparseTrain, Tickets
+from gossamer.recipe.sparse import Rewind, SparseTrain, Tickets
 
 __all__ = [
     "STAGES",
@@ -32,6 +32,7 @@ __all__ = [
     "RateAware",
     "Recipe",
     "RemoveDead",
+    "Rewind",
     "Sensitivity",
     "Share",
     "SparseTrain",
@@ -60,8 +61,9 @@ class Prune(Layers):
 
     Attributes:
         method: what is removed first: small weights, small saliency (Optimal Brain Damage),
-            small |w dL/dw| (SNIP; meant for the weights before any training), or any (the
-            control).
+            small |w dL/dw| (SNIP; meant for the weights before any training), any (the control),
+            or by a criterion of initial and present weight
+            (:data:`gossamer.prune.deconstruct.CRITERIA`).
         density: the fraction kept: one number, one by layer pattern, or ``auto`` from a
             sensitivity scan in which each layer on its own may cost ``max_drop`` of accuracy.
         quality: instead of a density: keep |w| > quality * std(layer).
@@ -76,7 +78,21 @@ class Prune(Layers):
     """
 
     stage: Literal["prune"] = "prune"
-    method: Literal["magnitude", "obd", "snip", "random"] = "magnitude"
+    method: Literal[
+        "magnitude",
+        "obd",
+        "snip",
+        "random",
+        "small_final",
+        "large_init",
+        "small_init",
+        "large_init_large_final",
+        "small_init_small_final",
+        "magnitude_increase",
+        "movement",
+        "large_final_same_sign",
+        "large_final_diff_sign",
+    ] = "magnitude"
     density: Density | None = None
     quality: Quality | None = None
     max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.005
@@ -190,6 +206,7 @@ Stage = Annotated[
     | Share
     | Ecsq
     | RateAware
+    | Rewind
     | SparseTrain
     | Tickets
     | QuantizeBiases

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gossamer.recipe.base import LayerDensity, Layers, Quality, Training
+from gossamer.recipe.base import LayerDensity, Layers, Quality, Strict, Training
 
-__all__ = ["SparseTrain", "Tickets"]
+__all__ = ["Rewind", "SparseTrain", "Tickets"]
 
 _Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -69,3 +69,17 @@ class Tickets(Layers):
     one_shot: bool = False
     rewind_step: Annotated[int, Field(ge=0)] = 0
     train: Training
+
+
+class Rewind(Strict):
+    """Set the network back to the weights that the run began with; what is pruned stays pruned.
+
+    Attributes:
+        kept: what the weights that a mask keeps start from: their initial values, these values
+            permuted within the layer, or plus or minus the layer's standard deviation.
+        signed: each keeps the sign of its initial weight.
+    """
+
+    stage: Literal["rewind"] = "rewind"
+    kept: Literal["rewind", "reshuffle", "constant"] = "rewind"
+    signed: bool = True
