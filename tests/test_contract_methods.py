@@ -11,7 +11,7 @@ from torch import nn
 from gossamer import names
 from gossamer.errors import ArgumentError
 from gossamer.method import Masked, Method
-from gossamer.prune import prune
+from gossamer.prune import Supermask, prune
 from gossamer.quantize import RateAware, SharedWeights, share_model
 
 METHODS: dict[str, Callable[[nn.Module], Method]] = {
@@ -24,6 +24,10 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
         share_model(model, bits=3, init="uniform"), grid=True
     ),
     "rate aware": lambda model: RateAware.relative(model, step=0.3, lam=1e-4),
+    "supermask": lambda model: Supermask(generator=torch.Generator().manual_seed(3), rescale=False),
+    "supermask, rescaled": lambda model: Supermask(
+        generator=torch.Generator().manual_seed(3), rescale=True
+    ),
 }
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9, weight_decay=1e-3),
