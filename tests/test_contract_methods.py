@@ -11,7 +11,7 @@ from torch import nn
 from gossamer import names
 from gossamer.errors import ArgumentError
 from gossamer.method import Masked, Method, Snapshot
-from gossamer.prune import prune
+from gossamer.prune import Supermask, prune
 from gossamer.prune.dynamic import FAMILY, DynamicSparse
 from gossamer.quantize import RateAware, SharedWeights, share_model
 
@@ -35,6 +35,10 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
         )
         for name, rule in FAMILY.items()
     },
+    "supermask": lambda model: Supermask(generator=torch.Generator().manual_seed(3), rescale=False),
+    "supermask, rescaled": lambda model: Supermask(
+        generator=torch.Generator().manual_seed(3), rescale=True
+    ),
 }
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9, weight_decay=1e-3),

@@ -23,7 +23,14 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def test_there_are_files() -> None:
-    assert {p.stem for p in FILES} == {"context", "fast", "grids", "huffman", "layouts"}
+    assert {p.stem for p in FILES} == {
+        "context",
+        "fast",
+        "grids",
+        "huffman",
+        "layouts",
+        "seeded",
+    }
 
 
 @pytest.mark.parametrize("native", ["0", "1"])
@@ -44,4 +51,5 @@ def test_golden_file_reads_as_ever(path: Path, native: str, monkeypatch) -> None
 def test_golden_bytes_are_those_specified(path: Path) -> None:
     # The fixed part of the header, straight from docs/format.md.
     data = path.read_bytes()
-    assert data[:5] == b"\x89GSM\x01"
+    assert data[:4] == b"\x89GSM"
+    assert data[4] == (2 if path.stem == "seeded" else 1)

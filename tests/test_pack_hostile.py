@@ -83,7 +83,7 @@ def test_what_the_messages_say(tmp_path) -> None:
         Archive(path)
     path.write_bytes(data[:4] + b"\x07" + data[5:])
     with pytest.raises(
-        FormatError, match=r"format version 7; gossamer .* reads version 1.*install"
+        FormatError, match=r"format version 7; gossamer .* reads versions 1 to 2.*install"
     ):
         Archive(path)
     path.write_bytes(data[:-6])

@@ -24,9 +24,11 @@ from gossamer.pack.layouts import (
     gaps_section,
     paper_section,
     row_scan,
+    seeded_section,
     transposed,
 )
-from gossamer.pack.values import analyse, to_bits
+from gossamer.pack.values import BY_TORCH, analyse, to_bits
+from gossamer.seeded import SCHEMES, Seed
 
 HERE = Path(__file__).parent
 
@@ -108,6 +110,30 @@ def grids() -> bytes:
     return pack_bytes(made | {"single": ((k + 1) * step).float()}, allow_nonfinite=True)
 
 
+def seeded() -> bytes:
+    """Seeds of every scheme, with and without a factor, their masks in several layouts."""
+    rng = np.random.default_rng(5)
+    mask = torch.from_numpy(rng.random((12, 40)) < np.where(np.arange(40) < 20, 0.1, 0.6))
+    dtype, bits = to_bits("mask", mask)
+    v, s = analyse(bits, dtype, (12, 40)), Settings()
+    scan, columns = row_scan(v), (np.arange(40) >= 20).astype(np.uint8)
+    masks = {
+        "raw": b"\0\0" + bits.tobytes(),
+        "dense": dense_section(v, s, None, False),
+        "gaps.classes": gaps_section(v, s, scan, columns),
+        "bitmap.turned": bitmap_section(v, s, transposed(scan), None),
+        "fixed": paper_section(v, s),
+        "context": context_section(v),
+    }
+    entries, payloads = [], []
+    for number, (kind, section) in enumerate(masks.items()):
+        scheme = SCHEMES[number % 3]
+        seed = Seed(scheme, (1 << 64) - 1 - number, number << 40, 0.07, 1.0 + 0.5 * (number > 2))
+        entries.append(Entry(f"{scheme}.{kind}", BY_TORCH[torch.float32], (12, 40), OWN))
+        payloads.append(seeded_section(seed, section))
+    return b"".join(file_chunks(Header(entries, [], False, "golden", version=2), payloads))
+
+
 FILES = {
     "grids": grids,
     "fast": lambda: pack_bytes(
@@ -116,6 +142,7 @@ FILES = {
     "huffman": lambda: pack_bytes(state(), profile="huffman", metadata={}, allow_nonfinite=True),
     "layouts": lambda: layouts(context=False),
     "context": lambda: layouts(context=True),
+    "seeded": seeded,
 }
 
 

@@ -15,11 +15,21 @@ from torch import Tensor
 
 from gossamer.errors import ArgumentError, FormatError
 from gossamer.names import Tensors
-from gossamer.pack.container import ALIAS, OWN, SOLID, Entry, Header, read_header, section_crc
+from gossamer.pack.container import (
+    ALIAS,
+    OWN,
+    SEEDS,
+    SOLID,
+    Entry,
+    Header,
+    read_header,
+    section_crc,
+)
 from gossamer.pack.decode import decode_section
 from gossamer.pack.limits import MAX_BYTES, MAX_HEADER, Reader
 from gossamer.pack.raw import decode_raw, decompress
 from gossamer.pack.rows import Row, grouped_row, own_row, tied_row
+from gossamer.pack.section import SEEDED
 from gossamer.pack.values import Bits, DType, from_bits, to_bits
 
 __all__ = ["Archive", "describe", "unpack"]
@@ -224,6 +234,8 @@ class Archive:
             bits[:] = solid[start : start + entry.numel]
         else:
             payload = self._section(self._sections[index], what)
+            if payload and payload[0] & 7 == SEEDED and self.header.version < SEEDS:
+                raise FormatError(f"{self.where}: {what} is seeded in a file of version 1")
             bits = decode_section(
                 payload, entry.dtype, entry.shape, entry.numel, f"{self.where}: {what}", out
             )

@@ -21,6 +21,7 @@ from gossamer.pack.values import BY_CODE, DType
 
 __all__ = [
     "MAGIC",
+    "SEEDS",
     "VERSION",
     "Entry",
     "Header",
@@ -34,7 +35,11 @@ __all__ = [
 ]
 
 MAGIC = b"\x89GSM"
-VERSION = 1
+VERSION = 2
+"""The newest format version that is read; a file has the oldest that it needs."""
+
+SEEDS = 2
+"""The version that brought seeds in place of values."""
 
 try:
     WRITER = metadata.version("gossamer")
@@ -82,6 +87,7 @@ class Header:
         writer: version of the library that wrote the file.
         crc: of the header.
         size: bytes up to the first section.
+        version: of the format.
     """
 
     entries: list[Entry]
@@ -91,6 +97,7 @@ class Header:
     crc: int = 0
     size: int = 0
     offsets: list[int] = field(default_factory=list)
+    version: int = 1
 
     def solids(self) -> list[DType]:
         """The dtypes that have a solid section, in the order of those sections."""
@@ -123,7 +130,7 @@ def write_header(header: Header) -> bytes:
     packed = compress(body)
     if len(packed) + len(varint(len(body))) < len(body):
         stored, head = packed, varint(len(packed) << 1 | 1) + varint(len(body))
-    out = MAGIC + bytes([VERSION]) + head + stored
+    out = MAGIC + bytes([header.version]) + head + stored
     header.crc = zlib.crc32(out)
     return out + header.crc.to_bytes(4, "little")
 
@@ -165,9 +172,9 @@ def read_header(data: bytes, file_size: int, where: str) -> Header:
         )
     reader.take(len(MAGIC), "magic")
     version = reader.u8("version")
-    if version != VERSION:
+    if not 1 <= version <= VERSION:
         raise FormatError(
-            f"{where}: format version {version}; gossamer {WRITER} reads version {VERSION}. "
+            f"{where}: format version {version}; gossamer {WRITER} reads versions 1 to {VERSION}. "
             "If the file is whole, install the gossamer release that wrote it"
         )
     head = reader.varint("header length", MAX_HEADER << 1 | 1)
@@ -178,7 +185,7 @@ def read_header(data: bytes, file_size: int, where: str) -> Header:
         raise reader.fail("the header does not match its checksum")
     body = decompress(stored, expanded, reader, "header") if head & 1 else bytes(stored)
     header = read_body(Reader(body, f"{where}: header"))
-    header.crc, header.size = crc, reader.at
+    header.crc, header.size, header.version = crc, reader.at, version
     at = header.size
     for length in header.lengths:
         header.offsets.append(at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gossamer.errors import FormatError
@@ -25,7 +26,8 @@ from gossamer.pack.section import (
     parse,
     symbols,
 )
-from gossamer.pack.values import Bits, DType
+from gossamer.pack.values import BY_TORCH, Bits, DType
+from gossamer.seeded import Seed, fill
 
 __all__ = ["decode_section", "expand"]
 
@@ -50,6 +52,8 @@ def decode_section(
     """
     reader = Reader(data, where)
     section = parse(reader, dtype, shape, numel)
+    if section.seed is not None:
+        return _seeded(reader, section, section.seed, numel, out)
     if can_fuse(section, dtype):
         target = np.empty(numel, dtype.bits) if out is None else out
         expand_fused(reader, section, dtype, target)
@@ -59,6 +63,18 @@ def decode_section(
         return bits
     out[:] = bits
     return out
+
+
+def _seeded(reader: Reader, section: Section, seed: Seed, numel: int, out: Bits | None) -> Bits:
+    """The seed's values where the mask is set."""
+    mask = expand(reader, section, BY_TORCH[torch.bool], numel)
+    if mask.size and mask.max() > 1:
+        raise reader.fail(f"a mask holds the byte {mask.max()}")
+    values = np.empty(numel, np.float32) if out is None else out.view(np.float32)
+    fill(seed, values)
+    bits = values.view(np.uint32)
+    bits[mask == 0] = 0
+    return bits
 
 
 def expand(reader: Reader, section: Section, dtype: DType, numel: int) -> Bits:

@@ -20,14 +20,17 @@ from gossamer.pack.section import (
     CLASSES,
     CONTEXT,
     DENSE,
+    FACTOR,
     GAPS,
     PAPER,
     RAW,
     RAW_VALUES,
+    SEEDED,
     TRANSPOSED,
     ZERO,
 )
 from gossamer.pack.values import Bits, Values
+from gossamer.seeded import SCHEMES, Seed
 
 __all__ = [
     "Scan",
@@ -38,6 +41,7 @@ __all__ = [
     "gaps_section",
     "paper_section",
     "row_scan",
+    "seeded_section",
     "transposed",
 ]
 
@@ -171,6 +175,14 @@ def paper_section(v: Values, s: Settings) -> bytes:
     out = bytes([PAPER]) + varint(len(v.positions)) + encode_book(v.book, v.dtype, plain=True)
     out += bytes([s.index_bits]) + varint(len(fillers))
     return out + _stream(gaps, 1 << s.index_bits, s) + _stream(codes, len(v.book) + 1, s)
+
+
+def seeded_section(seed: Seed, mask: bytes) -> bytes:
+    """A seed in place of values; ``mask`` is the section of the bool tensor of what is kept."""
+    form = SCHEMES.index(seed.scheme) | (FACTOR if seed.factor != 1.0 else 0)
+    out = bytes([SEEDED, form]) + seed.seed.to_bytes(8, "little") + varint(seed.stream)
+    out += np.array([seed.scale, seed.factor][: 1 + bool(form & FACTOR)], "<f4").tobytes()
+    return out + mask
 
 
 def _stream(symbols: NDArray[np.unsignedinteger], alphabet: int, s: Settings) -> bytes:

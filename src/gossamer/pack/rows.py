@@ -24,7 +24,8 @@ class Row(TypedDict):
     ``density`` is the fraction of non-zeros; ``distinct`` counts values, zero included;
     ``bytes`` is its share of the file outside the header, and the sum of ``parts`` (among
     ``positions``, ``codes``, ``context`` for both together, ``codebook``, ``tables``,
-    ``classes``, ``raw`` and ``framing``); ``tied_to`` names the tensor an alias stands for.
+    ``classes``, ``raw``, ``seed`` and ``framing``); ``tied_to`` names the tensor an alias
+    stands for.
     """
 
     name: str
@@ -46,8 +47,9 @@ def own_row(entry: Entry, bits: Bits, payload: bytes, where: str) -> Row:
     section = parse(Reader(payload, where), entry.dtype, entry.shape, entry.numel)
     parts = _without_tables(section)
     parts["framing"] = parts.get("framing", 0) + 4
-    # A code book says what sorting a large tensor would.
-    distinct = None if section.book is None else len(section.book) + (not bits.all())
+    # A code book says what sorting a large tensor would; a seeded one is the mask's.
+    book = section.book if section.seed is None else None
+    distinct = None if book is None else len(book) + (not bits.all())
     return _row(entry.name, entry, bits, section.chain, parts, distinct=distinct)
 
 

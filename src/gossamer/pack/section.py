@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gossamer.errors import FormatError
 from gossamer.pack.book import decode_book
 from gossamer.pack.coders import CODERS
 from gossamer.pack.limits import Reader
-from gossamer.pack.values import Bits, DType
+from gossamer.pack.values import BY_TORCH, Bits, DType
+from gossamer.seeded import FACTORS, SCALES, SCHEMES, Seed
 
 __all__ = [
     "BITMAP",
@@ -23,6 +25,7 @@ __all__ = [
     "PAPER",
     "RAW",
     "RAW_VALUES",
+    "SEEDED",
     "TRANSPOSED",
     "ZERO",
     "Section",
@@ -32,8 +35,8 @@ __all__ = [
     "symbols",
 ]
 
-RAW, DENSE, GAPS, BITMAP, PAPER, CONTEXT = range(6)
-LAYOUTS = ("raw", "dense", "gaps", "bitmap", "fixed gaps", "context")
+RAW, DENSE, GAPS, BITMAP, PAPER, CONTEXT, SEEDED = range(7)
+LAYOUTS = ("raw", "dense", "gaps", "bitmap", "fixed gaps", "context", "seeded")
 
 # Flags in the first byte, above the three bits of the layout.
 TRANSPOSED, CLASSES, RAW_VALUES, ZERO = 8, 16, 32, 64
@@ -45,8 +48,10 @@ _ALLOWED = {
     BITMAP: TRANSPOSED | CLASSES | RAW_VALUES,
     PAPER: 0,
     CONTEXT: 0,
+    SEEDED: 0,
 }
 MAX_CLASSES = 8
+FACTOR = 128  # in the byte of a seed's scheme
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Section:
         codes: index into ``book`` per entry; ``None`` when there is nothing to tell.
         raw: bytes with another coding (raw values, context coding).
         index_bits: of the fixed gaps.
+        seed: where the values come from; everything else is then the mask's.
         parts: bytes by purpose; they add up to the section.
     """
 
@@ -87,6 +93,7 @@ class Section:
     codes: Stream | None = None
     raw: memoryview = field(default_factory=lambda: memoryview(b""))
     index_bits: int = 0
+    seed: Seed | None = None
     parts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -96,6 +103,8 @@ class Section:
         used = sorted({CODERS[s.coder].id for s in self.positions if s})
         if used:
             names[0] += f"({','.join(used)})"
+        if self.seed is not None:
+            names.insert(0, f"seeded({self.seed.scheme})")
         if self.flags & TRANSPOSED:
             names.append("columns")
         if self.flags & CLASSES:
@@ -115,6 +124,7 @@ def matrix(shape: tuple[int, ...], numel: int) -> tuple[int, int]:
 
 def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> Section:
     """Take a section apart; FormatError wherever it contradicts itself or the shape."""
+    before = reader.at
     first = reader.u8("layout")
     layout, flags = first & 7, first & ~7
     if layout >= len(LAYOUTS) or flags & ~_ALLOWED[layout]:
@@ -126,9 +136,11 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
         return section
     if numel == 0:
         raise reader.fail(f"layout {LAYOUTS[layout]} cannot hold an empty tensor")
+    if layout == SEEDED:
+        return _seeded(reader, dtype, shape, numel)
     rows, cols = matrix(shape, numel)
     section.shape = (cols, rows) if flags & TRANSPOSED else (rows, cols)
-    whole = len(reader.data)
+    whole = len(reader.data) - before
     total = reader.varint("non-zero entries", numel)
     before = reader.at
     if not flags & RAW_VALUES:
@@ -151,6 +163,33 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
     parts["framing"] = whole - sum(parts.values())
     section.parts = {k: v for k, v in parts.items() if v}
     return section
+
+
+def _seeded(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> Section:
+    """The seed, and the mask's section."""
+    if dtype.torch != torch.float32:
+        raise reader.fail(f"a seed gives float32, not {dtype.name}")
+    form = reader.u8("scheme")
+    if form & ~FACTOR >= len(SCHEMES):
+        raise reader.fail(f"scheme {form:#04x} is unknown to this version")
+    seed = int.from_bytes(reader.take(8, "seed"), "little")
+    stream = reader.varint("stream")
+    scale = _between(reader, "scale", SCALES)
+    factor = _between(reader, "factor", FACTORS) if form & FACTOR else 1.0
+    spent = reader.at  # the layout byte and the seed
+    if reader.left and reader.data[spent] & 7 == SEEDED:
+        raise reader.fail("a mask that is itself seeded")
+    section = parse(reader, BY_TORCH[torch.bool], shape, numel)
+    section.seed = Seed(SCHEMES[form & ~FACTOR], seed, stream, scale, factor)
+    section.parts["seed"] = spent
+    return section
+
+
+def _between(reader: Reader, what: str, bounds: tuple[float, float]) -> float:
+    value = float(np.frombuffer(reader.take(4, what), "<f4")[0])
+    if not bounds[0] <= value <= bounds[1]:  # NaN is not, either
+        raise reader.fail(f"{what} is {value}, allowed are {bounds[0]} to {bounds[1]}")
+    return value
 
 
 def _stream(reader: Reader, what: str, count: int, alphabet: int) -> Stream:

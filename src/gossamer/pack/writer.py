@@ -20,6 +20,7 @@ from gossamer.pack.coders import FIXED, HUFFMAN, RANS
 from gossamer.pack.container import (
     ALIAS,
     OWN,
+    SEEDS,
     SOLID,
     Entry,
     Header,
@@ -28,10 +29,12 @@ from gossamer.pack.container import (
     write_atomic,
 )
 from gossamer.pack.encode import encode_section
-from gossamer.pack.layouts import Settings
+from gossamer.pack.layouts import Settings, seeded_section
 from gossamer.pack.limits import MAX_DIMENSIONS, varint
 from gossamer.pack.raw import compress, encode_raw
-from gossamer.pack.values import Bits, DType, nonfinite, to_bits
+from gossamer.pack.section import SEEDED
+from gossamer.pack.values import BY_TORCH, Bits, DType, nonfinite, to_bits
+from gossamer.seeded import Seed, fill
 
 __all__ = ["PROFILES", "named_tensors", "pack", "pack_bytes"]
 
@@ -44,6 +47,7 @@ PROFILES = {
 coder; ``huffman`` is Deep Compression's own coding."""
 
 _GROUPED = 1 << 16  # raw tensors below this many bytes share one section per dtype
+_SIGNS = 256  # a seed takes fewer bits than the signs of so many values; no need to compare
 _OWN_COST = 8  # what a section of its own costs in the header, and its checksum
 
 
@@ -57,6 +61,7 @@ def pack(
     index_bits: int = 5,
     context_entries: int | None = None,
     allow_nonfinite: bool = False,
+    seeds: Mapping[str, Seed] | None = None,
 ) -> Archive:
     """Write a model's tensors to a file, losslessly: bits in, the same bits out.
 
@@ -70,11 +75,14 @@ def pack(
         context_entries: the context coder is tried on tensors of up to this many entries
             (default: the profile's, 2**24 for ``smallest``).
         allow_nonfinite: store NaN and infinity instead of refusing them.
+        seeds: name -> the seed that a tensor's non-zero values come from
+            (:func:`gossamer.seeded.init_`): the seed and a mask are stored where that is
+            smallest, which takes a reader of format version 2.
 
     Returns the archive, open for reading.
 
     Raises :class:`ArgumentError` for an unknown profile, a tensor that cannot be stored, NaN or
-    infinity, or metadata that is no JSON.
+    infinity, metadata that is no JSON, or a seed that does not give its tensor bit for bit.
 
     >>> import tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "w.gsm")
@@ -88,6 +96,7 @@ def pack(
         metadata,
         progress,
         allow_nonfinite,
+        seeds or {},
     )
     write_atomic(Path(path), chunks)
     return Archive(path, max_bytes=1 << 62)
@@ -99,10 +108,11 @@ def pack_bytes(
     profile: str = "smallest",
     metadata: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
+    seeds: Mapping[str, Seed] | None = None,
 ) -> bytes:
     """As :func:`pack`, into memory."""
     settings = _settings(profile, 5, None)
-    return b"".join(_chunks(model_or_state, settings, metadata, None, allow_nonfinite))
+    return b"".join(_chunks(model_or_state, settings, metadata, None, allow_nonfinite, seeds or {}))
 
 
 def _settings(profile: str, index_bits: int, context_entries: int | None) -> Settings:
@@ -160,13 +170,19 @@ def _chunks(
     metadata: Mapping[str, Any] | None,
     progress: Callable[[str, int, int], None] | None,
     allow_nonfinite: bool,
+    seeds: Mapping[str, Seed],
 ) -> list[bytes]:
     """The whole file, in pieces."""
     state, aliases = named_tensors(source)
     check_names([*state, *aliases])
+    odd = [name for name in seeds if name not in state]
+    if odd:
+        raise ArgumentError(
+            f"seeds name {odd[0]!r}, which is no tensor to store; there are: {', '.join(state)}"
+        )
     coded: list[_Coded] = []
     for done, (name, tensor) in enumerate(state.items()):
-        coded.append(_code(name, tensor, settings, allow_nonfinite))
+        coded.append(_code(name, tensor, settings, allow_nonfinite, seeds.get(name)))
         if progress is not None:
             progress(name, done + 1, len(state))
     entries = [
@@ -177,7 +193,8 @@ def _chunks(
     for alias, name in aliases.items():
         target = entries[place[name]]
         entries.append(Entry(alias, target.dtype, target.shape, ALIAS, place[name]))
-    header = Header(entries, [], metadata is not None)
+    seeded = any(c.section is not None and c.section[0] & 7 == SEEDED for c in coded)
+    header = Header(entries, [], metadata is not None, version=SEEDS if seeded else 1)
     payloads = [] if metadata is None else [_metadata(metadata)]
     for dtype in header.solids():
         group = [c.bits for c in coded if c.bits is not None and c.dtype is dtype]
@@ -189,7 +206,9 @@ def _chunks(
     return file_chunks(header, payloads)
 
 
-def _code(name: str, tensor: Tensor, settings: Settings, allow_nonfinite: bool) -> _Coded:
+def _code(
+    name: str, tensor: Tensor, settings: Settings, allow_nonfinite: bool, seed: Seed | None
+) -> _Coded:
     dtype, bits = to_bits(name, tensor)
     shape = tuple(tensor.shape)
     if len(shape) > MAX_DIMENSIONS:
@@ -205,13 +224,42 @@ def _code(name: str, tensor: Tensor, settings: Settings, allow_nonfinite: bool) 
                 "with them computes nothing useful: find where training diverged, or pass "
                 "allow_nonfinite=True to store them as they are"
             )
-    section = encode_section(bits, dtype, shape, settings)
+    section: bytes | None = None
+    if seed is not None and len(bits):
+        section = _seeded(name, bits, dtype, shape, settings, seed)
+    if section is None or np.count_nonzero(bits) <= _SIGNS:
+        plain = encode_section(bits, dtype, shape, settings)
+        section = plain if section is None else min(plain, section, key=len)
     small = len(bits) * dtype.size < _GROUPED
     # In the group a float takes most of its bytes: only its exponents have something to share.
     grouped = len(bits) * dtype.size * (0.75 if section[0] == 0 else 1)
     if small and len(section) + _OWN_COST >= grouped:
         return _Coded(dtype, shape, None, bits)
     return _Coded(dtype, shape, section, None)
+
+
+def _seeded(
+    name: str, bits: Bits, dtype: DType, shape: tuple[int, ...], settings: Settings, seed: Seed
+) -> bytes:
+    """The seed and the mask, once it is sure that they give the tensor."""
+    if dtype.torch != torch.float32:
+        raise ArgumentError(
+            f"seeds[{name!r}] gives float32, the tensor is {dtype.name}; leave the seed out"
+        )
+    made = np.empty(len(bits), np.float32)
+    fill(seed, made)
+    kept = bits != 0
+    wrong = np.flatnonzero(kept & (bits != made.view(np.uint32)))
+    if len(wrong):
+        first = int(wrong[0])
+        raise ArgumentError(
+            f"seeds[{name!r}] does not give the tensor: {len(wrong)} of {kept.sum()} non-zero "
+            f"entries differ, the first is {bits.view(np.float32)[first]} and not {made[first]}; "
+            "pass the seed it was initialised from (and the factor of its mask), or leave it out"
+        )
+    return seeded_section(
+        seed, encode_section(kept.astype(np.uint8), BY_TORCH[torch.bool], shape, settings)
+    )
 
 
 def _metadata(metadata: Mapping[str, Any]) -> bytes:

@@ -9,17 +9,17 @@ not once for each of its weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from gossamer import names
 from gossamer.codebook import Quantized
 from gossamer.errors import ArgumentError
+from gossamer.latent import Computed, Latent, swap
 from gossamer.method import Method
 from gossamer.quantize.scalar import find_step, native
 
@@ -62,17 +62,16 @@ class _Look(torch.autograd.Function):
         return group_sum(grad, codes, ctx.entries), None
 
 
-class _Shared(nn.Module):
+class _Shared(Computed):
     """The parametrization: centroids, or the step of a grid, to the weight."""
 
     codes: Tensor
     levels: Tensor | None
 
     def __init__(self, codes: Tensor, levels: Tensor | None, start: Tensor) -> None:
-        super().__init__()
+        super().__init__(start)
         self.register_buffer("codes", codes)
         self.register_buffer("levels", levels)
-        self._start = [start]  # used once; in a list, where no state_dict or move finds it
 
     def book(self, latent: Tensor) -> Tensor:
         """The code book, zero first."""
@@ -81,11 +80,6 @@ class _Shared(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         return _Look.apply(self.book(latent), self.codes)
-
-    def right_inverse(self, weight: Tensor) -> tuple[Tensor]:
-        # A tuple: the parametrization gets a new parameter, where a tensor would be written
-        # into the weight's own and break any graph that still holds it.
-        return (self._start.pop(),)
 
 
 class SharedWeights(Method):
@@ -113,27 +107,22 @@ class SharedWeights(Method):
             raise ArgumentError("shared is empty: no weight to share; run share_model() first")
         self.shared = dict(shared)
         self.grid = grid
-        # name -> the weight's own parameter, and where it stood: module, attribute, order
-        self._plain: dict[str, nn.Parameter] = {}
-        self._places: dict[str, list[tuple[nn.Module, str, list[str]]]] = {}
-        self._hooks: list[Any] = []
+        self._held: dict[str, Latent] = {}
 
     def _setup(self) -> None:
-        if self._plain:  # detached and attached again, to another optimizer perhaps
-            self._swap({id(p): self._latent(name) for name, p in self._plain.items()})
+        if self._held:  # detached and attached again, to another optimizer perhaps
+            swap(self.optimizer, {held.plain: held.parameter for held in self._held.values()})
             return
         parameters = names.parameters(self.model)
         modules: dict[str, _Shared] = {}
+        latents: dict[str, Latent] = {}
         for name, q in self.shared.items():
             if name not in parameters:
                 raise ArgumentError(
                     f"shared weight {name!r} is no parameter; there are: {', '.join(parameters)}"
                 )
             p = parameters[name]
-            if not any(True for _ in _standing(self.model, p)):
-                raise ArgumentError(
-                    f"{name} is parametrized already; finish() the method that did so first"
-                )
+            latents[name] = Latent(self.model, name, p)
             if q.codes.shape != p.shape:
                 raise ArgumentError(
                     f"codes of {name} have shape {tuple(q.codes.shape)}, "
@@ -148,11 +137,9 @@ class SharedWeights(Method):
                     "model.parameters()"
                 )
         for name, module in modules.items():
-            p = parameters[name]
-            self._plain[name] = p
-            self._places[name] = list(_standing(self.model, p))
-            self._register(name, module)
-        self._swap({id(p): self._latent(name) for name, p in self._plain.items()})
+            latents[name].register(module)
+        self._held = latents
+        swap(self.optimizer, {held.plain: held.parameter for held in latents.values()})
 
     def _module(self, name: str, q: Quantized, p: nn.Parameter) -> _Shared:
         small = torch.uint8 if len(q.codebook) <= 256 else torch.int32
@@ -169,89 +156,20 @@ class SharedWeights(Method):
         levels, step = found if found is not None else (torch.zeros(1), 1.0)
         return _Shared(codes, levels[1:].to(p.device, p.dtype), book.new_tensor([step]))
 
-    def _register(self, name: str, module: _Shared) -> None:
-        first: nn.Parameter | None = None
-        for owner, attribute, _ in self._places[name]:
-            if first is not None:  # tied: the same code book there
-                module._start.append(first.detach())
-            parametrize.register_parametrization(owner, attribute, module, unsafe=True)
-            entry = _list(owner, attribute)
-            if first is None:
-                first = entry.original0
-            else:
-                entry.original0 = first
-            if isinstance(owner, nn.RNNBase):
-                self._hooks.append(owner.register_forward_pre_hook(_refresh))
-
-    def _entry(self, name: str) -> tuple[_Shared, nn.Parameter]:
-        owner, attribute, _ = self._places[name][0]
-        entry = _list(owner, attribute)
-        return entry[0], entry.original0
-
-    def _latent(self, name: str) -> nn.Parameter:
-        return self._entry(name)[1]
-
-    def _swap(self, new: Mapping[int, nn.Parameter]) -> None:
-        """Replace parameters in the optimizer's groups; their buffers no longer fit."""
-        if self.optimizer is None:
-            return
-        for group in self.optimizer.param_groups:
-            for i, p in enumerate(group["params"]):
-                if id(p) in new:
-                    self.optimizer.state.pop(p, None)
-                    p.grad = None
-                    group["params"][i] = new[id(p)]
-
     @torch.no_grad()
     def quantized(self) -> dict[str, Quantized]:
         """The present codes and code books; before :meth:`attach` those given."""
-        for name in self._plain:
-            module, latent = self._entry(name)
-            self.shared[name] = Quantized(module.codes.clone(), module.book(latent.detach()))
+        for name, held in self._held.items():
+            book = held.module.book(held.parameter.detach())
+            self.shared[name] = Quantized(held.module.codes.clone(), book)
         return dict(self.shared)
 
     @torch.no_grad()
     def finish(self) -> None:
         """Plain weights again, equal to ``codebook[codes]``, in the model and the optimizer."""
         shared = self.quantized()
-        back = {id(self._latent(name)): p for name, p in self._plain.items()}
-        self._swap(back)
-        for name, places in self._places.items():
-            plain = self._plain[name]
-            plain.copy_(shared[name].dequantize())
-            plain.grad = None
-            for owner, attribute, order in places:
-                parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
-                delattr(owner, attribute)
-                owner.register_parameter(attribute, plain)
-                # The order of parameters is how optimizers and checkpoints tell them apart.
-                for key in order:
-                    if key in owner._parameters:
-                        owner._parameters[key] = owner._parameters.pop(key)
-        for hook in self._hooks:
-            hook.remove()
-        for places in self._places.values():
-            for owner, _, _ in places:
-                if isinstance(owner, nn.RNNBase):
-                    _refresh(owner)
-        self._plain, self._places, self._hooks = {}, {}, []
+        swap(self.optimizer, {held.parameter: held.plain for held in self._held.values()})
+        for name, held in self._held.items():
+            held.restore(shared[name].dequantize())
+        self._held = {}
         self.detach()
-
-
-def _standing(model: nn.Module, p: nn.Parameter) -> Iterator[tuple[nn.Module, str, list[str]]]:
-    for module in model.modules():
-        if isinstance(module, parametrize.ParametrizationList):
-            continue
-        for attribute, held in module._parameters.items():
-            if held is p:
-                yield module, attribute, list(module._parameters)
-
-
-def _list(owner: nn.Module, attribute: str) -> Any:
-    return owner.parametrizations[attribute]  # type: ignore[index]
-
-
-def _refresh(module: nn.Module, *_: Any) -> None:
-    # Recurrent modules compute from their own list of weights.
-    flat = [getattr(module, name) for name in module._flat_weights_names]  # type: ignore[union-attr]
-    module._flat_weights = flat  # type: ignore[assignment]

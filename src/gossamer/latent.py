@@ -1,0 +1,134 @@
+"""Weights computed from another parameter: what parametrizing methods share.
+
+A shared weight is computed from its code book, a masked one from its scores. The other parameter
+takes the weight's place in the module (``torch.nn.utils.parametrize``) and in the optimizer's
+groups, so any training loop updates it and needs to know nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gossamer.errors import ArgumentError
+
+__all__ = ["Computed", "Latent", "swap"]
+
+
+class Computed(nn.Module):
+    """Base of the parametrizations: ``forward(latent)`` is the weight.
+
+    Args:
+        start: what the parameter is at first.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self._start = [start]  # used once; in a list, where no state_dict or move finds it
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor]:
+        """The parameter's first value, whatever the weight is."""
+        # A tuple: the parametrization gets a new parameter, where a tensor would be written
+        # into the weight's own and break any graph that still holds it.
+        return (self._start.pop(),)
+
+
+class Latent:
+    """One weight of a model, tied places included, and the parameter it is computed from.
+
+    Args:
+        model: the weight's model; nothing is changed yet.
+        name: clean name, for messages.
+        plain: the weight's own parameter.
+
+    Raises :class:`ArgumentError` for a weight that is parametrized already.
+    """
+
+    def __init__(self, model: nn.Module, name: str, plain: nn.Parameter) -> None:
+        self.plain = plain
+        self.places = [
+            (module, attribute, list(module._parameters))
+            for module in model.modules()
+            if not isinstance(module, parametrize.ParametrizationList)
+            for attribute, held in module._parameters.items()
+            if held is plain
+        ]
+        if not self.places:
+            raise ArgumentError(
+                f"{name} is parametrized already; finish() the method that did so first"
+            )
+        self._hooks: list[Any] = []
+
+    def register(self, module: Computed) -> None:
+        """Compute the weight by ``module`` from now on, everywhere it stands."""
+        first: nn.Parameter | None = None
+        for owner, attribute, _ in self.places:
+            if first is not None:  # tied: the same parameter there
+                module._start.append(first.detach())
+            parametrize.register_parametrization(owner, attribute, module, unsafe=True)
+            entry = _list(owner, attribute)
+            if first is None:
+                first = entry.original0
+            else:
+                entry.original0 = first
+            if isinstance(owner, nn.RNNBase):
+                self._hooks.append(owner.register_forward_pre_hook(_refresh))
+
+    @property
+    def module(self) -> Any:
+        """The registered parametrization."""
+        owner, attribute, _ = self.places[0]
+        return _list(owner, attribute)[0]
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What the optimizer moves."""
+        owner, attribute, _ = self.places[0]
+        found: nn.Parameter = _list(owner, attribute).original0
+        return found
+
+    @torch.no_grad()
+    def restore(self, value: Tensor) -> None:
+        """The plain parameter again, everywhere it stood, with ``value``."""
+        self.plain.copy_(value)
+        self.plain.grad = None
+        for owner, attribute, order in self.places:
+            parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
+            delattr(owner, attribute)
+            owner.register_parameter(attribute, self.plain)
+            # The order of parameters is how optimizers and checkpoints tell them apart.
+            for key in order:
+                if key in owner._parameters:
+                    owner._parameters[key] = owner._parameters.pop(key)
+        for hook in self._hooks:
+            hook.remove()
+        for owner, _, _ in self.places:
+            if isinstance(owner, nn.RNNBase):
+                _refresh(owner)
+
+
+def swap(optimizer: torch.optim.Optimizer | None, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    """Replace parameters in the optimizer's groups; their buffers no longer fit and go."""
+    if optimizer is None:
+        return
+    by_id = {id(old): p for old, p in new.items()}
+    for group in optimizer.param_groups:
+        for i, p in enumerate(group["params"]):
+            if id(p) in by_id:
+                optimizer.state.pop(p, None)
+                p.grad = None
+                group["params"][i] = by_id[id(p)]
+
+
+def _list(owner: nn.Module, attribute: str) -> Any:
+    return owner.parametrizations[attribute]  # type: ignore[index]
+
+
+def _refresh(module: nn.Module, *_: Any) -> None:
+    # Recurrent modules compute from their own list of weights.
+    flat = [getattr(module, name) for name in module._flat_weights_names]  # type: ignore[union-attr]
+    module._flat_weights = flat  # type: ignore[assignment]
