@@ -36,6 +36,13 @@ def test_small_nets_have_the_published_number_of_weights(name):
     assert count(build(name)) == SIZES[name]
 
 
+def test_a_narrower_conv_2_keeps_its_layout():
+    net = build("conv-2", filters=8, hidden=64)
+    assert count(net) == 9 * (3 * 8 + 8 * 8) + 8 * 16 * 16 * 64 + 64 * 64 + 640
+    with pytest.raises(ArgumentError, match="filters=0"):
+        build("conv-2", filters=0)
+
+
 def test_large_nets_have_the_published_number_of_parameters():
     with torch.device("meta"):
         assert sum(p.numel() for p in build("alexnet").parameters()) == 60_965_224

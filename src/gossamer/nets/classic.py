@@ -110,18 +110,27 @@ def lenet_5(
     )
 
 
-def conv_n(depth: int, *, classes: int = 10, in_shape: tuple[int, ...] = (3, 32, 32)) -> nn.Module:
+def conv_n(
+    depth: int,
+    *,
+    classes: int = 10,
+    in_shape: tuple[int, ...] = (3, 32, 32),
+    filters: int = 64,
+    hidden: int = 256,
+) -> nn.Module:
     """Conv-2, Conv-4 or Conv-6 of the lottery paper (Frankle and Carbin 2019, figure 2).
 
-    Pairs of 3 x 3 convolutions, each pair pooled, of 64, 128 and 256 channels; then fully
-    connected layers of 256, 256 and ``classes``.
+    Pairs of 3 x 3 convolutions, each pair pooled, of ``filters``, 2 ``filters`` and 4
+    ``filters`` channels; then fully connected layers of ``hidden``, ``hidden`` and ``classes``.
     """
     if depth not in (2, 4, 6):
         raise ArgumentError(f"conv-{depth} is not one of conv-2, conv-4, conv-6")
+    if filters < 1 or hidden < 1:
+        raise ArgumentError(f"filters={filters} and hidden={hidden} must be at least 1")
     channels, height, width = image(f"conv-{depth}", in_shape, least=2 ** (depth // 2))
     layers: list[tuple[str, nn.Module]] = []
     for i in range(depth):
-        out = 64 * 2 ** (i // 2)
+        out = filters * 2 ** (i // 2)
         layers += [
             (f"conv{i + 1}", nn.Conv2d(channels, out, 3, padding=1)),
             (f"relu{i + 1}", nn.ReLU()),
@@ -133,11 +142,11 @@ def conv_n(depth: int, *, classes: int = 10, in_shape: tuple[int, ...] = (3, 32,
     features = channels * (height // shrink) * (width // shrink)
     layers += [
         ("flatten", nn.Flatten()),
-        ("fc1", nn.Linear(features, 256)),
+        ("fc1", nn.Linear(features, hidden)),
         (f"relu{depth + 1}", nn.ReLU()),
-        ("fc2", nn.Linear(256, 256)),
+        ("fc2", nn.Linear(hidden, hidden)),
         (f"relu{depth + 2}", nn.ReLU()),
-        ("fc3", nn.Linear(256, classes)),
+        ("fc3", nn.Linear(hidden, classes)),
     ]
     return glorot_(_sequential(layers))
 

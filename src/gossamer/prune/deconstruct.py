@@ -159,7 +159,8 @@ class Start:
 
     def method(self) -> Masked:
         """Holds the removed weights at their values, to the bit; attach it to the optimizer."""
-        return Masked(self.masks, values=self.values)
+        held = {n: v for n, v in self.values.items() if bool(v[~self.masks[n]].any())}
+        return Masked(self.masks, values=held)
 
 
 def apply_actions(

@@ -260,7 +260,8 @@ def search(
         if number and rewind_step:
             theta = load_checkpoint(home / "theta.pt")
         rewind_(model, masks[-1], theta)
-        methods: list[Method] = [Masked(masks[-1])] if number else []
+        # A new optimizer's buffers stay 0 where gradients and weights are: no need to mask them.
+        methods: list[Method] = [Masked(masks[-1], mask_buffers=False)] if number else []
         if late is not None:
             methods.append(late)
         checkpoint = home / f"round-{number}.pt"
