@@ -2,8 +2,8 @@
 
 Frankle, Carbin, ICLR 2019, figures 1, 3-5 and appendix C. LeNet-300-100: Adam 1.2e-3, batch 60,
 55,000 / 5,000, validation every 100 iterations, 20 % a round, the output layer at half. A round
-trains 27 epochs of 917 iterations, 24,759, half of the paper's 50,000: the learning rate is constant
-and the minimum of the validation loss lies well before. Random sparsity is each
+trains 27 epochs of 917 iterations, 24,759, half of the paper's 50,000: the learning rate is
+constant and the minimum of the validation loss lies well before. Random sparsity is each
 layer's mask shuffled, on the initial weights of reinit.
 
 The reduced Conv-2 has 8 channels and hidden layers of 64 (the paper's 64 and 256), 10,000
