@@ -355,7 +355,7 @@ def test_every_plot_is_drawn_in_the_format_of_its_suffix(tmp_path: Path, suffix:
         pictures({"x": torch.eye(4), "y": torch.zeros(4, 4)}, tmp_path / f"pixels.{suffix}"),
         pictures(kernels, tmp_path / f"kernels.{suffix}"),
         pictures(kernels > 0.5, tmp_path / f"mask.{suffix}", columns=3),
-        against_density(curves, tmp_path / f"curves.{suffix}", ylabel="accuracy"),
+        against_density({"accuracy": curves}, tmp_path / f"curves.{suffix}"),
         histograms({"sparse": scores, "dense": scores}, tmp_path / f"pair.{suffix}", low=0.5),
         specialization(net, split).plot(tmp_path / f"single.{suffix}"),
     ]
@@ -383,12 +383,12 @@ def test_plots_say_what_they_cannot_draw(tmp_path: Path) -> None:
         pictures({}, path)
     with pytest.raises(ArgumentError, match="401 pictures"):
         pictures(torch.ones(401, 1, 2, 2), path)
-    with pytest.raises(ArgumentError, match="curves is empty"):
-        against_density({"a": {}}, path, ylabel="y")
+    with pytest.raises(ArgumentError, match="no curve to draw"):
+        against_density({"y": {"a": {}}}, path)
     with pytest.raises(ArgumentError, match=r"0 values at density 0\.5"):
-        against_density({"a": {0.5: []}}, path, ylabel="y")
+        against_density({"y": {"a": {0.5: []}}}, path)
     with pytest.raises(ArgumentError, match="density 0;"):
-        against_density({"a": {0: [1.0]}}, path, ylabel="y")
+        against_density({"y": {"a": {0: [1.0]}}}, path)
     with pytest.raises(ArgumentError, match="scores of 0 layers"):
         histograms({}, path, low=0.1)
     assert not path.exists()

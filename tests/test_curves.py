@@ -39,7 +39,7 @@ def test_curves_are_drawn_with_their_bars(tmp_path: Path, suffix: str) -> None:
     assert data.startswith(b"<?xml" if suffix == "svg" else b"\x89PNG")
     if suffix == "svg":
         assert data.count(b'id="LineCollection_') == 4  # bars of three panels and the legend
-    with pytest.raises(ArgumentError, match="no density"):
+    with pytest.raises(ArgumentError, match="no curve to draw"):
         plot_density_curves({"ticket": []}, tmp_path / "none.svg")
 
 

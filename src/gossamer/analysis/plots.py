@@ -137,47 +137,54 @@ def _has_zero(masks: Mapping[str, Masks], layers: Sequence[str]) -> bool:
     return any(name in some and not some[name].any() for some in masks.values() for name in layers)
 
 
-def against_density(
-    curves: Mapping[str, Mapping[float, Sequence[float]]],
-    path: str | Path,
-    *,
-    ylabel: str,
-    xlabel: str = "density, %",
-) -> Path:
+Curves = Mapping[str, Mapping[float, Sequence[float]]]
+"""Label -> density in (0, 1] -> one value a seed."""
+
+
+def against_density(panels: Mapping[str, Curves], path: str | Path, *, title: str = "") -> Path:
     """Values against density with error bars: mean and sample standard deviation over the seeds.
 
     Args:
-        curves: label -> density in (0, 1] -> one value a seed: accuracies, early-stop iterations.
+        panels: label of the vertical axis -> label of the curve -> density in (0, 1] -> one value
+            a seed: accuracies, early-stop iterations. One plot beside the other.
 
     Raises :class:`ArgumentError` for no curve, a density outside (0, 1] or one without values.
     """
-    if not curves or not all(curves.values()):
-        raise ArgumentError("curves is empty; give {label: {density: [value of each seed]}}")
-    for label, points in curves.items():
-        for density, values in points.items():
-            if not 0 < density <= 1 or not len(values):
-                raise ArgumentError(
-                    f"curve {label!r} has {len(values)} values at density {density}; densities "
-                    "lie in (0, 1], with at least one value each"
-                )
-    figure = _figure(7, 4.2)
-    axes = figure.add_subplot()
-    for label, points in curves.items():
-        ordered = sorted(points.items())
-        rows = [torch.tensor(list(values), dtype=torch.float64) for _, values in ordered]
-        axes.errorbar(
-            [100 * density for density, _ in ordered],
-            [float(r.mean()) for r in rows],
-            yerr=[float(r.std()) if len(r) > 1 else 0.0 for r in rows],
-            capsize=3,
-            marker="o",
-            markersize=3,
-            label=label,
+    if not panels or not all(panels.values()):
+        raise ArgumentError(
+            "there is no curve to draw; give {axis: {label: {density: [value of each seed]}}}"
         )
-    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
-    axes.invert_xaxis()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    for curves in panels.values():
+        for label, points in curves.items():
+            if not points:
+                raise ArgumentError(f"curve {label!r} has no point; there is no curve to draw")
+            for density, values in points.items():
+                if not 0 < density <= 1 or not len(values):
+                    raise ArgumentError(
+                        f"curve {label!r} has {len(values)} values at density {density}; "
+                        "densities lie in (0, 1], with at least one value each"
+                    )
+    figure = _figure(1 + 5 * len(panels), 4.2)
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (ylabel, curves) in zip(drawn, panels.items(), strict=True):
+        for label, points in curves.items():
+            ordered = sorted(points.items())
+            rows = [torch.tensor(list(values), dtype=torch.float64) for _, values in ordered]
+            axes.errorbar(
+                [100 * density for density, _ in ordered],
+                [float(r.mean()) for r in rows],
+                yerr=[float(r.std()) if len(r) > 1 else 0.0 for r in rows],
+                capsize=3,
+                marker="o",
+                markersize=3,
+                label=label,
+            )
+        axes.set(xscale="log", xlabel="density, %", ylabel=ylabel)
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+    drawn[0].legend(fontsize="small")
+    if title:
+        figure.suptitle(title)
     return _save(figure, path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -22,6 +22,9 @@ __all__ = [
     "Strict",
     "Training",
 ]
+
+
+_T = TypeVar("_T")
 
 
 def _kind(value: Any) -> str:
@@ -44,22 +47,14 @@ Density = Annotated[
     | Annotated[dict[str, Fraction], Tag("by layer")],
     Discriminator(_kind_or_word),
 ]
-LayerDensity = Annotated[
-    Annotated[Fraction, Tag("number")] | Annotated[dict[str, Fraction], Tag("by layer")],
+ByLayer = Annotated[
+    Annotated[_T, Tag("number")] | Annotated[dict[str, _T], Tag("by layer")],
     Discriminator(_kind),
 ]
-Quality = Annotated[
-    Annotated[NotNegative, Tag("number")] | Annotated[dict[str, NotNegative], Tag("by layer")],
-    Discriminator(_kind),
-]
-Bits = Annotated[
-    Annotated[_Width, Tag("number")] | Annotated[dict[str, _Width], Tag("by layer")],
-    Discriminator(_kind),
-]
-Strength = Annotated[
-    Annotated[Positive, Tag("number")] | Annotated[dict[str, Positive], Tag("by layer")],
-    Discriminator(_kind),
-]
+LayerDensity = ByLayer[Fraction]
+Quality = ByLayer[NotNegative]
+Bits = ByLayer[_Width]
+Strength = ByLayer[Positive]
 
 
 class Strict(BaseModel):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gossamer.errors import ArgumentError
+from gossamer.analysis import against_density
 from gossamer.reproduce import spread
 
 __all__ = ["density_curves", "plot_density_curves"]
@@ -42,37 +42,12 @@ def density_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str
 def plot_density_curves(
     curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, *, title: str = ""
 ) -> Path:
-    """Draw :func:`density_curves`: mean, and bars from the lowest to the highest seed.
-
-    The suffix of ``path`` decides the format (PNG, SVG, PDF).
-
-    Raises :class:`ArgumentError` when there is nothing to draw.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if not any(curves.values()):
-        raise ArgumentError("curves is empty: no density to draw")
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (key, unit, label) in zip(figure.subplots(1, 3), _PANELS, strict=True):
-        for way, points in curves.items():
-            mean = [unit * p[key]["mean"] for p in points]
-            low = [unit * (p[key]["mean"] - p[key]["min"]) for p in points]
-            high = [unit * (p[key]["max"] - p[key]["mean"]) for p in points]
-            axes.errorbar(
-                [100 * p["density"] for p in points],
-                mean,
-                yerr=[low, high],
-                label=way,
-                capsize=2,
-                marker=".",
-                linewidth=1,
-            )
-        axes.set(xscale="log", xlabel="weights kept, %", ylabel=label)
-        axes.invert_xaxis()
-    figure.axes[0].legend(fontsize="small")
-    if title:
-        figure.suptitle(title)
-    figure.savefig(path)
-    return Path(path)
+    """Draw :func:`density_curves`, a panel a figure (:func:`gossamer.analysis.against_density`)."""
+    panels = {
+        label: {
+            way: {p["density"]: [unit * v for v in p[key]["values"]] for p in points}
+            for way, points in curves.items()
+        }
+        for key, unit, label in _PANELS
+    }
+    return against_density(panels, path, title=title)
