@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from gossamer.pack import Archive, unpack
     from gossamer.pack import load_into as load
     from gossamer.pipeline import Result, compress
+    from gossamer.prune.dynamic import DynamicSparse
+    from gossamer.prune.supermask import Supermask
     from gossamer.quantize import SharedWeights, share, share_model
     from gossamer.recipe import Recipe
     from gossamer.training import TrainConfig, evaluate, train
@@ -43,6 +45,7 @@ _HOME = {
     "ArgumentError": ("errors", "ArgumentError"),
     "Dataset": ("datasets", "Dataset"),
     "DatasetError": ("errors", "DatasetError"),
+    "DynamicSparse": ("prune.dynamic", "DynamicSparse"),
     "FormatError": ("errors", "FormatError"),
     "GossamerError": ("errors", "GossamerError"),
     "Masked": ("method", "Masked"),
@@ -54,6 +57,7 @@ _HOME = {
     "Result": ("pipeline", "Result"),
     "SharedWeights": ("quantize", "SharedWeights"),
     "Split": ("datasets", "Split"),
+    "Supermask": ("prune.supermask", "Supermask"),
     "TrainConfig": ("training", "TrainConfig"),
     "compress": ("pipeline", "compress"),
     "evaluate": ("training", "evaluate"),
@@ -70,6 +74,7 @@ __all__ = [
     "ArgumentError",
     "Dataset",
     "DatasetError",
+    "DynamicSparse",
     "FormatError",
     "GossamerError",
     "Masked",
@@ -81,6 +86,7 @@ __all__ = [
     "Result",
     "SharedWeights",
     "Split",
+    "Supermask",
     "TrainConfig",
     "compress",
     "evaluate",
