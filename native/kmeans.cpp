@@ -17,6 +17,8 @@
 #include <tuple>
 #include <vector>
 
+#include "dispatch.h"
+
 namespace nb = nanobind;
 
 namespace {
@@ -212,9 +214,51 @@ struct Thresholds {
   }
 };
 
+// Few thresholds: all are compared, which takes neither a branch nor a table.
+constexpr size_t kCompared = 16;
+constexpr size_t kChunk = 1024;  // values whose ranks stay in the first-level cache
+
+template <typename T>
+__attribute__((always_inline)) inline void compare_all(const T* v, size_t n, const T* t, size_t k,
+                                                       int32_t* rank) {
+  for (size_t i = 0; i < n; i++) rank[i] = 0;
+  for (size_t j = 0; j < k; j++) {
+    const T edge = t[j];
+    for (size_t i = 0; i < n; i++) rank[i] += v[i] >= edge;
+  }
+  // Zeros rank behind everything else.
+  for (size_t i = 0; i < n; i++) rank[i] = v[i] != 0 ? rank[i] : int32_t(k + 1);
+}
+
+#ifdef GOSSAMER_X86
+template <typename T>
+GOSSAMER_AVX2 void compare_avx2(const T* v, size_t n, const T* t, size_t k, int32_t* rank) {
+  compare_all(v, n, t, k, rank);
+}
+#endif
+
+// How many thresholds are <= each value; k + 1 where the value is zero.
+template <typename T>
+void ranks(const Thresholds<T>& table, const T* v, size_t n, bool avx2, int32_t* rank) {
+  if (table.n > kCompared) {
+    const int32_t zero = int32_t(table.n + 1);
+    for (size_t i = 0; i < n; i++) rank[i] = v[i] != 0 ? int32_t(table.rank(v[i])) : zero;
+    return;
+  }
+#ifdef GOSSAMER_X86
+  if (avx2) return compare_avx2(v, n, table.t, table.n, rank);
+#endif
+  (void)avx2;
+  compare_all(v, n, table.t, table.n, rank);
+}
+
 template <typename T, typename C>
 void assign(In<T> x, In<T> thresholds, In<int32_t> labels, std::optional<Out<C>> codes,
             std::optional<Out<int64_t>> counts, std::optional<Out<double>> sums, size_t threads) {
+  struct Total {
+    double sum;
+    int64_t count;
+  };
   const size_t n = x.size(), k = labels.size();
   if (k == 0 || k > kMaxLabels || thresholds.size() + 1 != k)
     throw std::invalid_argument("need 1 to 65536 labels and one threshold less");
@@ -226,14 +270,17 @@ void assign(In<T> x, In<T> thresholds, In<int32_t> labels, std::optional<Out<C>>
   for (size_t i = 1; i + 1 < k; i++)
     if (!(t[i - 1] <= t[i])) throw std::invalid_argument("thresholds are not ascending");
   const Thresholds<T> table(t, k - 1);
-  std::vector<C> label(k);
+  const bool avx2 = gossamer::isa() >= gossamer::kAvx2;
+  std::vector<C> label(k + 1, 0);  // and that of zeros
   for (size_t i = 0; i < k; i++) label[i] = C(labels.data()[i]);
   C* out = codes ? codes->data() : nullptr;
   int64_t* count = counts ? counts->data() : nullptr;
   double* sum = sums ? sums->data() : nullptr;
-  const size_t parts = blocks(n), wave = std::clamp<size_t>((size_t(1) << 20) / std::max<size_t>(k, 1), 1, 64);
-  std::vector<double> block_sums(count ? std::min(parts, wave) * k : 0);
-  std::vector<int64_t> block_counts(count ? std::min(parts, wave) * k : 0);
+  // With few labels the next value often has the same one: four totals of each label, so that
+  // neighbours do not wait for each other.
+  const size_t ways = k <= 256 ? 4 : 1, row = k + 1;
+  const size_t parts = blocks(n), wave = std::clamp<size_t>((size_t(1) << 20) / k, 1, 64);
+  std::vector<Total> totals(count ? std::min(parts, wave) * row * ways : 0);
   nb::gil_scoped_release release;
   if (count) {
     std::fill(count, count + k, 0);
@@ -241,31 +288,29 @@ void assign(In<T> x, In<T> thresholds, In<int32_t> labels, std::optional<Out<C>>
   }
   for (size_t from = 0; from < parts; from += wave) {
     const size_t here = std::min(wave, parts - from);
-    std::fill(block_sums.begin(), block_sums.end(), 0.0);
-    std::fill(block_counts.begin(), block_counts.end(), 0);
+    std::fill(totals.begin(), totals.end(), Total{0.0, 0});
     parallel(here, threads, [&](size_t, size_t b) {
       const size_t begin = (from + b) * kBlock, end = std::min(n, begin + kBlock);
-      double* bs = count ? block_sums.data() + b * k : nullptr;
-      int64_t* bc = count ? block_counts.data() + b * k : nullptr;
-      for (size_t i = begin; i < end; i++) {
-        const T a = v[i];
-        if (a == 0) {
-          if (out) out[i] = 0;
-          continue;
-        }
-        const size_t q = table.rank(a);
-        if (out) out[i] = label[q];
-        if (count) {
-          bs[q] += double(a);
-          bc[q]++;
-        }
+      Total* own = count ? totals.data() + b * row * ways : nullptr;
+      int32_t rank[kChunk];
+      for (size_t at = begin; at < end; at += kChunk) {
+        const size_t size = std::min(kChunk, end - at);
+        ranks(table, v + at, size, avx2, rank);
+        if (out)
+          for (size_t i = 0; i < size; i++) out[at + i] = label[size_t(rank[i])];
+        if (own)
+          for (size_t i = 0; i < size; i++) {
+            Total& total = own[(i & (ways - 1)) * row + size_t(rank[i])];
+            total.sum += double(v[at + i]);
+            total.count++;
+          }
       }
     });
     if (!count) continue;
-    for (size_t b = 0; b < here; b++)
+    for (size_t b = 0; b < here * ways; b++)
       for (size_t q = 0; q < k; q++) {
-        count[q] += block_counts[b * k + q];
-        sum[q] += block_sums[b * k + q];
+        count[q] += totals[b * row + q].count;
+        sum[q] += totals[b * row + q].sum;
       }
   }
 }

@@ -261,9 +261,10 @@ def sections() -> list[tuple[bytes, np.ndarray, tuple[int, ...]]]:
         made = [f(v, s, scan, c) for f in (gaps_section, bitmap_section) for c in (None, classes)]
         made += [f(v, s, transposed(scan), rows) for f in (gaps_section, bitmap_section)]
         if v.book is not None:
-            made += [dense_section(v, s, c, False) for c in (None, classes)]
-            made += [dense_section(v, s, rows, True), context_section(v), paper_section(v, s)]
-        out += [(m, bits, (12, 40)) for m in made]
+            made += [dense_section(v, s, scan, c) for c in (None, classes)]
+            made += [dense_section(v, s, transposed(scan), rows)]
+            made += [context_section(v), paper_section(v, s)]
+        out += [(bytes(m), bits, (12, 40)) for m in made]
     return out
 
 

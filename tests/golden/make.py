@@ -91,13 +91,13 @@ def layouts(*, context: bool) -> bytes:
                 made[f"{kind}.turned"] = section(v, s, transposed(scan), None)
                 made[f"{kind}.turned.classes"] = section(v, s, transposed(scan), rows)
         if v.book is not None and not context:
-            made["dense"] = dense_section(v, s, None, False)
-            made["dense.classes"] = dense_section(v, s, columns, False)
-            made["dense.turned.classes"] = dense_section(v, s, rows, True)
+            made["dense"] = dense_section(v, s, scan, None)
+            made["dense.classes"] = dense_section(v, s, scan, columns)
+            made["dense.turned.classes"] = dense_section(v, s, transposed(scan), rows)
             made["fixed"] = paper_section(v, s)
         for kind, payload in made.items():
             entries.append(Entry(f"{name}.{kind}", dtype, (12, 40), OWN))
-            payloads.append(payload)
+            payloads.append(bytes(payload))
     return b"".join(file_chunks(Header(entries, [], False, "golden"), payloads))
 
 

@@ -37,7 +37,7 @@ from gossamer.pack.bits import (
     symbol_dtype,
     unpack_bits,
 )
-from gossamer.pack.frequencies import best_table, read_table
+from gossamer.pack.frequencies import Table, best_table, read_table
 from gossamer.pack.native import kernel
 
 __all__ = ["Rans", "Stream", "parse"]
@@ -99,7 +99,7 @@ class Rans:
         width = (alphabet - 1).bit_length()
         if table is None or table.payload + len(table.data) >= len(symbols) * width / 8:
             return bytes([_RAW]) + pack_bits(symbols, width)
-        lane = max(i for i in range(4) if table.payload >= _ENOUGH[i])
+        lane = _lane(table)
         if alphabet > _WIDE:
             symbols = np.searchsorted(table.symbols, symbols).astype(np.uint16)
             frequencies = table.frequencies.astype(np.uint32)
@@ -128,6 +128,19 @@ class Rans:
         width = (len(histogram) - 1).bit_length()
         return min(entropy + table + 32, total * width + 8) / 8
 
+    def measure(self, histogram: NDArray[np.integer]) -> float:
+        """The same within a few bytes."""
+        counts = histogram.astype(np.int64, copy=False)
+        if np.count_nonzero(counts) < 2:
+            return self.estimate(histogram)
+        table = best_table(counts)
+        raw = int(counts.sum()) * (len(counts) - 1).bit_length() / 8
+        if table is None or table.payload + len(table.data) >= raw:
+            return 1 + raw
+        # A state of several lanes holds two bytes of symbols in its four.
+        lanes = _LANES[_lane(table)]
+        return 1 + len(table.data) + table.payload + (2 * lanes if lanes > 1 else 0)
+
     def _decode(self, data: bytes | memoryview, count: int, alphabet: int, native: bool) -> Symbols:
         check_count(count, alphabet, _MOST)
         found = parse(data, count, alphabet)
@@ -138,6 +151,11 @@ class Rans:
         read = _read_native if native else _read
         out = read(found, table, count, dtype if alphabet <= _WIDE else np.dtype(np.uint16))
         return out if alphabet <= _WIDE else found.symbols.astype(dtype)[out]
+
+
+def _lane(table: Table) -> int:
+    """Which of the numbers of lanes."""
+    return max(i for i in range(4) if table.payload >= _ENOUGH[i])
 
 
 def parse(data: bytes | memoryview, count: int, alphabet: int) -> Stream | Symbols:

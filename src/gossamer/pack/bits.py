@@ -151,6 +151,8 @@ class FixedWidth:
         """Exact bytes for symbols of this histogram, whose length is the alphabet."""
         return (int(histogram.sum()) * max(0, len(histogram) - 1).bit_length() + 7) // 8
 
+    measure = estimate
+
 
 # Tables -----------------------------------------------------------------------------------------
 
@@ -199,9 +201,11 @@ def golomb_best(values: NDArray[np.int64]) -> tuple[int, int]:
     """The order ``k`` (0 to 7) that takes the fewest bits, and those bits."""
     if not len(values):
         return 0, 0
-    costs = [int((2 * golomb_widths(values, k) - k + 1).sum()) for k in range(8)]
+    orders = np.arange(8)
+    widths = golomb_widths(values + (1 << orders)[:, None] - 1, 0)
+    costs = 2 * widths.sum(1) + (1 - orders) * len(values)
     k = int(np.argmin(costs))
-    return k, costs[k]
+    return k, int(costs[k])
 
 
 class BitReader:

@@ -28,7 +28,10 @@ class Coder(Protocol):
         """The symbols; FormatError when ``data`` is not exactly their encoding."""
 
     def estimate(self, histogram: NDArray[np.integer]) -> float:
-        """About how many bytes :meth:`encode` takes for symbols of this histogram."""
+        """About how many bytes :meth:`encode` takes for symbols of this histogram; fast."""
+
+    def measure(self, histogram: NDArray[np.integer]) -> float:
+        """The same nearly to the byte."""
 
 
 def entropy_bytes(histogram: NDArray[np.integer]) -> float:

@@ -1,24 +1,25 @@
 """Choose the coding of one tensor.
 
-Sizes are estimated from histograms; only the most promising few layouts are really written, and
-the smallest wins.
+Sizes are first estimated. The most promising layouts are drafted, which tells their sizes nearly
+to the byte; only those that may be the smallest are written, and the smallest wins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gossamer.pack.bits import histogram
 from gossamer.pack.book import encode_book
 from gossamer.pack.classes import column_classes
 from gossamer.pack.coders import CODERS, RANS, entropy_bytes
+from gossamer.pack.draft import SMALL, Draft, near
 from gossamer.pack.gaps import to_bitmap, to_gaps
 from gossamer.pack.layouts import (
-    SMALL,
     Classes,
     Scan,
     Settings,
@@ -45,7 +46,7 @@ _LENGTHS = 8  # bytes of lengths and counts in a section, about
 @dataclass(frozen=True)
 class _Plan:
     estimate: float
-    build: Callable[[], bytes]
+    draft: Callable[[], Draft]
 
 
 def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings) -> bytes:
@@ -56,8 +57,10 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     if s.paper:
         return paper_section(values, s)
     plans = sorted(_plans(values, s), key=lambda plan: plan.estimate)
-    near = plans[0].estimate * (1 + s.slack) + 64
-    built = [plan.build() for plan in plans if plan.estimate <= near or len(bits) <= SMALL]
+    small, most = len(bits) <= SMALL, plans[0].estimate * (1 + s.slack) + 64
+    drafts = [plan.draft() for plan in plans if small or plan.estimate <= most]
+    edge = near(min(draft.size for draft in drafts))
+    built = [bytes(draft) for draft in drafts if small or draft.size <= edge]
     tried = len(bits) <= s.context and kernel("context") is not None
     if tried and values.book is not None and len(values.book):
         built.append(context_section(values))
@@ -68,10 +71,14 @@ def _raw_section(bits: Bits, dtype: DType, s: Settings) -> bytes:
     return bytes([RAW]) + encode_raw(bits, dtype, level=s.level)
 
 
+def _raw_draft(bits: Bits, dtype: DType, s: Settings) -> Draft:
+    return Draft(s.coders, s.slack, [_raw_section(bits, dtype, s)])
+
+
 def _plans(v: Values, s: Settings) -> Iterator[_Plan]:
     """Every candidate with its estimated bytes."""
     raw = _raw_estimate(v.bits, v.dtype)
-    yield _Plan(raw, partial(_raw_section, v.bits, v.dtype, s))
+    yield _Plan(raw, partial(_raw_draft, v.bits, v.dtype, s))
     kept, size = len(v.positions), len(v.bits)
     if v.counts is not None and v.book is not None:
         book = float(len(encode_book(v.book, v.dtype)))
@@ -79,7 +86,7 @@ def _plans(v: Values, s: Settings) -> Iterator[_Plan]:
         cost = book + (_least(symbols, s) if len(symbols) > 1 else 0.0)
         if 2 * kept < size:  # all those zeros take time to decode
             cost *= 1 + s.gain
-        yield _Plan(cost + _LENGTHS / 2, partial(dense_section, v, s, None, False))
+        yield _Plan(cost + _LENGTHS / 2, partial(dense_section, v, s, row_scan(v), None))
         fixed = book + (_least(v.counts, s) if len(v.counts) > 1 else 0.0)
     else:
         fixed = raw * kept / size
@@ -90,20 +97,20 @@ def _plans(v: Values, s: Settings) -> Iterator[_Plan]:
 def _sparse_plans(v: Values, s: Settings, fixed: float) -> Iterator[_Plan]:
     """Positions apart from values: ``fixed`` bytes besides the positions."""
     row = row_scan(v)
-    gaps = _least(np.bincount(to_gaps(row.positions), minlength=256), s)
+    gaps = _least(histogram(to_gaps(row.positions), 256), s)
     slow = s.gain * (fixed + gaps)
     yield _Plan(fixed + gaps, partial(gaps_section, v, s, row, None))
     bitmaps = len(v.positions) > len(v.bits) / 64
     if bitmaps:
-        packed = to_bitmap(v.bits != 0)
-        cost = _least(np.bincount(packed, minlength=256), s)
+        cost = _least(histogram(to_bitmap(v.bits != 0), 256), s)
         yield _Plan(fixed + cost + slow, partial(bitmap_section, v, s, row, None))
     if v.rows < 2 or v.cols < 2:
         return
-    by_column = gaps * _column_ratio(v, row)
+    column = cache(lambda: transposed(row))
+    by_column = gaps * _column_ratio(v, row, column)
     if by_column + slow < gaps:
-        yield _Plan(fixed + by_column + slow, partial(_by_column, gaps_section, v, s, row, None))
-    for turned in (False, True):
+        yield _Plan(fixed + by_column + slow, partial(_scanned, gaps_section, v, s, column, None))
+    for turned, scan in ((False, lambda: row), (True, column)):
         rows, cols = (v.cols, v.rows) if turned else (v.rows, v.cols)
         line = v.positions // v.cols if turned else v.positions % v.cols
         found = column_classes(np.bincount(line, minlength=cols), rows)
@@ -112,24 +119,24 @@ def _sparse_plans(v: Values, s: Settings, fixed: float) -> Iterator[_Plan]:
         classes, saved = found
         cost = fixed + gaps - saved + slow
         for section in (gaps_section, bitmap_section)[: 1 + bitmaps]:
-            turn = partial(_by_column, section) if turned else section
-            yield _Plan(cost, partial(turn, v, s, row, classes))
+            yield _Plan(cost, partial(_scanned, section, v, s, scan, classes))
         if v.book is not None and len(v.book) < 64:
-            yield _Plan(cost + slow, partial(dense_section, v, s, classes, turned))
+            yield _Plan(cost + slow, partial(_scanned, dense_section, v, s, scan, classes))
 
 
-def _by_column(
-    section: Callable[[Values, Settings, Scan, Classes | None], bytes],
+def _scanned(
+    section: Callable[[Values, Settings, Scan, Classes | None], Draft],
     v: Values,
     s: Settings,
-    row: Scan,
+    scan: Callable[[], Scan],
     classes: Classes | None,
-) -> bytes:
-    return section(v, s, transposed(row), classes)
+) -> Draft:
+    """The scan is made only for a plan that is drafted."""
+    return section(v, s, scan(), classes)
 
 
-def _least(histogram: NDArray[np.integer], s: Settings) -> float:
-    return min(CODERS[c].estimate(histogram) for c in s.coders)
+def _least(counts: NDArray[np.integer], s: Settings) -> float:
+    return min(CODERS[c].estimate(counts) for c in s.coders)
 
 
 def _raw_estimate(bits: Bits, dtype: DType) -> float:
@@ -140,19 +147,16 @@ def _raw_estimate(bits: Bits, dtype: DType) -> float:
         sample = sample << one | sample >> top
     cost = 0.0
     for plane in sample.view(np.uint8).reshape(-1, dtype.size).T:
-        histogram = np.bincount(plane, minlength=256)
-        cost += min(entropy_bytes(histogram) + np.count_nonzero(histogram) + 4, len(plane))
+        counts = np.bincount(plane, minlength=256)
+        cost += min(entropy_bytes(counts) + np.count_nonzero(counts) + 4, len(plane))
     return cost * len(bits) / len(sample) + 1
 
 
-def _column_ratio(v: Values, row: Scan) -> float:
+def _column_ratio(v: Values, row: Scan, column: Callable[[], Scan]) -> float:
     """Bytes of the gaps in column order over those in row order; from a sample if many."""
     if len(v.positions) <= _MANY:
-        histograms = [
-            np.bincount(to_gaps(p), minlength=256)
-            for p in (transposed(row).positions, row.positions)
-        ]
-        column, across = (CODERS[RANS].estimate(h) for h in histograms)
+        histograms = [histogram(to_gaps(p), 256) for p in (column().positions, row.positions)]
+        down, across = (CODERS[RANS].estimate(h) for h in histograms)
     else:
         grid = v.bits.reshape(v.rows, v.cols)
         some_columns = grid[:, :: max(1, v.cols // _SAMPLED)] != 0
@@ -160,7 +164,7 @@ def _column_ratio(v: Values, row: Scan) -> float:
         rates = []
         for part in (np.ascontiguousarray(some_columns.T), some_rows):
             positions = np.flatnonzero(part)
-            histogram = np.bincount(to_gaps(positions), minlength=256)
-            rates.append(CODERS[RANS].estimate(histogram) / max(1, len(positions)))
-        column, across = rates
-    return column / across if across > 0 else 1.0
+            counts = histogram(to_gaps(positions), 256)
+            rates.append(CODERS[RANS].estimate(counts) / max(1, len(positions)))
+        down, across = rates
+    return down / across if across > 0 else 1.0

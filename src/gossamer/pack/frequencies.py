@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from gossamer.pack.tables import (
     normalise,
     read_signed,
     read_used,
+    signed_bits,
     write_signed,
     write_used,
 )
@@ -29,6 +32,7 @@ LOG, _MIX1, _MIX2 = 2, 3, 4
 _STEPS = (1, 2, 4, 8, 16, 64)  # levels per octave that are tried
 _MOST = 1 << 16  # symbols that can have a frequency
 _MIXED = 256  # alphabets up to this may be gaps
+_KEPT = 4096  # alphabets up to this have their last tables remembered
 _SPAN = 18  # octaves between the smallest and the largest frequency
 
 
@@ -58,6 +62,16 @@ def best_table(counts: Ints) -> Table | None:
 
     ``None`` when there are too many symbols for 16-bit frequencies.
     """
+    # The codes of a tensor have one histogram in all its layouts, and are measured, then written.
+    return _remembered(counts.tobytes()) if len(counts) <= _KEPT else _best_table(counts)
+
+
+@lru_cache(maxsize=64)
+def _remembered(counts: bytes) -> Table | None:
+    return _best_table(np.frombuffer(counts, np.int64))
+
+
+def _best_table(counts: Ints) -> Table | None:
     used = np.flatnonzero(counts)
     if len(used) > _MOST:
         return None
@@ -67,34 +81,37 @@ def best_table(counts: Ints) -> Table | None:
     # A symbol rarer than a few in 2**bits has a coarse share: finer frequencies help.
     rare = int(occurrences.min()) << least < 16 * total
     sizes = [least, *range(max(14, least + 1), 17)] if rare else [least]
-    found = [_log_table(used, occurrences, sizes[-1], step) for step in _STEPS]
+    head = BitWriter()
+    write_used(head, used)
+    found = [_log_table(head, used, occurrences, sizes[-1], step) for step in _STEPS]
     if len(counts) <= _MIXED and total <= 1 << 17:
         found += _mixtures(counts, used, occurrences, sizes[-1])
     best = min(found, key=_size)
-    weights = best.weights
+    weights, data = best.weights, best.write()
     tables = []
     for bits in sizes:
         frequencies = normalise(weights, bits)
         chances = frequencies[np.searchsorted(best.symbols, used)]
         payload = float((occurrences * (bits - np.log2(chances))).sum()) / 8
         payload *= 1 + 2.0 ** (bits - 26)  # states of 16 to 32 bits round more often
-        tables.append(Table(best.kind, bits, best.symbols, frequencies, best.data, payload))
+        tables.append(Table(best.kind, bits, best.symbols, frequencies, data, payload))
     # Decoding is faster with fewer bits.
     goal = min(t.payload for t in tables) * 1.0004
     return next(t for t in tables if t.payload <= goal)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Candidate:
     kind: int
     symbols: Ints
     weights: Ints
-    data: bytes
+    bits: int  # of the table
     cost: float
+    write: Callable[[], bytes]  # the table
 
 
 def _size(candidate: _Candidate) -> float:
-    return 8 * len(candidate.data) + candidate.cost
+    return 8 * ((candidate.bits + 7) // 8) + candidate.cost
 
 
 def _cost(occurrences: Ints, weights: Ints, bits: int) -> float:
@@ -106,17 +123,23 @@ def _cost(occurrences: Ints, weights: Ints, bits: int) -> float:
     return -float((occurrences * np.log2(np.maximum(chance * (1 - loss), floor))).sum())
 
 
-def _log_table(used: Ints, occurrences: Ints, bits: int, step: int) -> _Candidate:
+def _log_table(head: BitWriter, used: Ints, occurrences: Ints, bits: int, step: int) -> _Candidate:
     levels = np.rint(step * np.log2(occurrences)).astype(np.int64)
     # What is rarer than the smallest frequency need not be told apart.
     floor = int(np.floor(step * (np.log2(occurrences.sum()) - bits - 1)))
     levels = levels.clip(max(floor, int(levels.max()) - _SPAN * step))
-    writer = BitWriter()
-    writer.put(step.bit_length() - 1, 4)
-    write_used(writer, used)
-    write_signed(writer, np.diff(levels))
+    steps = np.diff(levels)
+
+    def write() -> bytes:
+        writer = BitWriter()
+        writer.put(step.bit_length() - 1, 4)
+        write_used(writer, used)
+        write_signed(writer, steps)
+        return writer.bytes()
+
     weights = log_weights(levels, step)
-    return _Candidate(LOG, used, weights, writer.bytes(), _cost(occurrences, weights, bits))
+    size = 4 + head.bits + signed_bits(steps)
+    return _Candidate(LOG, used, weights, size, _cost(occurrences, weights, bits), write)
 
 
 def _mixtures(counts: Ints, used: Ints, occurrences: Ints, bits: int) -> list[_Candidate]:
@@ -141,7 +164,7 @@ def _mixtures(counts: Ints, used: Ints, occurrences: Ints, bits: int) -> list[_C
             writer.put(t, 9)
         kind = _MIX1 if len(parts) == 1 else _MIX2
         cost = _cost(counts[: len(symbols)], weights, bits)
-        out.append(_Candidate(kind, symbols, weights, writer.bytes(), cost))
+        out.append(_Candidate(kind, symbols, weights, writer.bits, cost, writer.bytes))
     return out
 
 

@@ -34,11 +34,15 @@ ESCAPE = 255
 """The wide gap symbol that continues a gap."""
 
 
-def _check(positions: NDArray[np.integer]) -> None:
+def _between(positions: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Zeros before each position; the positions are checked."""
     if positions.ndim != 1:
         raise ArgumentError(f"positions must be 1-D, got shape {positions.shape}")
-    if len(positions) and (int(positions[0]) < 0 or int(np.diff(positions).min(initial=1)) < 1):
+    gaps: NDArray[np.int64] = np.diff(positions, prepend=-1).astype(np.int64, copy=False)
+    gaps -= 1
+    if len(gaps) and int(gaps.min()) < 0:
         raise ArgumentError("positions must ascend strictly from 0 or more; sort them first")
+    return gaps
 
 
 def to_gaps(positions: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -47,11 +51,10 @@ def to_gaps(positions: NDArray[np.integer]) -> NDArray[np.uint8]:
     >>> to_gaps(np.array([3, 4, 300])).tolist()
     [3, 0, 255, 40]
     """
-    _check(positions)
-    gaps = (np.diff(positions, prepend=-1) - 1).astype(np.int64)
-    escapes = gaps // ESCAPE
-    if not escapes.any():
+    gaps = _between(positions)
+    if not len(gaps) or int(gaps.max()) < ESCAPE:
         return gaps.astype(np.uint8)
+    escapes = gaps // ESCAPE
     ends = np.cumsum(escapes + 1)
     out = np.full(int(ends[-1]), ESCAPE, np.uint8)
     out[ends - 1] = gaps % ESCAPE
@@ -92,9 +95,8 @@ def fixed_gaps(positions: NDArray[np.integer], bits: int) -> tuple[Symbols, NDAr
     ([1, 2, 7, 2], [2])
     """
     _check_index_bits(bits)
-    _check(positions)
+    gaps = _between(positions)
     widest = (1 << bits) - 1
-    gaps = (np.diff(positions, prepend=-1) - 1).astype(np.int64)
     # A filler covers `widest` zeros and the entry it sits on.
     fillers = gaps // (widest + 1)
     ends = np.cumsum(fillers + 1)

@@ -145,21 +145,16 @@ class Huffman:
             return b""
         counts = histogram(symbols, alphabet)
         used = np.flatnonzero(counts)
-        writer = BitWriter()
         if len(used) == 1:
-            writer.golomb(used, 4)
-            return bytes([_ONE]) + writer.bytes()
+            return bytes([_ONE]) + _one(used)
         lengths = code_lengths(counts[used], _limit(len(used)))
-        write_used(writer, used)
-        writer.put(int(lengths[0]) - 1, 5)
-        write_signed(writer, np.diff(lengths))
         ordered, sorted_lengths, codes = _canonical(used, lengths)
         # Both tables in one: code << 5 | length.
         table = np.zeros(alphabet, np.uint32)
         table[ordered] = codes << 5 | sorted_lengths
         parts = _split(symbols, 4 if len(symbols) >= _SPLIT else 1)
         streams = [_write(part, table) for part in parts]
-        head = bytes([_SINGLE if len(parts) == 1 else _FOUR]) + writer.bytes()
+        head = bytes([_SINGLE if len(parts) == 1 else _FOUR]) + _table(used, lengths)
         sizes = b"".join(len(s).to_bytes(4, "little") for s in streams[:-1])
         return b"".join([head, sizes, *streams])
 
@@ -178,6 +173,16 @@ class Huffman:
             return 2.0 * len(used)
         lengths = code_lengths(used, _limit(len(used)))
         return float((used * lengths).sum() / 8 + 4 + _table_estimate(histogram))
+
+    def measure(self, histogram: NDArray[np.integer]) -> float:
+        """The same, exact but for how four streams are filled up."""
+        used = np.flatnonzero(histogram)
+        if len(used) < 2:
+            return float(sum(1 + len(_one(s)) for s in used[:, None]))
+        counts = histogram[used]
+        lengths = code_lengths(counts, _limit(len(used)))
+        head = 1 + len(_table(used, lengths)) + (14 if int(counts.sum()) >= _SPLIT else 0)
+        return head + (int((counts * lengths).sum()) + 7) // 8
 
     def _decode(self, data: bytes | memoryview, count: int, alphabet: int, native: bool) -> Symbols:
         check_count(count, alphabet, _MOST)
@@ -216,6 +221,22 @@ class Huffman:
             module.huffman_decode(data, order.astype(np.uint32), lengths.astype(np.uint8), out)
         except ValueError as e:
             raise FormatError(str(e)) from None
+
+
+def _one(used: Ints) -> bytes:
+    """Which is the only symbol."""
+    writer = BitWriter()
+    writer.golomb(used, 4)
+    return writer.bytes()
+
+
+def _table(used: Ints, lengths: Ints) -> bytes:
+    """Which symbols have a code, and the lengths."""
+    writer = BitWriter()
+    write_used(writer, used)
+    writer.put(int(lengths[0]) - 1, 5)
+    write_signed(writer, np.diff(lengths))
+    return writer.bytes()
 
 
 def _table_estimate(histogram: NDArray[np.integer]) -> float:

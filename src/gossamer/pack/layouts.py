@@ -1,17 +1,18 @@
-"""Write a tensor in each of the layouts. ``docs/format.md`` says what every byte means."""
+"""Draft a tensor in each of the layouts. ``docs/format.md`` says what every byte means."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.pack import context
-from gossamer.pack.bits import symbol_dtype
+from gossamer.pack.bits import histogram, symbol_dtype
 from gossamer.pack.book import encode_book
-from gossamer.pack.coders import CODERS, FIXED, HUFFMAN, RANS
+from gossamer.pack.coders import FIXED, HUFFMAN, RANS
+from gossamer.pack.draft import Draft
 from gossamer.pack.gaps import fixed_gaps, to_bitmap, to_gaps
 from gossamer.pack.limits import varint
 from gossamer.pack.raw import encode_raw
@@ -45,9 +46,6 @@ __all__ = [
     "transposed",
 ]
 
-SMALL = 4096
-"""Up to this many symbols or entries, everything is tried instead of estimated."""
-
 Classes = NDArray[np.uint8]
 
 
@@ -61,7 +59,7 @@ class Settings:
         paper: Deep Compression's own coding, with gaps of ``index_bits``.
         index_bits: of the paper's gaps.
         level: of zstd.
-        slack: candidates estimated within this fraction of the best are really encoded.
+        slack: candidates estimated within this fraction of the best are drafted.
         gain: a layout that decodes slower must save this fraction.
     """
 
@@ -74,7 +72,22 @@ class Settings:
     gain: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The non-zeros of one class of columns, all in a matrix of that class's own.
+
+    Attributes:
+        positions: in that matrix, ascending.
+        size: its entries.
+        entries: as of :class:`Scan`.
+    """
+
+    positions: NDArray[np.int64]
+    size: int
+    entries: Bits
+
+
+@dataclass(frozen=True, eq=False)
 class Scan:
     """The non-zeros of a tensor in row or column order.
 
@@ -90,6 +103,37 @@ class Scan:
     cols: int
     positions: NDArray[np.int64]
     entries: Bits
+    _split: dict[bytes, list[Part]] = field(default_factory=dict)
+
+    def parts(self, classes: Classes | None) -> list[Part]:
+        """The scan class by class, lowest first; ``None``: all of it as one."""
+        if classes is None:
+            return [Part(self.positions, self.rows * self.cols, self.entries)]
+        key = classes.tobytes()
+        if key not in self._split:
+            self._split[key] = self._divide(classes)
+        return self._split[key]
+
+    def _divide(self, classes: Classes) -> list[Part]:
+        count = int(classes.max()) + 1
+        widths = np.bincount(classes, minlength=count)
+        rank = np.empty(self.cols, np.int64)  # of a column among those of its class
+        for c in range(count):
+            rank[classes == c] = np.arange(widths[c])
+        line, column = _place(self.positions, self.cols)
+        own = classes[column]
+        inside = line * widths[own] + rank[column]
+        order = np.argsort(own, kind="stable")
+        ends = np.cumsum(np.bincount(own, minlength=count))
+        return [
+            Part(positions, self.rows * int(width), entries)
+            for positions, width, entries in zip(
+                np.split(inside[order], ends[:-1]),
+                widths,
+                np.split(self.entries[order], ends[:-1]),
+                strict=True,
+            )
+        ]
 
 
 def row_scan(v: Values) -> Scan:
@@ -100,55 +144,77 @@ def row_scan(v: Values) -> Scan:
 
 def transposed(scan: Scan) -> Scan:
     """The same non-zeros, column by column."""
-    turned = scan.positions % scan.cols * scan.rows + scan.positions // scan.cols
-    order = np.argsort(turned, kind="stable")
-    return Scan(TRANSPOSED, scan.cols, scan.rows, turned[order], scan.entries[order])
+    line, column = _place(scan.positions, scan.cols)
+    order = _by_value(column, scan.cols)
+    turned = column[order] * scan.rows + line[order]
+    return Scan(TRANSPOSED, scan.cols, scan.rows, turned, scan.entries[order])
 
 
-def dense_section(v: Values, s: Settings, classes: Classes | None, turned: bool) -> bytes:
+def _place(positions: NDArray[np.int64], cols: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Line and column; several times as fast as :func:`numpy.divmod`."""
+    line = positions // cols
+    return line, positions - line * cols
+
+
+def _by_value(values: NDArray[np.int64], below: int) -> NDArray[np.int64]:
+    """A stable argsort; numpy's sorts 16 bits at a time by counting, which is fast."""
+    order = np.argsort(values.astype(np.uint16), kind="stable")
+    for shift in range(16, max(1, below - 1).bit_length(), 16):
+        digit = (values[order] >> shift).astype(np.uint16)
+        order = order[np.argsort(digit, kind="stable")]
+    return order
+
+
+def dense_section(v: Values, s: Settings, scan: Scan, classes: Classes | None) -> Draft:
     """A symbol per entry, zero among them in its place by value."""
     assert v.book is not None
-    assert v.codes is not None
     zero = len(v.positions) < len(v.bits)
     alphabet = len(v.book) + zero
-    dense = v.codes
-    if zero:
-        dense = np.full(len(v.bits), v.negatives, symbol_dtype(alphabet))
-        dense[v.positions] = v.codes + (v.codes >= v.negatives).astype(dense.dtype)
-    flags = (ZERO if zero else 0) | (TRANSPOSED if turned else 0)
-    out = _head(DENSE | flags, v, classes, s)
+    draft = _head(DENSE | scan.flags | (ZERO if zero else 0), v, classes, s)
     if alphabet < 2:
-        return out
-    grid = dense.reshape(v.rows, v.cols)
-    if turned:
-        grid = grid.T
-    if classes is None:
-        return out + _stream(np.ascontiguousarray(grid).reshape(-1), alphabet, s)
-    for c in range(int(classes.max()) + 1):
-        part = np.ascontiguousarray(grid[:, classes == c]).reshape(-1)
-        out += _stream(part, alphabet, s)
+        return draft
+    kind = symbol_dtype(alphabet)
+    names = np.arange(len(v.book), dtype=kind)  # the symbol of each code
+    if zero:
+        names[v.negatives :] += kind.type(1)
+    for part in scan.parts(classes):
+        counts = np.zeros(alphabet, np.int64)
+        counts[names] = histogram(part.entries, len(v.book))
+        if zero:
+            counts[v.negatives] = part.size - len(part.positions)
+        draft.later(counts, partial(_filled, part, names, v.negatives))
+    return draft
+
+
+def _filled(part: Part, names: Bits, zero: int) -> Bits:
+    """The symbols of all entries of a part."""
+    if len(part.positions) == part.size:
+        return names[part.entries]
+    out = np.full(part.size, zero, names.dtype)
+    out[part.positions] = names[part.entries]
     return out
 
 
-def gaps_section(v: Values, s: Settings, scan: Scan, classes: Classes | None) -> bytes:
+def gaps_section(v: Values, s: Settings, scan: Scan, classes: Classes | None) -> Draft:
     """Positions as gaps of a wide alphabet with an escape."""
+    draft = _sparse_head(GAPS, v, s, scan, classes)
+    for part in scan.parts(classes):
+        if len(part.positions):
+            gaps = to_gaps(part.positions)
+            draft.add(varint(len(gaps) - len(part.positions)))
+            draft.code(gaps, 256)
+    return _with_entries(draft, v, s, scan, classes)
 
-    def code(positions: NDArray[np.int64], size: int) -> bytes:
-        gaps = to_gaps(positions)
-        return varint(len(gaps) - len(positions)) + _stream(gaps, 256, s)
 
-    return _sparse_section(GAPS, v, s, scan, classes, code)
-
-
-def bitmap_section(v: Values, s: Settings, scan: Scan, classes: Classes | None) -> bytes:
+def bitmap_section(v: Values, s: Settings, scan: Scan, classes: Classes | None) -> Draft:
     """Positions as a bitmap, eight entries a symbol."""
-
-    def code(positions: NDArray[np.int64], size: int) -> bytes:
-        bitmap = np.zeros(size, bool)
-        bitmap[positions] = True
-        return _stream(to_bitmap(bitmap), 256, s)
-
-    return _sparse_section(BITMAP, v, s, scan, classes, code)
+    draft = _sparse_head(BITMAP, v, s, scan, classes)
+    for part in scan.parts(classes):
+        if len(part.positions):
+            bitmap = np.zeros(part.size, bool)
+            bitmap[part.positions] = True
+            draft.code(to_bitmap(bitmap), 256)
+    return _with_entries(draft, v, s, scan, classes)
 
 
 def context_section(v: Values) -> bytes:
@@ -174,7 +240,10 @@ def paper_section(v: Values, s: Settings) -> bytes:
     codes[real] = v.codes.astype(codes.dtype) + codes.dtype.type(1)
     out = bytes([PAPER]) + varint(len(v.positions)) + encode_book(v.book, v.dtype, plain=True)
     out += bytes([s.index_bits]) + varint(len(fillers))
-    return out + _stream(gaps, 1 << s.index_bits, s) + _stream(codes, len(v.book) + 1, s)
+    draft = Draft(s.coders, s.slack)
+    draft.code(gaps, 1 << s.index_bits)
+    draft.code(codes, len(v.book) + 1)
+    return out + bytes(draft)
 
 
 def seeded_section(seed: Seed, mask: bytes) -> bytes:
@@ -185,61 +254,35 @@ def seeded_section(seed: Seed, mask: bytes) -> bytes:
     return out + mask
 
 
-def _stream(symbols: NDArray[np.unsignedinteger], alphabet: int, s: Settings) -> bytes:
-    """The symbols by the best coder, after its number and length."""
-    histogram = np.bincount(symbols, minlength=alphabet)
-    costs = sorted((CODERS[c].estimate(histogram), c) for c in s.coders)
-    tried = [c for cost, c in costs if len(symbols) <= SMALL or cost <= costs[0][0] * (1 + s.slack)]
-    encoded = [(CODERS[c].encode(symbols, alphabet), c) for c in tried]
-    data, coder = min(encoded, key=lambda pair: len(pair[0]))
-    return varint(len(data) << 2 | coder) + data
-
-
-def _head(layout: int, v: Values, classes: Classes | None, s: Settings) -> bytes:
+def _head(layout: int, v: Values, classes: Classes | None, s: Settings) -> Draft:
+    draft = Draft(s.coders, s.slack)
     layout |= 0 if classes is None else CLASSES
-    head = bytes([layout]) + varint(len(v.positions))
+    draft.add(bytes([layout]) + varint(len(v.positions)))
     if v.book is not None:
-        head += encode_book(v.book, v.dtype)
+        draft.add(encode_book(v.book, v.dtype))
     if classes is not None:
         count = int(classes.max()) + 1
-        head += bytes([count]) + _stream(classes, count, s)
-    return head
+        draft.add(bytes([count]))
+        draft.code(classes, count)
+    return draft
 
 
-def _sparse_section(
-    layout: int,
-    v: Values,
-    s: Settings,
-    scan: Scan,
-    classes: Classes | None,
-    code: Callable[[NDArray[np.int64], int], bytes],
-) -> bytes:
-    """Head, positions of each class by ``code``, then the values in the same order."""
+def _sparse_head(layout: int, v: Values, s: Settings, scan: Scan, classes: Classes | None) -> Draft:
+    """What comes before the positions."""
     flags = scan.flags | (RAW_VALUES if v.book is None else 0)
-    out = _head(layout | flags, v, classes, s)
-    parts, entries = [(scan.positions, len(v.bits))], scan.entries
-    if classes is not None:
-        parts, order = _split(scan, classes)
-        entries = entries[order]
-        out += b"".join(varint(len(p)) for p, _ in parts[:-1])
-    out += b"".join(code(p, size) for p, size in parts if len(p))
+    draft = _head(layout | flags, v, classes, s)
+    for part in scan.parts(classes)[:-1]:
+        draft.add(varint(len(part.positions)))
+    return draft
+
+
+def _with_entries(
+    draft: Draft, v: Values, s: Settings, scan: Scan, classes: Classes | None
+) -> Draft:
+    """The values behind the positions, in the same order."""
+    entries = np.concatenate([part.entries for part in scan.parts(classes)])
     if v.book is None:
-        return out + encode_raw(entries, v.dtype, level=s.level)
-    return out + (_stream(entries, len(v.book), s) if len(v.book) > 1 else b"")
-
-
-def _split(
-    scan: Scan, classes: Classes
-) -> tuple[list[tuple[NDArray[np.int64], int]], NDArray[np.int64]]:
-    """Positions within each class's own matrix and its size; and the order of all entries."""
-    line, column = np.divmod(scan.positions, scan.cols)
-    own = classes[column]
-    parts, order = [], []
-    for c in range(int(classes.max()) + 1):
-        members = classes == c
-        width = int(members.sum())
-        rank = np.cumsum(members) - 1
-        inside = np.flatnonzero(own == c)
-        parts.append((line[inside] * width + rank[column[inside]], scan.rows * width))
-        order.append(inside)
-    return parts, np.concatenate(order)
+        draft.add(encode_raw(entries, v.dtype, level=s.level))
+    elif len(v.book) > 1:
+        draft.code(entries, len(v.book))
+    return draft

@@ -20,6 +20,7 @@ __all__ = [
     "normalise",
     "read_signed",
     "read_used",
+    "signed_bits",
     "write_signed",
     "write_used",
 ]
@@ -73,10 +74,19 @@ def read_used(reader: BitReader, alphabet: int, most: int) -> Ints:
 
 def write_signed(writer: BitWriter, values: Ints) -> None:
     """Small integers of either sign."""
-    folded = np.where(values >= 0, 2 * values, -2 * values - 1)
+    folded = _folded(values)
     k, _ = golomb_best(folded)
     writer.put(k, 3)
     writer.golomb(folded, k)
+
+
+def signed_bits(values: Ints) -> int:
+    """What :func:`write_signed` writes."""
+    return 3 + golomb_best(_folded(values))[1]
+
+
+def _folded(values: Ints) -> Ints:
+    return np.where(values >= 0, 2 * values, -2 * values - 1)
 
 
 def read_signed(reader: BitReader, count: int) -> Ints:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gossamer.errors import ArgumentError
+from gossamer.pack.bits import histogram
 
 __all__ = ["BY_CODE", "BY_TORCH", "Bits", "DType", "Values", "analyse", "nonfinite", "to_bits"]
 
@@ -135,7 +136,8 @@ def nonfinite(bits: Bits, dtype: DType) -> int:
     if not dtype.exponent:
         return 0
     mask = bits.dtype.type(dtype.exponent)
-    return int(np.count_nonzero((bits & mask) == mask))
+    parts = (bits[i : i + _CHUNK] for i in range(0, len(bits), _CHUNK))
+    return sum(int(np.count_nonzero((part & mask) == mask)) for part in parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,13 +186,13 @@ class Values:
 
 def analyse(bits: Bits, dtype: DType, shape: tuple[int, ...]) -> Values:
     """Find the zero structure and the code book of a tensor's bit patterns."""
-    positions = np.flatnonzero(bits)
+    positions = np.flatnonzero(bits != 0)  # of bools: the fast way
     nonzero = bits if len(positions) == len(bits) else bits[positions]
     found = distinct(nonzero, dtype, min(MAX_DISTINCT, max(16, len(nonzero) // 2)))
     if found is None:
         return Values(dtype, shape, bits, positions, None, None, None)
     book, codes = found
-    counts = np.bincount(codes, minlength=len(book)) if len(codes) else np.zeros(0, np.int64)
+    counts = histogram(codes, len(book)) if len(codes) else np.zeros(0, np.int64)
     return Values(dtype, shape, bits, positions, book, codes, counts)
 
 
