@@ -11,6 +11,7 @@ from torch import nn
 import gossamer
 from gossamer import datasets, fresh, names, nets
 from gossamer.errors import ArgumentError, RecipeError
+from gossamer.pack import describe
 from gossamer.pipeline.run import _Job
 from gossamer.progress import Reporter
 from gossamer.prune.tickets import load_tickets
@@ -189,3 +190,26 @@ def test_what_only_the_run_can_know(tmp_path: Path, trained: nn.Module) -> None:
         job([{"sparse_train": {"density": 0.1, "train": plain}}], trained, tmp_path / "b").stages()
     with pytest.raises(ArgumentError, match="rate"):
         job([{"tickets": {"rate": 1.5, "train": FAST}}], trained, tmp_path / "c").stages()
+
+
+SUPERMASK = {"supermask": {"train": {"epochs": 12, "batch_size": 32, "lr": 30.0}}}
+
+
+def test_a_supermask_is_a_file_of_seed_and_mask(tmp_path: Path, trained: nn.Module) -> None:
+    recipe = {"name": "t", "stages": [SUPERMASK, {"evaluate": {"latency": False}}]}
+    result = gossamer.compress(trained, "digits", recipe=recipe, out=tmp_path / "r")
+    with gossamer.Archive(result.file) as archive:
+        codecs = {row["name"]: row["codec"] for row in describe(archive)}
+    assert codecs["fc1.weight"].startswith("seeded")
+    assert result.bytes < 1776 / 8 + 250  # a bit a weight, and the frame
+    assert result.accuracy_after > 0.6
+    assert result.run["bytes"]["reloaded"]["identical"]
+
+
+def test_a_stage_that_changes_the_weights_ends_the_seed(tmp_path: Path, trained: nn.Module) -> None:
+    whole, _, _ = job([SUPERMASK, {"prune": {"density": 0.2}}], trained, tmp_path / "a").stages()
+    assert set(whole.seeds) == {"fc1.weight", "fc2.weight"}  # fewer of the same values
+    again, _, _ = job([SUPERMASK, {"prune": {"density": 0.2}}], trained, tmp_path / "a").stages()
+    assert again.seeds == whole.seeds
+    changed, _, _ = job([SUPERMASK, {"train": FAST}], trained, tmp_path / "b").stages()
+    assert changed.seeds == {}

@@ -178,6 +178,14 @@ class Seed:
         fill(self, out)
         return torch.from_numpy(out).reshape(tuple(shape))
 
+    def gives(self, tensor: Tensor) -> bool:
+        """Whether every non-zero entry of the tensor is this seed's, bit for bit."""
+        if tensor.dtype != torch.float32:
+            return False
+        made = self.values(tensor.shape).to(tensor.device).view(torch.int32)
+        bits = tensor.contiguous().view(torch.int32)
+        return bool(((bits == 0) | (bits == made)).all())
+
 
 def fill(seed: Seed, out: NDArray[np.float32]) -> None:
     """Write the first ``len(out)`` values of a seed into a flat float32 array."""

@@ -12,7 +12,7 @@ import copy
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from gossamer.pipeline.stages import run_stage
 from gossamer.pipeline.state import State
 from gossamer.progress import Reporter
 from gossamer.recipe import Recipe
+from gossamer.seeded import Seed
 from gossamer.training import Evaluation, evaluate, load_checkpoint, save_atomic
 
 __all__ = ["Result", "compress", "run"]
@@ -203,6 +204,7 @@ class _Job:
                 self.model.load_state_dict(found["model"])
                 state.masks = Masks(found["masks"])
                 state.scan, state.curves = found["scan"], found["curves"]
+                state.seeds = {n: Seed(**s) for n, s in found["seeds"].items()}
                 rows.append(found["row"])
                 self.progress.say(f"stage {number}/{count} {stage.stage}: done before")
                 continue
@@ -210,13 +212,15 @@ class _Job:
             begun = time.monotonic()
             state.notes = {}
             run_stage(state, stage)
-            rows.append(self._row(state.name, time.monotonic() - begun) | state.notes)
+            state.forget_seeds()
+            rows.append(self._row(state, time.monotonic() - begun) | state.notes)
             save_atomic(
                 {
                     "model": self.model.state_dict(),
                     "masks": dict(state.masks),
                     "scan": state.scan,
                     "curves": state.curves,
+                    "seeds": {n: asdict(s) for n, s in state.seeds.items()},
                     "row": rows[-1],
                 },
                 saved,
@@ -225,10 +229,10 @@ class _Job:
                 checkpoint.unlink()
         return state, rows, before or self._reference(state)
 
-    def _row(self, name: str, seconds: float) -> dict[str, Any]:
+    def _row(self, state: State, seconds: float) -> dict[str, Any]:
         found = evaluate(self.model, self.data.validation)
         row = {
-            "stage": name,
+            "stage": state.name,
             "accuracy": found.accuracy,
             "density": measure.density(self.model),
             "bytes": None,
@@ -237,7 +241,9 @@ class _Job:
         entries = sum(t.numel() for t in self.model.state_dict().values() if torch.is_tensor(t))
         size = ""
         if entries <= _ESTIMATED:
-            row["bytes"] = len(pack_bytes(self.model, profile=self.recipe.pack.profile))
+            row["bytes"] = len(
+                pack_bytes(self.model, profile=self.recipe.pack.profile, seeds=state.seeds)
+            )
             size = f", {row['bytes']:,} bytes packed"
         self.progress.say(
             f"  validation accuracy {found.accuracy:.4f}, density {row['density']:.4f}{size}, "
@@ -271,6 +277,7 @@ class _Job:
             self.model,
             file,
             profile=self.recipe.pack.profile,
+            seeds=state.seeds,
             progress=lambda name, done, total: self.progress.count("pack", done, total, name),
         ):
             pass

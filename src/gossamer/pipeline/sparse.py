@@ -17,9 +17,12 @@ from gossamer.pipeline.layers import chosen, per_layer
 from gossamer.pipeline.state import State
 from gossamer.prune import deconstruct, lottery
 from gossamer.prune.dynamic import FAMILY, DynamicSparse, Rule
+from gossamer.prune.supermask import Supermask
+from gossamer.recipe import sparse as stages
 from gossamer.recipe.sparse import Rewind, SparseTrain, Tickets
+from gossamer.seeded import init_
 
-__all__ = ["batches", "rewind", "sparse_train", "tickets"]
+__all__ = ["batches", "rewind", "sparse_train", "supermask", "tickets"]
 
 # Batches whose gradients SNIP averages; the paper takes one of 100 to 128 patterns.
 _BATCHES, _PATTERNS = 4, 128
@@ -132,3 +135,16 @@ def rewind(state: State, stage: Rewind) -> None:
         generator=state.generator(),
     )
     start.apply_(state.model)
+
+
+def supermask(state: State, stage: stages.Supermask) -> None:
+    """Weights from the recipe's seed, and a learned mask of them."""
+    weights = list(chosen(state.model, stage.include, stage.exclude))
+    seeds = init_(state.model, state.seed, scheme=stage.scheme, include=weights)
+    method = Supermask(generator=state.generator(99), rescale=stage.rescale, include=weights)
+    state.train(stage.train, [method, *state.others(weights)])
+    if stage.choice == "threshold":
+        method.threshold()
+    method.finish()
+    state.seeds.update(method.seeds(seeds))
+    state.masks.update(method.masks)

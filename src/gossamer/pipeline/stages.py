@@ -247,6 +247,7 @@ _RUNNERS: dict[type, Callable[[State, Any], None]] = {
     schema.RateAware: _rate_aware,
     schema.Rewind: sparse.rewind,
     schema.SparseTrain: sparse.sparse_train,
+    schema.Supermask: sparse.supermask,
     schema.Tickets: sparse.tickets,
     schema.RemoveDead: _remove_dead,
     schema.QuantizeBiases: _quantize_biases,

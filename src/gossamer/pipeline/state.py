@@ -16,6 +16,7 @@ from gossamer.masks import Masks
 from gossamer.method import Masked, Method
 from gossamer.progress import Reporter
 from gossamer.recipe import Training
+from gossamer.seeded import Seed
 from gossamer.training import load_checkpoint, soft_targets, train
 
 __all__ = ["State"]
@@ -32,6 +33,7 @@ class State:
         reference: the state before the first stage that compresses; a distillation's teacher.
         scan: layer -> [[density, accuracy], ...] of the last sensitivity scan.
         curves: a row an epoch, for the report.
+        seeds: weights that are still a seed's under a mask, by clean name.
         notes: what the present stage reports besides, for its row.
     """
 
@@ -44,6 +46,7 @@ class State:
     reference: dict[str, Tensor] = field(default_factory=dict)
     scan: dict[str, list[list[float]]] = field(default_factory=dict)
     curves: list[dict[str, Any]] = field(default_factory=list)
+    seeds: dict[str, Seed] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     number: int = 0
     name: str = ""
@@ -92,3 +95,8 @@ class State:
     def to_initial(self) -> None:
         """Set the model to them."""
         self.model.load_state_dict(load_checkpoint(self.out / "stage-0.pt")["model"])
+
+    def forget_seeds(self) -> None:
+        """Drop the seeds of weights that a stage has changed."""
+        weights = names.parameters(self.model)
+        self.seeds = {n: s for n, s in self.seeds.items() if s.gives(weights[n].detach())}

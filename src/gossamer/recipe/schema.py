@@ -18,7 +18,7 @@ from gossamer.recipe.base import (
     Strict,
     Training,
 )
-from gossamer.recipe.sparse import Rewind, SparseTrain, Tickets
+from gossamer.recipe.sparse import Rewind, SparseTrain, Supermask, Tickets
 
 __all__ = [
     "STAGES",
@@ -37,6 +37,7 @@ __all__ = [
     "Share",
     "SparseTrain",
     "Stage",
+    "Supermask",
     "Tickets",
     "Train",
     "Training",
@@ -208,6 +209,7 @@ Stage = Annotated[
     | RateAware
     | Rewind
     | SparseTrain
+    | Supermask
     | Tickets
     | QuantizeBiases
     | AbsorbBatchnorm

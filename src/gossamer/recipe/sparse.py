@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from gossamer.recipe.base import LayerDensity, Layers, Quality, Strict, Training
 
-__all__ = ["Rewind", "SparseTrain", "Tickets"]
+__all__ = ["Rewind", "SparseTrain", "Supermask", "Tickets"]
 
 _Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -83,3 +83,23 @@ class Rewind(Strict):
     stage: Literal["rewind"] = "rewind"
     kept: Literal["rewind", "reshuffle", "constant"] = "rewind"
     signed: bool = True
+
+
+class Supermask(Layers):
+    """Weights from the seed, never trained; what trains is which of them are kept.
+
+    The file then holds the seed and the mask. A later stage that changes a layer's weights makes
+    the file hold their values again.
+
+    Attributes:
+        scheme: distribution of the initial weights.
+        rescale: multiply each layer by its elements over its ones.
+        choice: of the mask in the file: one draw, or what is likelier kept than not.
+        train: of the scores; learning rates are of the order of 100, without weight decay.
+    """
+
+    stage: Literal["supermask"] = "supermask"
+    scheme: Literal["normal", "uniform", "signed_constant"] = "signed_constant"
+    rescale: bool = True
+    choice: Literal["sample", "threshold"] = "sample"
+    train: Training
