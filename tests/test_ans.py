@@ -126,7 +126,7 @@ def streams(draw, most=5000):
 
 
 @given(streams())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_round_trip(case):
     alphabet, symbols = case
     data = coder.encode(symbols, alphabet)
@@ -176,7 +176,7 @@ def read(how, *arguments) -> list[int] | None:
 
 
 @given(streams(2500), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_damage_is_refused_or_harmless(case, data):
     """And all decoders agree on which."""
     alphabet, symbols = case
@@ -213,7 +213,7 @@ def test_damage_to_a_large_stream_is_refused():
 
 
 @given(st.binary(max_size=120), st.integers(0, 300), st.integers(1, 70_000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_noise_never_crashes(data, count, alphabet):
     results = decode_all_ways(data, count, alphabet)
     assert all(r == results[0] for r in results)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.errors import ArgumentError, FormatError
@@ -111,7 +111,6 @@ def test_exp_golomb_by_hand():
     st.integers(0, 7),
     st.integers(0, 9),
 )
-@settings(deadline=None)
 def test_exp_golomb_round_trip(values, k, before):
     writer = BitWriter()
     writer.put(5, before)
@@ -132,7 +131,6 @@ def test_best_golomb_order():
 
 
 @given(st.binary(max_size=30), st.integers(0, 200), st.integers(0, 7))
-@settings(deadline=None)
 def test_reader_never_passes_the_end(data, count, k):
     reader = BitReader(data, len(data))
     try:
@@ -152,7 +150,6 @@ def test_reader_refuses_set_bits_after_a_table():
 
 
 @given(st.sets(st.integers(0, 70_000), min_size=1, max_size=60))
-@settings(deadline=None)
 def test_used_symbols_round_trip(symbols):
     used = np.array(sorted(symbols))
     writer = BitWriter()
@@ -166,7 +163,6 @@ def test_used_symbols_round_trip(symbols):
 
 
 @given(st.lists(st.integers(-70_000, 70_000), max_size=50))
-@settings(deadline=None)
 def test_signed_round_trip(values):
     writer = BitWriter()
     write_signed(writer, np.array(values, np.int64))
@@ -192,7 +188,6 @@ def test_log_weights():
     st.lists(st.integers(1, 2**34), min_size=1, max_size=300),
     st.integers(9, 16),
 )
-@settings(deadline=None)
 def test_normalise_is_nearly_optimal(weights, bits):
     w = np.array(weights)
     f = normalise(w, bits)

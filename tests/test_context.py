@@ -52,7 +52,7 @@ def test_agree_where_the_statistics_have_settled():
 @given(
     st.integers(0, 999), st.integers(1, 6), st.integers(1, 30), st.floats(0, 1), st.integers(1, 99)
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_round_trip(seed, rows, cols, density, largest):
     values = ranks(seed, rows, cols, density, largest)
     data = context.encode(values)
@@ -95,7 +95,7 @@ def test_a_flattened_convolution_is_found():
 
 
 @given(st.integers(0, 99), st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_damage_is_refused_or_harmless(seed, data):
     """Compiled and plain decoders agree on which."""
     values = ranks(seed, 6, 18, 0.4, 12)
@@ -115,7 +115,7 @@ def test_damage_is_refused_or_harmless(seed, data):
 
 
 @given(st.binary(max_size=60), st.integers(0, 9), st.integers(0, 40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_noise_never_crashes(data, rows, cols):
     with contextlib.suppress(FormatError):
         assert context.decode(data, rows, cols).shape == (rows, cols)

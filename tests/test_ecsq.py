@@ -66,7 +66,7 @@ def test_uniform_bits_bound_the_code_book(bits: int, shift: float) -> None:
 
 
 @given(st.floats(-5, 5), st.floats(-5, 5), st.integers(1, 300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_grid_step_bounds_the_levels(a: float, b: float, levels: int) -> None:
     low, high = min(a, b), max(a, b)
     if max(abs(low), abs(high)) < 1e-3:
@@ -108,7 +108,7 @@ def test_uniform_errors() -> None:
     st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=9, unique=True),
     st.data(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_envelope_against_every_level(levels: list[float], data: st.DataObject) -> None:
     c = np.sort(np.array(levels))
     finite = st.floats(0, 9, width=32)

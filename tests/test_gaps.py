@@ -48,7 +48,6 @@ def test_wide_gaps_by_hand():
 
 
 @given(positions_of, st.integers(0, 2000))
-@settings(deadline=None)
 def test_wide_gaps_round_trip(positions, trailing):
     size = int(positions[-1]) + 1 + trailing if len(positions) else trailing
     symbols = to_gaps(positions)
@@ -83,7 +82,6 @@ def test_fixed_gaps_are_the_papers():
 
 
 @given(positions_of, st.integers(1, 10))
-@settings(deadline=None)
 def test_fixed_gaps_round_trip(positions, bits):
     gaps, fillers = fixed_gaps(positions, bits)
     assert not len(gaps) or gaps.max() < 1 << bits
@@ -102,7 +100,6 @@ def test_fixed_gaps_refuse():
 
 
 @given(positions_of)
-@settings(deadline=None)
 def test_bitmap_round_trip(positions):
     mask = np.zeros(4001, bool)
     mask[positions] = True
@@ -229,7 +226,7 @@ def test_dense_into(path, size, entries, request):
 
 
 @given(st.integers(0, 99), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_damage_never_passes_the_end(seed, data):
     """Any bytes: an error or something of the right size, and nothing around it touched."""
     gaps, codes, book, _ = sparse(seed, 4500, 0.08, 24)

@@ -43,7 +43,7 @@ def test_lengths_refuse():
 
 
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=6), st.integers(3, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_lengths_are_optimal(counts, limit):
     """Against all lengths that satisfy Kraft's inequality."""
     best = min(
@@ -108,7 +108,7 @@ def streams(draw, most=5000):
 
 
 @given(streams())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_round_trip(case):
     alphabet, symbols = case
     data = coder.encode(symbols, alphabet)
@@ -161,7 +161,7 @@ def test_stream_must_end_with_its_symbols(native, monkeypatch):
 
 
 @given(streams(1500), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_damage_is_refused_or_harmless(case, data):
     """And both decoders agree on which."""
     alphabet, symbols = case
@@ -185,7 +185,7 @@ def test_damage_is_refused_or_harmless(case, data):
 
 
 @given(st.binary(max_size=80), st.integers(0, 300), st.integers(1, 400))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_noise_never_crashes(data, count, alphabet):
     with contextlib.suppress(FormatError):
         assert len(coder.decode(data, count, alphabet)) == count

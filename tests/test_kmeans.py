@@ -66,7 +66,7 @@ def test_outlier_does_not_spoil_the_histogram(monkeypatch: pytest.MonkeyPatch) -
     st.lists(st.integers(-9, 9).map(float), min_size=1, max_size=8),
     st.integers(1, 5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_optimal_against_every_partition(values: list[float], k: int) -> None:
     x = torch.tensor(values)
     kept = sorted(v for v in values if v)

@@ -131,7 +131,7 @@ def test_reinit_draws_anew_under_the_same_mask() -> None:
         lottery.reinit_(model, Masks({"1.weight": torch.ones(2) > 0}), nets.glorot_)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 300), st.floats(0.0, 1), st.integers(0, 5))
 def test_shuffling_keeps_exact_counts(size: int, density: float, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)

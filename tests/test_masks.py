@@ -51,7 +51,7 @@ def test_intersect() -> None:
     assert both["y"].tolist() == [True]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(-3, 3), min_size=1, max_size=40),
     st.floats(0, 1),

@@ -319,16 +319,28 @@ def _latency(run: Run) -> Section | None:
 
 
 def _stages(run: Run) -> Section | None:
-    rows = [
-        [
-            str(s["stage"]),
-            words.percent(s.get("accuracy")),
-            words.percent(s.get("density"), 1),
-            f"{s['bytes']:,}" if s.get("bytes") else "–",
-            _seconds(s.get("seconds")),
+    rows: list[list[str]] = []
+    for s in run.get("stages") or []:
+        # a ticket search's rounds come before what it ended with
+        rows += [
+            [
+                f"{s['stage']}, round {number}",
+                words.percent(part["validation_accuracy"]),
+                words.percent(part["density"], 1),
+                "–",
+                "–",
+            ]
+            for number, part in enumerate(s.get("tickets") or ())
         ]
-        for s in run.get("stages") or []
-    ]
+        rows.append(
+            [
+                str(s["stage"]),
+                words.percent(s.get("accuracy")),
+                words.percent(s.get("density"), 1),
+                f"{s['bytes']:,}" if s.get("bytes") else "–",
+                _seconds(s.get("seconds")),
+            ]
+        )
     if not rows:
         return None
     return {

@@ -1,0 +1,7 @@
+"""Settings of all tests."""
+
+from hypothesis import settings
+
+# Machines are noisy: a slow example is no failure.
+settings.register_profile("gossamer")
+settings.load_profile("gossamer")
