@@ -87,7 +87,7 @@ def test_the_page_tells_each_round(tmp_path: Path, trained: nn.Module) -> None:
     stage = {"tickets": {"rounds": 2, "rate": 0.5, "train": {"epochs": 1, "lr": 0.1}}}
     recipe = {"name": "t", "stages": [stage, {"evaluate": {"latency": False}}]}
     page = gossamer.compress(trained, "digits", recipe=recipe, out=tmp_path / "r").report
-    text = page.read_text()
+    text = page.read_text().replace("<wbr>", "")
     assert all(f"1-tickets, round {number}" in text for number in (0, 1, 2))
     assert "1-tickets, round 3" not in text
 
