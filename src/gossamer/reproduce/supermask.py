@@ -1,7 +1,8 @@
 """Learned supermasks on MNIST: accuracy by chosen initial weights alone, and their file.
 
 Zhou, Lan, Liu, Yosinski, *Deconstructing Lottery Tickets*, NeurIPS 2019, section 5.2 and table 2.
-Learning rate and epochs were chosen on validation data.
+Learning rates and epochs were chosen on validation data: rescaling doubles the gradients, and half
+the paper's rate does better with it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ VARIANTS: dict[str, tuple[Scheme, bool, TrainConfig]] = {
     "rescaled, signed constant": (
         "signed_constant",
         True,
-        TrainConfig(60, batch_size=250, lr=100.0),
+        TrainConfig(150, batch_size=250, lr=50.0),
     ),
 }
 """Scheme of the initial weights, whether layers are rescaled, and the training."""
