@@ -1,6 +1,7 @@
 """1-D k-means to the global optimum on 61 M weights against scikit-learn's on 1 M.
 
-Run: python benchmarks/kmeans.py [--weights 61000000] [--json FILE]. Both use all cores.
+Run: python benchmarks/kmeans.py [--weights 61000000] [--json FILE]. Both use as many
+threads as torch does, which is recorded.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def main() -> None:
         "1-D k-means to the global optimum on 61 M weights; scikit-learn on 1 M.",
         began,
         claims,
-        {"weights": len(weights), "rows": rows},
+        {"weights": len(weights), "threads": torch.get_num_threads(), "rows": rows},
         args.json,
     )
 

@@ -138,7 +138,9 @@ def test_round_trip(case):
 
 
 @pytest.mark.parametrize("lanes", [1, 4, 16, 64])
-@pytest.mark.parametrize(("alphabet", "bits"), [(40, 12), (256, 14), (200, 16), (3000, 13)])
+@pytest.mark.parametrize(
+    ("alphabet", "bits"), [(40, 12), (256, 14), (90, 15), (3, 14), (200, 16), (3000, 13)]
+)
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 3000])
 def test_kernels_agree_at_all_lanes(lanes, alphabet, bits, count, monkeypatch):
     """Around whole rounds of lanes; the states and words themselves."""

@@ -174,5 +174,6 @@ def test_coders_round_trip(coder, alphabet, count):
     if count == 1000:
         estimate = coder.estimate(np.bincount(symbols, minlength=alphabet))
         assert abs(estimate - len(data)) < 0.05 * len(data) + 0.4 * min(alphabet, count) + 8
+        assert abs(coder.measure(np.bincount(symbols, minlength=alphabet)) - len(data)) <= 8
     with pytest.raises(FormatError):
         coder.decode(data + b"\1" * 9, count, alphabet)

@@ -184,20 +184,22 @@ def test_kernel_agrees_with_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in (np.float32, np.float64):
         x = rng.standard_normal(5000).astype(dtype)
         x[rng.random(5000) < 0.3] = 0
-        for k in (1, 2, 3, 40, 400):
+        for k in (1, 2, 3, 4, 16, 17, 18, 40, 400):
             t = np.sort(rng.standard_normal(k - 1)).astype(dtype)
             if k > 2:
                 t[1] = t[0]  # an interval that nothing falls into
                 t[-1] = 1e6  # one cell of the lookup table holds nearly all thresholds
             x[:20] = np.resize(t, 20) if k > 1 else 1  # ties
             labels = rng.permutation(k) + 1
-            fast = scalar.assign(x, t, labels, 2)
             with monkeypatch.context() as m:
                 m.setenv("GOSSAMER_NATIVE", "0")
                 slow = scalar.assign(x, t, labels, 1)
-            for a, b in zip(fast, slow, strict=True):
-                assert a.dtype == b.dtype
-                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+            for level in ("scalar", "avx2"):
+                monkeypatch.setenv("GOSSAMER_ISA", level)
+                fast = scalar.assign(x, t, labels, 2)
+                for a, b in zip(fast, slow, strict=True):
+                    assert a.dtype == b.dtype
+                    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.skipif(not NATIVE, reason="kernel not built")

@@ -167,22 +167,20 @@ def _decode_rice(reader: Reader, kind: DType, count: int) -> list[int]:
     shift = reader.u8("code book shift")
     if shift >= 8 * kind.size:
         raise reader.fail(f"code book shift {shift} exceeds {8 * kind.size - 1}")
-    held, have, out = 0, 0, []
-
-    def bit() -> int:
-        nonlocal held, have
-        if not have:
-            held, have = reader.u8("code book"), 8
-        have -= 1
-        return held >> have & 1
-
+    data, read, text = reader.data[reader.at :], 0, ""
+    at, out = 0, list[int]()
     for _ in range(count):
-        value = 0
-        while bit():
-            value += 1
-        for _ in range(shift):
-            value = value << 1 | bit()
-        out.append(value)
+        while (end := text.find("0", at)) < 0 or end + shift >= len(text):
+            # As much again: a file of ones is looked at once, not over and over.
+            bite = bytes(data[read : read + max(64, read)])
+            if not bite:
+                reader.take(len(data) + 1, "code book")
+            text += f"{int.from_bytes(bite, 'big'):0{8 * len(bite)}b}"
+            read += len(bite)
+        low = text[end + 1 : end + 1 + shift]
+        out.append(end - at << shift | int(low or "0", 2))
+        at = end + 1 + shift
+    reader.take((at + 7) // 8, "code book")
     return out
 
 
