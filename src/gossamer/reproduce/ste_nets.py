@@ -17,7 +17,7 @@ from torch import nn
 
 from gossamer import datasets, nets
 from gossamer.datasets import Dataset
-from gossamer.quantize import normalize_, quantize_activations_
+from gossamer.quantize import QuantizedReLU, normalize_, quantize_activations_
 from gossamer.quantize.activations import ESTIMATORS
 from gossamer.reproduce import Claim, Context, Outcome, experiment, spread
 from gossamer.reproduce.lenets import error, mnist
@@ -36,7 +36,7 @@ RATES = (0.1, 0.02)
 
 
 def _short(config: TrainConfig, seed: int, quick: bool, **changes: Any) -> TrainConfig:
-    return replace(config, seed=seed, **({"epochs": 1} if quick else {}), **changes)
+    return replace(config, seed=seed, epochs=1 if quick else config.epochs, **changes)
 
 
 def quantized(model: nn.Module, bits: int, estimator: str) -> nn.Module:
@@ -231,7 +231,7 @@ def restarted(estimator: str, seed: int, work: Path, quick: bool) -> dict[str, A
     model, data = resnet_float(seed, work, quick)
     student = _resnet_quantized(model, data, 4, "clipped", seed, work, quick)
     for module in student.modules():
-        if hasattr(module, "estimator"):
+        if isinstance(module, QuantizedReLU):
             module.estimator = estimator
     before = evaluate(student, data.train).loss
     history = train(

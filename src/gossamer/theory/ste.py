@@ -65,7 +65,9 @@ _FLAT = 1e-14
 Vector = Tensor | Sequence[float]
 
 
-def _vectors(v: Vector, w: Vector, v_star: Vector, w_star: Vector) -> tuple[Tensor, ...]:
+def _vectors(
+    v: Vector, w: Vector, v_star: Vector, w_star: Vector
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All four as float64 vectors, checked."""
     made = [torch.as_tensor(x, dtype=torch.float64) for x in (v, w, v_star, w_star)]
     for (name, other), a, b in zip(
@@ -80,7 +82,7 @@ def _vectors(v: Vector, w: Vector, v_star: Vector, w_star: Vector) -> tuple[Tens
         raise ArgumentError(
             f"w_star has norm {float(made[3].norm()):g}; it must be 1 (sigma ignores the scale)"
         )
-    return tuple(made)
+    return made[0], made[1], made[2], made[3]
 
 
 def _estimator(name: str) -> None:
