@@ -1,5 +1,11 @@
 """Quantization: which values are shared."""
 
+from gossamer.quantize.activations import (
+    QuantizedReLU,
+    normalize_,
+    quantize_activations_,
+    quantized_relu,
+)
 from gossamer.quantize.batchnorm import absorb_batchnorm
 from gossamer.quantize.ecsq import ecsq, entropy
 from gossamer.quantize.kmeans import rate, share, share_model
@@ -8,11 +14,15 @@ from gossamer.quantize.shared import SharedWeights
 from gossamer.quantize.uniform import uniform
 
 __all__ = [
+    "QuantizedReLU",
     "RateAware",
     "SharedWeights",
     "absorb_batchnorm",
     "ecsq",
     "entropy",
+    "normalize_",
+    "quantize_activations_",
+    "quantized_relu",
     "rate",
     "share",
     "share_model",

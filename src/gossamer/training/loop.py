@@ -12,39 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gossamer.datasets import Dataset, Split
+from gossamer.distill import soft_targets
 from gossamer.errors import ArgumentError, GossamerError
 from gossamer.method import Method
 from gossamer.training.config import History, Progress, TrainConfig
 from gossamer.training.evaluation import cross_entropy, device_of, modes_kept
 from gossamer.training.run import Run
 
-__all__ = ["soft_targets", "train"]
-
-
-def soft_targets(
-    outputs: Tensor,
-    targets: Tensor,
-    teacher: Tensor,
-    *,
-    temperature: float = 4.0,
-    weight: float = 0.9,
-) -> Tensor:
-    """Distillation loss of Hinton, Vinyals and Dean (2015): soft targets beside the true ones.
-
-    ``weight * T^2 * KL(teacher || student, both at T) + (1 - weight) * cross-entropy``, averaged
-    over the batch; outputs and teacher are logits of one shape.
-    """
-    classes = outputs.shape[-1]
-    soft = F.kl_div(
-        F.log_softmax(outputs.reshape(-1, classes) / temperature, dim=1),
-        F.log_softmax(teacher.reshape(-1, classes) / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return weight * temperature**2 * soft + (1 - weight) * cross_entropy(outputs, targets)
+__all__ = ["train"]
 
 
 def train(
@@ -73,7 +50,8 @@ def train(
         optimizer: the caller's own, over this model's parameters; each group's learning rate
             follows the schedule relative to ``config.lr``. None: made from ``config``.
         loss: mean loss of a batch, ``loss(outputs, targets)``; None: cross-entropy. With a
-            teacher ``loss(outputs, targets, teacher_outputs)``; None: :func:`soft_targets`.
+            teacher ``loss(outputs, targets, teacher_outputs)``; None:
+            :func:`gossamer.distill.soft_targets`.
         teacher: inputs -> outputs, run without gradients; a module in evaluation mode.
         checkpoint: resumed from where the file exists, wherever the run was killed; a completed
             one loads the model and returns at once. On a CPU with the same number of threads the

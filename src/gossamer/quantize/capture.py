@@ -1,0 +1,208 @@
+"""Finding the ReLUs of a model, as modules or as calls in its graph, without changing it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from gossamer import names
+from gossamer.errors import ArgumentError
+
+__all__ = ["Places", "activations", "inputs", "shapes"]
+
+Places = dict[str, list[tuple[nn.Module, str]]]  # name -> where the module hangs: owner, attribute
+
+_MODULES = (nn.ReLU, nn.ReLU6)
+_CALLS: dict[Any, type[nn.Module]] = {
+    F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU, F.relu6: nn.ReLU6,
+    F.relu_: nn.ReLU, torch.relu_: nn.ReLU, "relu_": nn.ReLU,
+}  # fmt: skip
+_IN_PLACE = (F.relu_, torch.relu_, "relu_")
+_FROZEN = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.batch_norm)
+
+
+def activations(
+    model: nn.Module,
+    functional: bool,
+    include: str | Iterable[str] | None,
+    exclude: str | Iterable[str] | None,
+) -> tuple[nn.Module, Places]:
+    """The model, or a captured graph of it where ReLUs are called, and the places of its ReLUs.
+
+    Raises :class:`ArgumentError` for a graph that cannot be captured, a ReLU that cannot be
+    replaced (named), a pattern that matches nothing, or no ReLU.
+    """
+    target: nn.Module = model
+    if functional:
+        graph = _trace(model)
+        if graph is not None:
+            target = graph
+    found = _places(target)
+    hidden = {n: m for n, m in target.named_modules() if _hides(m)}
+    chosen = [*found, *hidden]
+    if include is not None:
+        chosen = names.select(chosen, include)
+    if exclude is not None:
+        out = set(names.select([*found, *hidden], exclude))
+        chosen = [name for name in chosen if name not in out]
+    for name in chosen:
+        if name in hidden:
+            raise ArgumentError(
+                f"module {name!r} ({type(hidden[name]).__name__}) computes a ReLU inside, which "
+                "cannot be replaced; write it with nn.ReLU, or leave it out with exclude="
+            )
+    if not chosen:
+        raise ArgumentError(
+            "the model has no ReLU to replace"
+            + ("" if functional else " as a module; functional=True looks at calls, too")
+        )
+    return target, {name: found[name] for name in chosen}
+
+
+def _hides(module: nn.Module) -> bool:
+    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        return module.activation in (F.relu, torch.relu)
+    return isinstance(module, (nn.RNN, nn.RNNCell)) and module.nonlinearity == "relu"
+
+
+def _places(model: nn.Module) -> Places:
+    first: dict[int, str] = {}
+    found: Places = {}
+    for prefix, owner in model.named_modules():
+        for attribute, child in owner._modules.items():
+            if isinstance(child, _MODULES):
+                name = names.clean(f"{prefix}.{attribute}".lstrip("."))
+                found.setdefault(first.setdefault(id(child), name), []).append((owner, attribute))
+    return found
+
+
+def _trace(model: nn.Module) -> fx.GraphModule | None:
+    """The model's graph with every called ReLU as a module; None where none is called."""
+    try:
+        traced = fx.symbolic_trace(model)
+    except Exception as e:  # tracing runs the user's own code, which may raise anything
+        raise ArgumentError(
+            f"{type(model).__name__} cannot be captured ({e}), so that ReLUs it calls would be "
+            "missed; use nn.ReLU modules, and functional=False to replace these alone"
+        ) from e
+    calls = [
+        node
+        for node in traced.graph.nodes
+        if node.op in ("call_function", "call_method") and node.target in _CALLS
+    ]
+    if not calls:
+        return None
+    for node in traced.graph.nodes:
+        if node.target in _FROZEN:
+            raise ArgumentError(
+                f"node {node.name!r} ({node.target.__name__}) would keep the present mode for good "
+                "in the captured graph; write it as a module, such as nn.Dropout"
+            )
+    for node in calls:
+        source = node.args[0] if node.args else node.kwargs.get("input")
+        if not isinstance(source, fx.Node):
+            raise ArgumentError(f"node {node.name!r} is a ReLU of no tensor of the graph")
+        in_place = node.target in _IN_PLACE or bool(node.kwargs.get("inplace"))
+        if in_place and len(source.users) > 1:
+            raise ArgumentError(
+                f"node {node.name!r} is a ReLU in place on {source.name!r}, which others read "
+                "too; set inplace=False"
+            )
+        name = node.name
+        while hasattr(traced, name):
+            name += "_"
+        traced.add_submodule(name, _CALLS[node.target]())
+        with traced.graph.inserting_before(node):
+            node.replace_all_uses_with(traced.graph.call_module(name, (source,)))
+        traced.graph.erase_node(node)
+    traced.recompile()
+    return traced
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, found: Places, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Evaluation mode, no gradients, ``see(name, input)`` at each ReLU; all undone at the end."""
+    modes = [(m, m.training) for m in model.modules()]
+    handles = []
+    try:
+        model.eval()
+        for name, places in found.items():
+            owner, attribute = places[0]
+
+            def hook(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                see(name, args[0].detach())
+
+            handles.append(getattr(owner, attribute).register_forward_pre_hook(hook))
+        with torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+
+
+def _run(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any] | None) -> None:
+    if forward is not None:
+        forward(model, batch)
+    else:
+        model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+def _reached(found: Places, seen: Mapping[str, object], what: str) -> None:
+    missing = [name for name in found if name not in seen]
+    if missing:
+        raise ArgumentError(
+            f"activations {', '.join(missing)} are not reached by {what}; leave them out with "
+            "exclude=, or give batches that reach them"
+        )
+
+
+def inputs(
+    model: nn.Module,
+    found: Places,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any] | None,
+    most: int,
+) -> names.Tensors:
+    """About ``most`` evenly spaced inputs of each ReLU over the batches, at least one a batch.
+
+    Raises :class:`ArgumentError` for a ReLU that no batch reaches.
+    """
+    parts: dict[str, list[Tensor]] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        flat = x.reshape(-1)
+        held = parts.setdefault(name, [])
+        held.append(flat[:: max(1, -(-flat.numel() // most))].clone())
+        # halved whenever twice too many: memory stays bounded over any number of batches
+        if sum(len(p) for p in held) > 2 * most:
+            held[:] = [torch.cat(held)[::2]]
+
+    with _watched(model, found, see):
+        for batch in batches:
+            _run(model, batch, forward)
+    _reached(found, parts, "calibration")
+    return {name: torch.cat(parts[name]) for name in found}
+
+
+def shapes(
+    model: nn.Module,
+    found: Places,
+    batch: Any,
+    forward: Callable[[nn.Module, Any], Any] | None,
+) -> dict[str, list[tuple[int, ...]]]:
+    """The input shapes of each ReLU, one a call.
+
+    Raises :class:`ArgumentError` for a ReLU that the batch does not reach.
+    """
+    seen: dict[str, list[tuple[int, ...]]] = {}
+    with _watched(model, found, lambda name, x: seen.setdefault(name, []).append(tuple(x.shape))):
+        _run(model, batch, forward)
+    _reached(found, seen, "the batch")
+    return {name: seen[name] for name in found}
