@@ -120,23 +120,25 @@ def _alternate(
     d: Tensor,
     bits: int,
     snap: Callable[[Tensor], Tensor],
+    top: int,
     iterations: int,
     tolerance: float,
     scale: Scale,
 ) -> Tensor:
-    """Values of w after the alternation; ``snap``: w / alpha -> nearest codes in [-1, 1]."""
+    """Values of w after the alternation; ``snap``: w / step -> nearest codes in [-top, top]."""
     size = w.abs()
-    alpha = float(torch.minimum(size.max(), 0.75 * bits * size.mean()))
+    # alpha = top * step; in steps, values are exact multiples, which a file stores as integers
+    step = float(torch.minimum(size.max(), 0.75 * bits * size.mean())) / top
     weighted = d * w
     for _ in range(iterations):
-        b = snap(w / alpha)
+        b = snap(w / step)
         above = torch.dot(b, weighted)
-        below = torch.dot(b.square() if scale == "least-squares" else b.abs(), d)
-        before, alpha = alpha, float(above / below)
-        if abs(alpha - before) <= tolerance * before:
+        below = torch.dot(b.square() if scale == "least-squares" else b.abs() * top, d)
+        before, step = step, float(above / below)
+        if abs(step - before) <= tolerance * before:
             break
     # + 0: a negative zero is a bit pattern of its own
-    return snap(w / alpha).mul_(alpha).add_(0.0)
+    return snap(w / step).mul_(step).add_(0.0)
 
 
 def _levels(
@@ -144,6 +146,7 @@ def _levels(
     d: Tensor,
     bits: int,
     snap: Callable[[Tensor], Tensor],
+    top: int,
     iterations: int,
     tolerance: float,
     scale: Scale,
@@ -162,7 +165,7 @@ def _levels(
     value = torch.zeros_like(w)
     for side in (w,) if scales == 1 else (w.clamp(min=0), w.clamp(max=0)):
         if torch.count_nonzero(side):
-            value += _alternate(side, flat, bits, snap, iterations, tolerance, scale)
+            value += _alternate(side, flat, bits, snap, top, iterations, tolerance, scale)
     return value.reshape(weight.shape).to(weight.dtype)
 
 
@@ -193,9 +196,9 @@ def linear(
     n = (1 << (bits - 1)) - 1
 
     def snap(u: Tensor) -> Tensor:
-        return u.mul_(n).round_().clamp_(-n, n).div_(n)
+        return u.round_().clamp_(-n, n)
 
-    return _levels(weight, d, bits, snap, iterations, tolerance, scale, scales)
+    return _levels(weight, d, bits, snap, n, iterations, tolerance, scale, scales)
 
 
 @torch.no_grad()
@@ -223,7 +226,7 @@ def logarithmic(
     def snap(u: Tensor) -> Tensor:
         return like[torch.bucketize(u.abs(), middles)].copysign_(u)
 
-    return _levels(weight, d, bits, snap, iterations, tolerance, scale, scales)
+    return _levels(weight, d, bits, snap, 1, iterations, tolerance, scale, scales)
 
 
 PROJECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
