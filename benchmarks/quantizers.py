@@ -1,6 +1,6 @@
 """What few-bit weights cost in training: a step over the float step, ResNet-20, batch 128.
 
-    python benchmarks/quantizers.py [--blocks 15] [--steps 3] [--json results/quantizer-overhead.json]
+    python benchmarks/quantizers.py [--blocks 15] [--steps 3] [--json quantizer-overhead.json]
 
 One thread, one process. A float network and one for each quantizer take turns: in each block every
 one makes the same number of steps on the same batch, in a fresh order. A ratio is the median over
