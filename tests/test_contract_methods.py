@@ -13,7 +13,17 @@ from gossamer.errors import ArgumentError
 from gossamer.method import Masked, Method, Snapshot
 from gossamer.prune import Supermask, prune
 from gossamer.prune.dynamic import FAMILY, DynamicSparse
-from gossamer.quantize import RateAware, SharedWeights, share_model
+from gossamer.quantize import (
+    LSQ,
+    TTQ,
+    LossAware,
+    Projected,
+    RateAware,
+    SharedWeights,
+    loss_aware,
+    projected,
+    share_model,
+)
 
 METHODS: dict[str, Callable[[nn.Module], Method]] = {
     "masked": lambda model: Masked(prune(model, 0.3)),
@@ -39,6 +49,25 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
     "supermask, rescaled": lambda model: Supermask(
         generator=torch.Generator().manual_seed(3), rescale=True
     ),
+    "ttq": lambda model: TTQ(threshold=0.05, start="ones", weight_decay=0.0, every=3, ends=True),
+    "ttq, fixed density": lambda model: TTQ(
+        density=0.6, start="fit", weight_decay=None, every=3, ends=True
+    ),
+    "lsq": lambda model: LSQ(bits=3, weight_decay=0.0, ends=True),
+    **{
+        name: lambda model, name=name: Projected(
+            name,
+            clip=1.0 if name.startswith("binaryconnect") else None,
+            generator=torch.Generator().manual_seed(3) if "stochastic" in name else None,
+            ends=True,
+        )
+        for name in projected.PROJECTIONS
+        if name not in ("dorefa-3", "dorefa-5", "dorefa-6", "dorefa-7")  # as 2, 4 and 8
+    },
+    **{
+        name: lambda model, rule=rule: LossAware(rule, beta=0.9, clip=None, ends=True)
+        for name, rule in loss_aware.PROJECTIONS.items()
+    },
 }
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9, weight_decay=1e-3),

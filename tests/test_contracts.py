@@ -19,7 +19,7 @@ from gossamer.masks import keep_top
 from gossamer.pack.coders import CODERS
 from gossamer.pack.huffman import Huffman
 from gossamer.prune import deconstruct, magnitude, obd, snip
-from gossamer.quantize import ecsq, share, uniform
+from gossamer.quantize import ecsq, loss_aware, share, twn, uniform
 
 
 def seeded(tensor: Tensor) -> Quantized:
@@ -38,6 +38,12 @@ QUANTIZERS: dict[str, Callable[[Tensor], Quantized]] = {
     "ecsq": lambda w: ecsq(w, 0.01),
     "ecsq, rate": lambda w: ecsq(w, target_bits=2.0),
     "ecsq on a grid": lambda w: ecsq(w, 0.01, grid=0.25),
+    "twn": lambda w: Quantized.of(twn.ternary(w)),
+    **{  # without curvature; binary weights have no zero
+        name: lambda w, rule=rule: Quantized.of(rule(w, torch.ones_like(w)))
+        for name, rule in loss_aware.PROJECTIONS.items()
+        if name != "lab"
+    },
 }
 every_quantizer = pytest.mark.parametrize("quantize", QUANTIZERS.values(), ids=QUANTIZERS.keys())
 

@@ -7,7 +7,7 @@ groups, so any training loop updates it and needs to know nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from gossamer.errors import ArgumentError
 
-__all__ = ["Computed", "Latent", "swap"]
+__all__ = ["Computed", "Latent", "adopt", "release", "swap"]
 
 
 class Computed(nn.Module):
@@ -122,6 +122,54 @@ def swap(optimizer: torch.optim.Optimizer | None, new: Mapping[nn.Parameter, nn.
                 optimizer.state.pop(p, None)
                 p.grad = None
                 group["params"][i] = by_id[id(p)]
+
+
+def adopt(
+    optimizer: torch.optim.Optimizer | None,
+    beside: Mapping[nn.Parameter, nn.Parameter],
+    weight_decay: float | None,
+) -> None:
+    """Let the optimizer train new parameters beside those it holds, with the same options.
+
+    Args:
+        beside: new parameter -> the one whose group's options it takes; where the optimizer does
+            not hold that one, it does not get the new one either.
+        weight_decay: of the new parameters, in a group of their own where it differs; None: the
+            group's.
+    """
+    if optimizer is None:
+        return
+    _take_out(optimizer, {id(p) for p in beside})
+    for group in list(optimizer.param_groups):
+        held = {id(p) for p in group["params"]}
+        mine = [new for new, old in beside.items() if id(old) in held]
+        if not mine:
+            continue
+        if weight_decay is None or weight_decay == group.get("weight_decay", 0):
+            group["params"] += mine
+        else:
+            options = {key: value for key, value in group.items() if key != "params"}
+            optimizer.add_param_group({**options, "params": mine, "weight_decay": weight_decay})
+
+
+def release(optimizer: torch.optim.Optimizer | None, parameters: Iterable[nn.Parameter]) -> None:
+    """Take parameters, and groups that held nothing else, out of the optimizer."""
+    if optimizer is None:
+        return
+    gone = list(parameters)
+    _take_out(optimizer, {id(p) for p in gone})
+    for p in gone:
+        optimizer.state.pop(p, None)
+
+
+def _take_out(optimizer: torch.optim.Optimizer, gone: set[int]) -> None:
+    groups = []
+    for group in optimizer.param_groups:
+        rest = [p for p in group["params"] if id(p) not in gone]
+        if rest or not group["params"]:
+            groups.append(group)
+        group["params"][:] = rest
+    optimizer.param_groups[:] = groups
 
 
 def _list(owner: nn.Module, attribute: str) -> Any:

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from gossamer.errors import ArgumentError
 
-__all__ = ["momentum", "require_momentum"]
+__all__ = ["momentum", "require_momentum", "require_second_moment", "second_moment"]
+
+# where Adam's family and RMSprop keep the running mean of squared gradients
+_SQUARES = ("exp_avg_sq", "square_avg")
 
 
 def require_momentum(optimizer: torch.optim.Optimizer | None, why: str) -> None:
@@ -48,3 +51,39 @@ def momentum(optimizer: torch.optim.Optimizer, parameter: Tensor, *, eps: float 
             f"{', '.join(map(str, state))}"
         )
     return mean if square is None else mean / (square.sqrt() + eps)
+
+
+def require_second_moment(optimizer: torch.optim.Optimizer | None, why: str) -> None:
+    """Raise :class:`ArgumentError` unless ``optimizer`` keeps a mean of the squared gradients.
+
+    ``why`` begins the message. Before its first step an optimizer of somebody else's is only known
+    by its options; :func:`second_moment` says the rest.
+    """
+    if optimizer is None:
+        raise ArgumentError(f"{why} reads the optimizer's second moment; attach(model, optimizer)")
+    for group in optimizer.param_groups:
+        kept = "betas" in group or {"alpha", "centered"} <= set(group)
+        if not kept or isinstance(optimizer, torch.optim.Adamax):
+            raise ArgumentError(
+                f"{why} reads the optimizer's second moment, and {type(optimizer).__name__} keeps "
+                "none; use Adam or RMSprop, or give beta= for a moving average of its own"
+            )
+
+
+def second_moment(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
+    """The running mean of a parameter's squared gradients, of its shape; zeros before any step.
+
+    Adam's family: v, without bias correction; RMSprop: square_avg.
+
+    Raises :class:`ArgumentError` when this optimizer keeps neither.
+    """
+    state = optimizer.state.get(parameter, {})
+    if not state:
+        return torch.zeros_like(parameter)
+    for key in _SQUARES:
+        if key in state:
+            return torch.as_tensor(state[key])
+    raise ArgumentError(
+        f"{type(optimizer).__name__} keeps no {' and no '.join(_SQUARES)}; its state has "
+        f"{', '.join(map(str, state))}. Use Adam or RMSprop, or give beta="
+    )

@@ -20,6 +20,7 @@ __all__ = [
     "Tensors",
     "clean",
     "clean_state_dict",
+    "ends",
     "parameters",
     "select",
     "snapshot",
@@ -32,6 +33,7 @@ Tensors = dict[str, Tensor]
 
 _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|module|_fsdp_wrapped_module)(?=\.)")
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original0?$")
+_BESIDE = re.compile(r"(^|\.)parametrizations\.([^.]+)\.\d+\.(?=[^.]+$)")  # a step size, a mask
 
 # The modules whose weights compress by default: everything that multiplies.
 _WEIGHTED = (
@@ -51,8 +53,10 @@ def clean(name: str) -> str:
     'net.0.weight'
     >>> clean("_orig_mod.fc.bias")
     'fc.bias'
+    >>> clean("fc.parametrizations.weight.0.scales")
+    'fc.weight.scales'
     """
-    name = _PARAMETRIZED.sub(r"\1\2", name)
+    name = _BESIDE.sub(r"\1\2.", _PARAMETRIZED.sub(r"\1\2", name))
     previous = None
     while previous != name:
         previous, name = name, _WRAPPERS.sub(r"\1", name).replace("..", ".").lstrip(".")
@@ -151,6 +155,20 @@ def weights(
     if exclude is not None:
         chosen -= set(select(everything, exclude))
     return {name: p for name, p in everything.items() if name in chosen}
+
+
+def ends(model: nn.Module) -> list[str]:
+    """The compressible weights of the first and of the last layer that has any.
+
+    In definition order, which is the order of use in most networks. Published few-bit networks
+    keep these two in floating point.
+
+    >>> ends(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2)))
+    ['0.weight', '2.weight']
+    """
+    found = list(weights(model))
+    layers = [name.rpartition(".")[0] for name in found]
+    return [n for n, layer in zip(found, layers, strict=True) if layer in (layers[0], layers[-1])]
 
 
 def select(names: Mapping[str, object] | Iterable[str], patterns: str | Iterable[str]) -> list[str]:

@@ -9,11 +9,19 @@ from gossamer.quantize.activations import (
 from gossamer.quantize.batchnorm import absorb_batchnorm
 from gossamer.quantize.ecsq import ecsq, entropy
 from gossamer.quantize.kmeans import rate, share, share_model
+from gossamer.quantize.loss_aware import LossAware
+from gossamer.quantize.lsq import LSQ
+from gossamer.quantize.projected import Projected
 from gossamer.quantize.rate_aware import RateAware
 from gossamer.quantize.shared import SharedWeights
+from gossamer.quantize.ttq import TTQ
 from gossamer.quantize.uniform import uniform
 
 __all__ = [
+    "LSQ",
+    "TTQ",
+    "LossAware",
+    "Projected",
     "QuantizedReLU",
     "RateAware",
     "SharedWeights",
