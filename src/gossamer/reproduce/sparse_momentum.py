@@ -47,9 +47,16 @@ RULES: dict[str, Rule | None] = {
     "dense": None,
     "sparse-momentum": _MOMENTUM,
     "set": replace(_MOMENTUM, growth="random", redistribution=None),
+    # with the division over layers that SET itself has; uniform leaves the last layer little
+    "set, erdos-renyi": replace(
+        _MOMENTUM, growth="random", redistribution=None, distribution="erdos-renyi"
+    ),
     "random growth, momentum redistribution": replace(_MOMENTUM, growth="random"),
     "momentum growth, no redistribution": replace(_MOMENTUM, redistribution=None),
 }
+
+
+SETS = ("set", "set, erdos-renyi")
 
 
 def trained(
@@ -80,7 +87,7 @@ def trained(
         data,
         config,
         methods=methods,
-        checkpoint=folder / f"{rule.replace(' ', '-')}-{density:g}-{seed}.pt",
+        checkpoint=folder / f"{rule.replace(', ', '-').replace(' ', '-')}-{density:g}-{seed}.pt",
         evaluate_every=5,
     )
     row: dict[str, Any] = {
@@ -123,10 +130,10 @@ def lenet_300_100(context: Context) -> Outcome:
     """Sparse momentum 1: LeNet-300-100 by density, against SET and dense."""
     cells = [("dense", 1.0)]
     cells += [("sparse-momentum", d) for d in (0.01, 0.05, 0.02, 0.1)]
-    cells += [("set", d) for d in (0.01, 0.02, 0.05)]
+    cells += [(way, d) for way in SETS for d in (0.01, 0.02, 0.05)]
     rows = _runs(context, "lenet-300-100", cells)
     table, page = _table(rows), f"{PAGE}.1"
-    ours, theirs = table["sparse-momentum"], table["set"]
+    ours = table["sparse-momentum"]
     dense = table["dense"]["1"]["mean"]
     claims = [
         Claim(page, "5 %: test accuracy, mean, percent", ours["0.05"]["mean"], ">=", 98.4),
@@ -137,12 +144,13 @@ def lenet_300_100(context: Context) -> Outcome:
     claims += [
         Claim(
             page,
-            f"{100 * float(d):g} %: sparse momentum minus SET, means, points",
-            ours[d]["mean"] - theirs[d]["mean"],
+            f"{100 * float(d):g} %: sparse momentum minus {way}, means, points",
+            ours[d]["mean"] - table[way][d]["mean"],
             ">",
             0.0,
         )
-        for d in theirs
+        for way in SETS
+        for d in table[way]
     ]
     return Outcome(claims, {"accuracy": table, "runs": rows})
 

@@ -32,7 +32,7 @@ VARIANTS: dict[str, tuple[Scheme, bool, TrainConfig]] = {
     "rescaled, signed constant": (
         "signed_constant",
         True,
-        TrainConfig(150, batch_size=250, lr=50.0),
+        TrainConfig(100, batch_size=250, lr=50.0),
     ),
 }
 """Scheme of the initial weights, whether layers are rescaled, and the training."""
