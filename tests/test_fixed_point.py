@@ -16,11 +16,11 @@ from gossamer.quantize import IntegerNetwork, Precision, calibrate
 from gossamer.quantize.fixed_point import (
     Format,
     error,
-    fixed_point,
     no_overflow,
     quantize,
     search,
     search_pairs,
+    to_fixed_point,
 )
 from gossamer.quantize.integer import divide_round, shift_round
 
@@ -105,7 +105,7 @@ def test_edges_and_bad_input():
     assert search(torch.zeros(5), 8) == 0
     assert search(torch.zeros(0, 3), 8) == 0
     assert search(torch.tensor(3.0), 8) == 5
-    q = fixed_point(torch.tensor([0.3, -0.3, 0.0]), 8)
+    q = to_fixed_point(torch.tensor([0.3, -0.3, 0.0]), 8)
     assert q.codebook.tolist() == [0.0, -77 / 256, 77 / 256]
     for bits in (1, 17, 8.0, True):
         with pytest.raises(ArgumentError, match="outside 2 to 16"):

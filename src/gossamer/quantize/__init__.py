@@ -2,7 +2,7 @@
 
 from gossamer.quantize.batchnorm import absorb_batchnorm
 from gossamer.quantize.ecsq import ecsq, entropy
-from gossamer.quantize.fixed_point import fixed_point
+from gossamer.quantize.fixed_point import to_fixed_point
 from gossamer.quantize.integer import IntegerNetwork
 from gossamer.quantize.kmeans import rate, share, share_model
 from gossamer.quantize.network import FixedPoint, Precision, calibrate
@@ -20,9 +20,9 @@ __all__ = [
     "calibrate",
     "ecsq",
     "entropy",
-    "fixed_point",
     "rate",
     "share",
     "share_model",
+    "to_fixed_point",
     "uniform",
 ]

@@ -39,12 +39,12 @@ from gossamer.errors import ArgumentError
 __all__ = [
     "Format",
     "error",
-    "fixed_point",
     "no_overflow",
     "quantize",
     "search",
     "search_pairs",
     "to_codes",
+    "to_fixed_point",
 ]
 
 MOST_BITS = 16
@@ -241,10 +241,10 @@ def search_pairs(pairs: Sequence[tuple[Tensor, Tensor]], bits: int) -> int:
     return chosen
 
 
-def fixed_point(tensor: Tensor, bits: int, frac: int | None = None) -> Quantized:
+def to_fixed_point(tensor: Tensor, bits: int, frac: int | None = None) -> Quantized:
     """Codes and code book of a tensor in fixed point; the fractional length is searched.
 
-    >>> fixed_point(torch.tensor([0.5, -0.25, 0.1]), 3).codebook
+    >>> to_fixed_point(torch.tensor([0.5, -0.25, 0.1]), 3).codebook
     tensor([ 0.0000, -0.2500,  0.5000])
 
     Raises :class:`ArgumentError` as :func:`quantize` does.
