@@ -19,7 +19,7 @@ from gossamer.masks import keep_top
 from gossamer.pack.coders import CODERS
 from gossamer.pack.huffman import Huffman
 from gossamer.prune import deconstruct, magnitude, obd, snip
-from gossamer.quantize import ecsq, loss_aware, share, twn, uniform
+from gossamer.quantize import ecsq, loss_aware, share, to_fixed_point, twn, uniform
 
 
 def seeded(tensor: Tensor) -> Quantized:
@@ -35,6 +35,7 @@ QUANTIZERS: dict[str, Callable[[Tensor], Quantized]] = {
     "shared grid": lambda w: share(w, bits=3, init="uniform"),
     "uniform": lambda w: uniform(w, bits=4),
     "step": lambda w: uniform(w, step=0.25),
+    "fixed point": lambda w: to_fixed_point(w, 4),
     "ecsq": lambda w: ecsq(w, 0.01),
     "ecsq, rate": lambda w: ecsq(w, target_bits=2.0),
     "ecsq on a grid": lambda w: ecsq(w, 0.01, grid=0.25),

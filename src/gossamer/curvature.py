@@ -18,9 +18,8 @@ computed.
 
 from __future__ import annotations
 
-import contextlib
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -28,10 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from gossamer import names
+from gossamer import names, traced
 from gossamer.datasets import Split
 from gossamer.errors import ArgumentError
 from gossamer.names import Tensors
+from gossamer.traced import evaluating, in_place, trace
 
 __all__ = ["hessian_diagonal"]
 
@@ -60,24 +60,13 @@ _SCALING: set[Any] = {nn.BatchNorm1d, nn.BatchNorm2d}
 _PLAIN: set[Any] = {"size", "dim", getattr}  # no tensors come out of these
 
 
-def _kind(graph: fx.GraphModule, node: fx.Node) -> Any:
-    return type(graph.get_submodule(str(node.target))) if node.op == "call_module" else node.target
-
-
-def _in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
-    named = isinstance(node.target, str) and node.target.endswith("_")
-    return named or node.target is operator.iadd or bool(node.kwargs.get("inplace"))
-
-
 def _check(graph: fx.GraphModule) -> None:
     known = _ELEMENTWISE | _SELECTING | _AVERAGING | _ADDING | _SCALING | _PLAIN
     known |= {nn.Linear, nn.Conv2d, nn.Conv1d}
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        kind = _kind(graph, node)
+        kind = traced.kind(graph, node)
         if node.op == "get_attr" or kind not in known:
             shown = kind if isinstance(kind, str) else getattr(kind, "__name__", kind)
             raise ArgumentError(
@@ -92,7 +81,7 @@ def _check(graph: fx.GraphModule) -> None:
             )
         if kind in _ADDING and node.kwargs.get("alpha", 1) != 1:
             raise ArgumentError(f"node {node.name!r} adds with alpha; no rule, add plainly")
-        if isinstance(first, fx.Node) and len(first.users) > 1 and _in_place(graph, node):
+        if isinstance(first, fx.Node) and len(first.users) > 1 and in_place(graph, node):
             raise ArgumentError(
                 f"node {node.name!r} changes {first.name!r} in place, which others read too; "
                 "set inplace=False"
@@ -123,7 +112,7 @@ class _Values(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run and keep; an in-place operation works on a copy of what is kept."""
         assert isinstance(self.module, fx.GraphModule)  # what __init__ was given
-        if _in_place(self.module, n):
+        if in_place(self.module, n):
             source = _source(n)
             self.env[source] = self.env[source].clone()
         self.values[n] = super().run_node(n)
@@ -188,7 +177,7 @@ class _Walk:
             self.found[id(p)] = self.found[id(p)] + value if id(p) in self.found else value
 
     def _node(self, node: fx.Node, h: Tensor, g: Tensor | None) -> None:
-        kind, source = _kind(self.graph, node), node.args[0] if node.args else None
+        kind, source = traced.kind(self.graph, node), node.args[0] if node.args else None
         if kind in _ADDING:
             for argument in node.args:
                 value = self.runner.values.get(argument) if isinstance(argument, fx.Node) else None
@@ -279,17 +268,6 @@ def _over(channels: Tensor, like: Tensor) -> Tensor:
     return channels.view(1, -1, *([1] * (like.ndim - 2)))
 
 
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _top(loss: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Second and first derivatives of each pattern's loss by the outputs."""
     if loss == "cross_entropy":
@@ -341,14 +319,8 @@ def hessian_diagonal(
         left_out = set(names.select(parameters, exclude))
         chosen = [n for n in chosen if n not in left_out]
     found: dict[int, Tensor] = {}
-    with _evaluating(model):
-        try:
-            graph = fx.symbolic_trace(model)
-        except Exception as e:  # tracing runs the user's own code, which may raise anything
-            raise ArgumentError(
-                f"{type(model).__name__} cannot be traced ({e}); its forward must not branch on "
-                "values"
-            ) from e
+    with evaluating(model):
+        graph = trace(model)
         _check(graph)
         some = next(iter(parameters.values()))
         for start in range(0, len(split), batch_size):

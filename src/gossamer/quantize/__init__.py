@@ -8,9 +8,12 @@ from gossamer.quantize.activations import (
 )
 from gossamer.quantize.batchnorm import absorb_batchnorm
 from gossamer.quantize.ecsq import ecsq, entropy
+from gossamer.quantize.fixed_point import to_fixed_point
+from gossamer.quantize.integer import IntegerNetwork
 from gossamer.quantize.kmeans import rate, share, share_model
 from gossamer.quantize.loss_aware import LossAware
 from gossamer.quantize.lsq import LSQ
+from gossamer.quantize.network import FixedPoint, Precision, calibrate
 from gossamer.quantize.projected import Projected
 from gossamer.quantize.rate_aware import RateAware
 from gossamer.quantize.shared import SharedWeights
@@ -20,12 +23,16 @@ from gossamer.quantize.uniform import uniform
 __all__ = [
     "LSQ",
     "TTQ",
+    "FixedPoint",
+    "IntegerNetwork",
     "LossAware",
+    "Precision",
     "Projected",
     "QuantizedReLU",
     "RateAware",
     "SharedWeights",
     "absorb_batchnorm",
+    "calibrate",
     "ecsq",
     "entropy",
     "normalize_",
@@ -34,5 +41,6 @@ __all__ = [
     "rate",
     "share",
     "share_model",
+    "to_fixed_point",
     "uniform",
 ]

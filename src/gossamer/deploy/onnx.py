@@ -1,0 +1,231 @@
+"""Fixed-point networks as ONNX files, quantised in the QDQ form.
+
+Every value that has a number format passes a QuantizeLinear and a DequantizeLinear with scale
+``2^-f`` and zero point 0; weights are stored as int8 (up to 8 bits) or int16 and biases as int32
+at the length of the sums, ``f_in + f_w``, each behind a DequantizeLinear (operator set 21, which
+has int16). A format of other than 8 or 16 bits is kept by a Clip before the QuantizeLinear.
+QuantizeLinear rounds ties to even, as the fixed-point network does, so a runtime that adds in
+float32 agrees with it while sums stay below 2^24, and to float32 rounding beyond.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gossamer.errors import ArgumentError
+from gossamer.quantize.fixed_point import Format
+from gossamer.quantize.network import FixedPoint
+from gossamer.quantize.steps import ARITHMETIC, Step
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+__all__ = ["export", "to_onnx"]
+
+_OPSET, _IR = 21, 10
+
+
+def export(net: FixedPoint, path: str | Path) -> Path:
+    """Write :func:`to_onnx` to a file; raises as it does."""
+    import onnx
+
+    onnx.save(to_onnx(net), str(path))
+    return Path(path)
+
+
+def to_onnx(net: FixedPoint) -> ModelProto:
+    """The network as a checked ONNX model: ``input`` (N, ...) to ``output``, float32.
+
+    Raises :class:`ArgumentError` without the ``onnx`` package (``pip install gossamer[onnx]``),
+    and, naming the layer, for a bias beyond int32, a scale beyond float32, adaptive max pooling
+    over unequal windows, and a linear layer on more than two dimensions.
+    """
+    try:
+        import onnx
+    except ImportError as e:
+        raise ArgumentError("onnx is not installed; pip install 'gossamer[onnx]'") from e
+    return _Export(net, onnx).model()
+
+
+class _Export:
+    """Writes the steps as nodes."""
+
+    def __init__(self, net: FixedPoint, onnx: Any) -> None:
+        self.net, self.onnx = net, onnx
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.kept: set[str] = set()
+        self.held: dict[str, str] = {}  # step -> the name of its value
+
+    def model(self) -> ModelProto:
+        """The whole model, checked."""
+        helper, program = self.onnx.helper, self.net.program
+        for step in program.steps:
+            self._step(step)
+        self._node("Identity", [self.held[program.output]], "output")
+        first = program.steps[0].name
+
+        def tensor(name: str, shape: tuple[int, ...]) -> Any:
+            return helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, ["N", *shape])
+
+        graph = helper.make_graph(
+            self.nodes,
+            "fixed_point",
+            [tensor("input", self.net.shapes[first])],
+            [tensor("output", self.net.shapes[program.output])],
+            self.constants,
+        )
+        opsets = [helper.make_opsetid("", _OPSET)]
+        model = helper.make_model(graph, producer_name="gossamer", opset_imports=opsets)
+        model.ir_version = _IR
+        self.onnx.checker.check_model(model, full_check=True)
+        return model
+
+    def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        made = self.onnx.helper.make_node(kind, inputs, [output], name=output, **attributes)
+        self.nodes.append(made)
+        return output
+
+    def _constant(self, name: str, array: np.ndarray) -> str:
+        if name not in self.kept:
+            self.kept.add(name)
+            self.constants.append(self.onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def _scale(self, frac: int, where: str) -> str:
+        if not -126 <= frac <= 126:
+            raise ArgumentError(f"{where}: a length of {frac} is beyond what a float32 scale holds")
+        return self._constant(f"scale_{frac}", np.array(math.ldexp(1.0, -frac), np.float32))
+
+    def _zero(self, bits: int) -> str:
+        dtype = np.int8 if bits <= 8 else np.int16
+        return self._constant(f"zero_{dtype.__name__}", np.array(0, dtype))
+
+    def _rounded(self, name: str, form: Format, *, clip: bool = True) -> str:
+        """Quantise and dequantise a value."""
+        scale, zero = self._scale(form.frac, name), self._zero(form.bits)
+        if clip and form.bits not in (8, 16):
+            ends = [
+                self._constant(f"{name}/{what}", np.array(code * form.step, np.float32))
+                for what, code in (("low", form.low), ("high", form.high))
+            ]
+            name = self._node("Clip", [name, *ends], f"{name}/clip")
+        codes = self._node("QuantizeLinear", [name, scale, zero], f"{name}/codes")
+        return self._node("DequantizeLinear", [codes, scale, zero], f"{name}/value")
+
+    def _stored(self, name: str, codes: np.ndarray, frac: int) -> str:
+        stored = self._constant(f"{name}/codes", codes)
+        return self._node("DequantizeLinear", [stored, self._scale(frac, name)], name)
+
+    def _step(self, step: Step) -> None:
+        form = self.net.formats[step.name]
+        if step.kind == "input":
+            self.held[step.name] = self._rounded("input", form)
+            return
+        inputs = [self.held[n] for n in step.inputs]
+        if step.kind in ARITHMETIC:
+            name = self._arithmetic(step, inputs)
+            if step.relu:
+                name = self._node("Relu", [name], f"{step.name}/relu")
+            self.held[step.name] = self._rounded(name, form)
+        else:
+            # the format is the input's and changes nothing; runtimes look for the pair to fuse
+            name = self._choosing(step, inputs[0])
+            self.held[step.name] = self._rounded(name, form, clip=False)
+
+    def _arithmetic(self, step: Step, inputs: list[str]) -> str:
+        name, s = step.name, step.settings
+        if step.kind in ("conv", "linear"):
+            return self._layer(step, inputs[0])
+        if step.kind == "add":
+            return self._node("Add", inputs, name)
+        if step.kind == "cat":
+            return self._node("Concat", inputs, name, axis=s["dim"])
+        if s["how"] == "mean":
+            axes = self._constant(f"{name}/axes", np.array(s["dim"], np.int64))
+            return self._node("ReduceMean", [inputs[0], axes], name, keepdims=int(s["keepdim"]))
+        if s["how"] == "adaptive":
+            kernel = self._windows(step)
+            return self._node("AveragePool", inputs, name, kernel_shape=kernel, strides=kernel)
+        include = int(s["count_include_pad"])
+        return self._node("AveragePool", inputs, name, **_window(s), count_include_pad=include)
+
+    def _windows(self, step: Step) -> list[int]:
+        """Sides of the equal windows of an adaptive pooling."""
+        have, want = self.net.shapes[step.inputs[0]][-2:], self.net.shapes[step.name][-2:]
+        if any(h % w for h, w in zip(have, want, strict=True)):
+            raise ArgumentError(f"{step.name} pools {have} to {want} by unequal windows; no rule")
+        return [h // w for h, w in zip(have, want, strict=True)]
+
+    def _layer(self, step: Step, x: str) -> str:
+        name, layer = step.name, self.net.layer(step.name)
+        assert layer is not None  # convolutions and linear layers have one
+        dtype = np.int8 if layer.form.bits <= 8 else np.int16
+        codes = layer.weight.numpy().astype(dtype)
+        inputs = [x, self._stored(f"{name}.weight", codes, layer.form.frac)]
+        if layer.bias is not None:
+            frac = layer.form.frac + self.net.formats[step.inputs[0]].frac
+            bias = layer.bias.long() << (frac - layer.bias_form.frac)
+            if bias.numel() and int(bias.abs().max()) >= 1 << 31:
+                raise ArgumentError(
+                    f"{name}: the bias, aligned to the sums, is beyond int32; use fewer bits"
+                )
+            codes = bias.numpy().astype(np.int32)
+            inputs.append(self._stored(f"{name}.bias", codes, frac))
+        if step.kind == "linear":
+            if len(self.net.shapes[name]) != 1:
+                raise ArgumentError(f"{name}: a linear layer on {self.net.shapes[name]}; flatten")
+            return self._node("Gemm", inputs, name, transB=1)
+        s = step.settings
+        return self._node(
+            "Conv",
+            inputs,
+            name,
+            strides=list(s["stride"]),
+            pads=[*s["padding"]] * 2,
+            dilations=list(s["dilation"]),
+            group=s["groups"],
+        )
+
+    def _choosing(self, step: Step, x: str) -> str:
+        name, s = step.name, step.settings
+        if step.kind == "relu":
+            return self._node("Relu", [x], name)
+        if step.kind == "max_pool":
+            return self._node("MaxPool", [x], name, **_window(s))
+        if step.kind == "adaptive_max":
+            kernel = self._windows(step)
+            return self._node("MaxPool", [x], name, kernel_shape=kernel, strides=kernel)
+        if step.kind in ("flatten", "reshape"):
+            shape = np.array([-1, *self.net.shapes[name]], np.int64)
+            return self._node("Reshape", [x, self._constant(f"{name}/shape", shape)], name)
+        if step.kind == "slice":
+            rows = [
+                (start or 0, np.iinfo(np.int64).max if stop is None else stop, axis, pace or 1)
+                for axis, (start, stop, pace) in enumerate(s["index"])
+            ]
+            parts = ("starts", "ends", "axes", "steps")
+            names = [
+                self._constant(f"{name}/{part}", np.array(column, np.int64))
+                for part, column in zip(parts, zip(*rows, strict=True), strict=True)
+            ]
+            return self._node("Slice", [x, *names], name)
+        rank = 1 + len(self.net.shapes[name])
+        before, after = list(s["pad"][::2])[::-1], list(s["pad"][1::2])[::-1]
+        still = [0] * (rank - len(before))
+        pads = np.array([*still, *before, *still, *after], np.int64)
+        return self._node("Pad", [x, self._constant(f"{name}/pads", pads)], name)
+
+
+def _window(s: dict[str, Any]) -> dict[str, Any]:
+    got = {
+        "kernel_shape": list(s["kernel_size"]),
+        "strides": list(s["stride"]),
+        "pads": [*s["padding"]] * 2,
+        "ceil_mode": int(s["ceil_mode"]),
+    }
+    return {**got, "dilations": list(s["dilation"])} if "dilation" in s else got
