@@ -246,8 +246,8 @@ def gradients(seed: int, dtype: torch.dtype) -> dict[str, float]:
         else:
             by_element.append(up)
     found = {
-        "latent": _far(w.grad, torch.tensor(by_element).view(40, 50)),
-        "scales": _far(s.grad, torch.tensor(sums)),
+        "latent": _far(w.grad, torch.tensor(by_element, dtype=torch.float64).view(40, 50)),
+        "scales": _far(s.grad, torch.tensor(sums, dtype=torch.float64)),
     }
     model = nets.build("lenet-300-100", seed=seed).to(dtype)
     weights = {n: p.detach().clone() for n, p in chosen(model, None, None, ends=True).items()}
