@@ -103,7 +103,7 @@ def main():
         if name in PAGES:
             page, bound = PAGES[name]
             what = f"{name}: training step over the float step, {options.net}"
-            claims.append(Claim(f"{page}.overhead", what, rows[name]["ratio"], "<=", bound))
+            claims.append(Claim(f"{page}.beyond", what, rows[name]["ratio"], "<=", bound))
     record(
         "quantizer-overhead",
         f"Few-bit weights: training step over the float step, {options.net}, "

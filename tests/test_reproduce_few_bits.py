@@ -1,0 +1,26 @@
+import json
+from pathlib import Path
+
+import torch
+
+from gossamer import reproduce
+from gossamer.reproduce import ttq
+
+
+def test_exact_projections_hold(tmp_path: Path) -> None:
+    path = reproduce.run(
+        "loss-aware-exact",
+        out=tmp_path,
+        work=tmp_path / "w",
+        seeds=1,
+        quick=True,
+        workers=1,
+        say=lambda _: None,
+    )
+    claims = json.loads(path.read_text())["claims"]
+    assert {c["id"] for c in claims} == {"loss-aware.4"}
+    assert all(c["holds"] for c in claims)
+
+
+def test_ternary_gradients_agree_with_the_formulas() -> None:
+    assert max(ttq.gradients(0, torch.float64).values()) < 1e-12
