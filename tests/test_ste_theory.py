@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.errors import ArgumentError
-from gossamer.theory import ste
+from gossamer.theory import ste, ste_sampling
 
 V_STAR = torch.tensor([1.0, -0.5, 0.8, -0.3], dtype=torch.float64)
 every_estimator = pytest.mark.parametrize("estimator", ste.ESTIMATORS)
@@ -91,7 +91,9 @@ def test_inner_product_identities(estimator: str, theta: float, norm: float, see
 @pytest.mark.parametrize("theta", [0.6, 1.5, 2.5])
 def test_monte_carlo_agrees_with_every_closed_form(theta: float) -> None:
     v, w, v_star, w_star = at = point(theta, 0.6, 3)
-    found = ste.monte_carlo(*at, samples=60_000, generator=torch.Generator().manual_seed(0))
+    found = ste_sampling.monte_carlo(
+        *at, samples=60_000, generator=torch.Generator().manual_seed(0)
+    )
     closed = {
         "loss": ste.loss(*at),
         "gradient_v": ste.gradient_v(*at),
@@ -118,14 +120,14 @@ def test_sample_coarse_gradient_is_autograd_through_the_surrogate(estimator: str
         before = z[k] @ leaf
         residual = float(v @ (before > 0).double() - v_star @ (z[k] @ w_star > 0).double())
         (slope,) = torch.autograd.grad((v @ surrogate(before)) * residual, leaf)
-        found = ste.sample_coarse_gradient(estimator, *at, z)[k]
+        found = ste_sampling.sample_coarse_gradient(estimator, *at, z)[k]
         torch.testing.assert_close(found, slope, rtol=1e-12, atol=1e-12)
     y = (z @ w > 0).double() @ v - (z @ w_star > 0).double() @ v_star
-    torch.testing.assert_close(ste.sample_loss(*at, z), y.square() / 2)
+    torch.testing.assert_close(ste_sampling.sample_loss(*at, z), y.square() / 2)
     leaf = v.clone().requires_grad_()
     ste_loss = ((z @ w > 0).double() @ leaf - (z @ w_star > 0).double() @ v_star).square() / 2
     (slope,) = torch.autograd.grad(ste_loss.sum(), leaf)
-    torch.testing.assert_close(ste.sample_gradient_v(*at, z).sum(0), slope)
+    torch.testing.assert_close(ste_sampling.sample_gradient_v(*at, z).sum(0), slope)
 
 
 @every_estimator
@@ -146,7 +148,7 @@ def test_at_w_zero_the_coarse_gradient_is_that_of_silent_units(estimator: str) -
     w_star = torch.tensor([0.6, 0.8], dtype=torch.float64)
     at = (V_STAR, torch.zeros(2, dtype=torch.float64), V_STAR, w_star)
     z = torch.randn(100_000, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    sampled = ste.sample_coarse_gradient(estimator, *at, z).mean(0)
+    sampled = ste_sampling.sample_coarse_gradient(estimator, *at, z).mean(0)
     assert float((sampled - ste.coarse_gradient(estimator, *at)).norm()) < 0.03
 
 
@@ -209,7 +211,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ArgumentError, match="no spurious"):
         ste.spurious_minimum([1.0, 1.0, 1.0])
     with pytest.raises(ArgumentError, match=r"\(samples, 1, 2\)"):
-        ste.sample_loss([1.0], [1.0, 0.0], [1.0], [1.0, 0.0], torch.zeros(3, 2, 2))
+        ste_sampling.sample_loss([1.0], [1.0, 0.0], [1.0], [1.0, 0.0], torch.zeros(3, 2, 2))
     with pytest.raises(ArgumentError, match="w is zero"):
         ste.angle([0.0, 0.0], [1.0, 0.0])
     with pytest.raises(ArgumentError, match=r"theta=3\.5"):

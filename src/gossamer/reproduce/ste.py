@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gossamer.reproduce import Claim, Context, Outcome, experiment
-from gossamer.theory import ste
+from gossamer.theory import ste, ste_sampling
 
 __all__ = ["closed_forms", "figure_1", "landscape"]
 
@@ -39,7 +39,7 @@ def point(theta: float, norm: float, generator: torch.Generator) -> tuple[Tensor
 
 
 def exact(at: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """The closed forms at a point, named as :func:`gossamer.theory.ste.monte_carlo` names them."""
+    """The closed forms at a point, under the names of ``ste_sampling.monte_carlo``."""
     v, w, v_star, w_star = at
     return {
         "loss": ste.loss(*at),
@@ -56,7 +56,7 @@ def deviations(seed: int, samples: int) -> dict[str, Any]:
     for theta, norm in ((0.6, 0.5), (1.5, 0.7), (2.5, 0.5)):
         at = point(theta, norm, generator)
         closed = exact(at)
-        found = ste.monte_carlo(*at, samples=samples, generator=generator)
+        found = ste_sampling.monte_carlo(*at, samples=samples, generator=generator)
         for name in ste.ESTIMATORS:
             direct = closed[name] @ closed["gradient_w"]
             worst = max(worst, abs(float(direct - ste.inner_product(name, *at))))
@@ -223,11 +223,11 @@ def line(seed: int, samples: int, points: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     w_star, w = _unit(INPUTS, generator), _unit(INPUTS, generator)
     z = torch.randn(samples, 4, INPUTS, dtype=torch.float64, generator=generator)
-    g = ste.sample_coarse_gradient("relu", V_STAR, w, V_STAR, w_star, z).mean(0)
+    g = ste_sampling.sample_coarse_gradient("relu", V_STAR, w, V_STAR, w_star, z).mean(0)
     expected = ste.coarse_gradient("relu", V_STAR, w, V_STAR, w_star)
     rates = torch.linspace(0, LONGEST, points, dtype=torch.float64)
     curve = torch.stack(
-        [ste.sample_loss(V_STAR, w - eta * g, V_STAR, w_star, z).mean() for eta in rates]
+        [ste_sampling.sample_loss(V_STAR, w - eta * g, V_STAR, w_star, z).mean() for eta in rates]
     )
     population = torch.stack(
         [ste.loss(V_STAR, w - eta * expected, V_STAR, w_star) for eta in rates]

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,15 +43,12 @@ __all__ = [
     "identity_norm",
     "inner_product",
     "is_spurious",
+    "known",
     "loss",
-    "monte_carlo",
     "p_q",
     "saddle",
-    "sample_coarse_gradient",
-    "sample_gradient_v",
-    "sample_gradient_w",
-    "sample_loss",
     "spurious_minimum",
+    "vectors",
     "xi",
 ]
 
@@ -65,10 +61,13 @@ _FLAT = 1e-14
 Vector = Tensor | Sequence[float]
 
 
-def _vectors(
+def vectors(
     v: Vector, w: Vector, v_star: Vector, w_star: Vector
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All four as float64 vectors, checked."""
+    """All four as float64 vectors.
+
+    Raises :class:`ArgumentError` for other shapes, lengths that differ, or ||w*|| other than 1.
+    """
     made = [torch.as_tensor(x, dtype=torch.float64) for x in (v, w, v_star, w_star)]
     for (name, other), a, b in zip(
         (("v", "v_star"), ("w", "w_star")), made[:2], made[2:], strict=True
@@ -85,7 +84,8 @@ def _vectors(
     return made[0], made[1], made[2], made[3]
 
 
-def _estimator(name: str) -> None:
+def known(name: str) -> None:
+    """Raise :class:`ArgumentError` for an unknown estimator."""
     if name not in ESTIMATORS:
         raise ArgumentError(f"estimator {name!r} is not one of {', '.join(ESTIMATORS)}")
 
@@ -110,7 +110,7 @@ def angle(w: Vector, w_star: Vector) -> Tensor:
     >>> round(float(angle([0.0, 2.0], [1.0, 0.0])), 6)
     1.570796
     """
-    _, w, _, w_star = _vectors([0.0], w, [0.0], w_star)
+    _, w, _, w_star = vectors([0.0], w, [0.0], w_star)
     if not bool((w != 0).any()):
         raise ArgumentError("w is zero; it has no angle")
     return _frame(w, w_star)[2]
@@ -135,7 +135,7 @@ def loss(v: Vector, w: Vector, v_star: Vector, w_star: Vector) -> Tensor:
 
     Raises :class:`ArgumentError` for shapes that do not fit and a w* that is no unit vector.
     """
-    v, w, v_star, w_star = _vectors(v, w, v_star, w_star)
+    v, w, v_star, w_star = vectors(v, w, v_star, w_star)
     own = v_star @ _i_plus_j(v_star)
     if not bool((w != 0).any()):
         return own / 8
@@ -146,7 +146,7 @@ def loss(v: Vector, w: Vector, v_star: Vector, w_star: Vector) -> Tensor:
 
 def gradient_v(v: Vector, w: Vector, v_star: Vector, w_star: Vector) -> Tensor:
     """df/dv, (m,): ``(I+J)v/4 - ((1 - 2 theta/pi) I + J)v*/4``; 0 for w = 0 (equation 4)."""
-    v, w, v_star, w_star = _vectors(v, w, v_star, w_star)
+    v, w, v_star, w_star = vectors(v, w, v_star, w_star)
     if not bool((w != 0).any()):
         return torch.zeros_like(v)
     theta = _frame(w, w_star)[2]
@@ -155,7 +155,7 @@ def gradient_v(v: Vector, w: Vector, v_star: Vector, w_star: Vector) -> Tensor:
 
 def gradient_w(v: Vector, w: Vector, v_star: Vector, w_star: Vector) -> Tensor:
     """df/dw, (n,): ``-(v^T v*) / (2 pi ||w||) normal``, 0 where it does not exist (equation 5)."""
-    v, w, v_star, w_star = _vectors(v, w, v_star, w_star)
+    v, w, v_star, w_star = vectors(v, w, v_star, w_star)
     if not bool((w != 0).any()):
         return torch.zeros_like(w)
     normal = _frame(w, w_star)[1]
@@ -217,8 +217,8 @@ def coarse_gradient(estimator: str, v: Vector, w: Vector, v_star: Vector, w_star
 
     Raises :class:`ArgumentError` as :func:`loss` does, and for an unknown estimator.
     """
-    _estimator(estimator)
-    v, w, v_star, w_star = _vectors(v, w, v_star, w_star)
+    known(estimator)
+    v, w, v_star, w_star = vectors(v, w, v_star, w_star)
     unit, normal, theta = _frame(w, w_star)
     both = v @ v_star
     if estimator == "identity":
@@ -240,8 +240,8 @@ def inner_product(estimator: str, v: Vector, w: Vector, v_star: Vector, w_star: 
     ``sin(theta) (v^T v*)^2 / (sqrt(2 pi)^3 ||w||)`` for the identity, half of it for relu,
     ``q(theta) (v^T v*)^2 / (2 pi ||w||)`` for clipped. 0 where df/dw is taken as 0.
     """
-    _estimator(estimator)
-    v, w, v_star, w_star = _vectors(v, w, v_star, w_star)
+    known(estimator)
+    v, w, v_star, w_star = vectors(v, w, v_star, w_star)
     _, normal, theta = _frame(w, w_star)
     if not bool((normal != 0).any()):
         return torch.zeros((), dtype=torch.float64)
@@ -312,103 +312,6 @@ def identity_norm(v_star: Vector) -> Tensor:
     return 2 * (len(v) - 1) * v.sum().square() / (_ROOT * (len(v) + 1) ** 2)
 
 
-def _sampled(
-    v: Vector, w: Vector, v_star: Vector, w_star: Vector, z: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """v, Zw (N, m), sigma(Zw) (N, m), residual (N,)."""
-    v, w, v_star, w_star = _vectors(v, w, v_star, w_star)
-    if z.ndim != 3 or z.shape[1:] != (len(v), len(w)):
-        raise ArgumentError(
-            f"z has shape {tuple(z.shape)}; it must be (samples, {len(v)}, {len(w)})"
-        )
-    before = z @ w
-    fired = (before > 0).to(z.dtype)
-    return v, before, fired, fired @ v - (z @ w_star > 0).to(z.dtype) @ v_star
-
-
-def sample_loss(v: Vector, w: Vector, v_star: Vector, w_star: Vector, z: Tensor) -> Tensor:
-    """l for each of the samples z, (N, m, n) in float64: (N,)."""
-    return _sampled(v, w, v_star, w_star, z)[3].square() / 2
-
-
-def sample_gradient_v(v: Vector, w: Vector, v_star: Vector, w_star: Vector, z: Tensor) -> Tensor:
-    """dl/dv = sigma(Zw) (v^T sigma(Zw) - y*) for each sample: (N, m)."""
-    _, _, fired, residual = _sampled(v, w, v_star, w_star, z)
-    return fired * residual[:, None]
-
-
-def sample_coarse_gradient(
-    estimator: str, v: Vector, w: Vector, v_star: Vector, w_star: Vector, z: Tensor
-) -> Tensor:
-    """g_mu for each sample: (N, n)."""
-    _estimator(estimator)
-    v, before, fired, residual = _sampled(v, w, v_star, w_star, z)
-    slope = torch.ones_like(before) if estimator == "identity" else fired
-    if estimator == "clipped":
-        slope = fired * (before < 1)
-    return torch.einsum("nmk,nm->nk", z, slope * v * residual[:, None])
-
-
-def sample_gradient_w(v: Vector, w: Vector, v_star: Vector, w_star: Vector, z: Tensor) -> Tensor:
-    """An unbiased estimate of df/dw from each sample: (N, n).
-
-    l itself is flat in w almost everywhere; f moves by the samples that lie on the edge. With row
-    i of Z moved onto its edge, r = P z_i and P = I - w^ w^^T,
-
-    ``df/dw = 1 / (sqrt(2 pi) ||w||) sum_i E[r (l | sigma_i = 1) - r (l | sigma_i = 0)]``,
-
-    of which the mean over r and -r is taken.
-
-    Raises :class:`ArgumentError` for w = 0.
-    """
-    v, w, v_star, w_star = _vectors(v, w, v_star, w_star)
-    _sampled(v, w, v_star, w_star, z)
-    if not bool((w != 0).any()):
-        raise ArgumentError("w is zero; f is not continuous there")
-    unit = w / w.norm()
-    r = z - (z @ unit)[..., None] * unit
-    # (l | 1) - (l | 0) = v_i (rest_i - v*_i sigma(r w*)) + v_i^2 / 2; all but one term is even in r
-    step = -(v * v_star) * torch.sign(r @ w_star) / 2
-    return torch.einsum("nmk,nm->nk", r, step) / (_ROOT * w.norm())
-
-
-def monte_carlo(
-    v: Vector,
-    w: Vector,
-    v_star: Vector,
-    w_star: Vector,
-    *,
-    samples: int,
-    generator: torch.Generator,
-    chunk: int = 1 << 16,
-) -> dict[str, Tensor]:
-    """Means over ``samples`` draws of Z, to set against the closed forms.
-
-    Returns ``loss`` (scalar), ``gradient_v`` (m,), ``gradient_w`` (n,) and the three estimators'
-    coarse gradients (n,) by their names; all from the same draws.
-
-    Raises :class:`ArgumentError` for no samples.
-    """
-    if samples < 1 or chunk < 1:
-        raise ArgumentError(f"samples={samples}, chunk={chunk}: must be at least 1")
-    point = _vectors(v, w, v_star, w_star)
-    sums: dict[str, Any] = {}
-    for start in range(0, samples, chunk):
-        count = min(chunk, samples - start)
-        z = torch.randn(
-            count, len(point[0]), len(point[1]), dtype=torch.float64, generator=generator
-        )
-        found = {
-            "loss": sample_loss(*point, z),
-            "gradient_v": sample_gradient_v(*point, z),
-            "gradient_w": sample_gradient_w(*point, z),
-            **{name: sample_coarse_gradient(name, *point, z) for name in ESTIMATORS},
-        }
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0) + value.sum(0)
-    return {name: total / samples for name, total in sums.items()}
-
-
 def descend(
     estimator: str,
     v: Vector,
@@ -425,10 +328,10 @@ def descend(
 
     Raises :class:`ArgumentError` for a rate that is not positive or negative steps.
     """
-    _estimator(estimator)
+    known(estimator)
     if not (rate > 0 and math.isfinite(rate)) or steps < 0:
         raise ArgumentError(f"rate={rate} must be positive, steps={steps} at least 0")
-    v, w, v_star, w_star = _vectors(v, w, v_star, w_star)
+    v, w, v_star, w_star = vectors(v, w, v_star, w_star)
     seen = [float(loss(v, w, v_star, w_star))]
     for _ in range(steps):
         slope = gradient_v(v, w, v_star, w_star)
