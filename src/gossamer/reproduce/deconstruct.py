@@ -26,7 +26,7 @@ from gossamer.reproduce import Claim, Context, Outcome, experiment, spread
 from gossamer.reproduce.lenets import mnist
 from gossamer.training import TrainConfig, evaluate
 
-__all__ = ["lenet"]
+__all__ = ["NET", "PAGE", "lenet", "retrained"]
 
 PAGE = "deconstructing"
 NET = "lenet-300-100"
@@ -127,7 +127,7 @@ def trained(name: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """Test accuracy of one masked network after training."""
     data = mnist(quick)
     criterion, kept, signed, removed = VARIANTS[name]
-    model, initial, final = _endpoints(seed, work, data, quick)
+    _, initial, final = _endpoints(seed, work, data, quick)
     g = torch.Generator().manual_seed(seed)
     masks = criterion_masks(
         criterion, initial, final, _densities(initial)[RETRAINED], alpha=ALPHA, generator=g
@@ -143,10 +143,16 @@ def trained(name: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
         fresh={n: w.detach() for n, w in fresh.items()},
         generator=g,
     )
+    return retrained(name, seed, start, work, quick)
+
+
+def retrained(name: str, seed: int, start: Start, work: Path, quick: bool) -> dict[str, Any]:
+    """Train the network from ``start``: its figures."""
+    model = nets.build(NET, seed=seed)
     start.apply_(model)
     path = work / f"{name.replace(': ', '-').replace(', ', '-')}-{seed}.pt"
-    figures = _train(model, data, RETRAIN, seed, start, path, quick)
-    return {"name": name, "seed": seed, "density": masks.density, **figures}
+    figures = _train(model, mnist(quick), RETRAIN, seed, start, path, quick)
+    return {"name": name, "seed": seed, "density": start.masks.density, **figures}
 
 
 @experiment("deconstruct-lenet")
