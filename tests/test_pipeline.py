@@ -159,6 +159,7 @@ pipeline.run(recipe.load(json.loads(sys.argv[1])), None, None, sys.argv[2])
 """
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     # Enough epochs that a kill falls inside each training, not beside it.
     long = {"epochs": 25, "lr": 0.05}
@@ -172,12 +173,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path) -> N
             {"evaluate": {"latency": False}},
         ],
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        unbroken = pipeline.run(gossamer.recipe.load(given), None, None, tmp_path / "whole")
-    finally:
-        torch.set_num_threads(threads)
+    unbroken = pipeline.run(gossamer.recipe.load(given), None, None, tmp_path / "whole")
     out = tmp_path / "killed"
     command = [sys.executable, "-c", RESUMED, json.dumps(given), str(out)]
     # Killed at the first sight of these, a little later each time.

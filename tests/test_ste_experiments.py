@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from gossamer.reproduce import Context
 from gossamer.reproduce.ste import (
@@ -14,6 +13,8 @@ from gossamer.reproduce.ste import (
     figure_1,
     identities,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_figure_1_becomes_smooth_and_monotone(tmp_path: Path) -> None:
@@ -39,11 +40,3 @@ def test_closed_forms_and_identities(tmp_path: Path) -> None:
     assert identities(1, 5) <= 1e-10
     outcome = closed_forms(Context(tmp_path, (0,), quick=True, say=lambda _: None))
     assert len(outcome.claims) == 7
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
