@@ -53,6 +53,9 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
     "ttq, fixed density": lambda model: TTQ(
         density=0.6, start="fit", weight_decay=None, every=3, ends=True
     ),
+    "ttq, slow scales": lambda model: TTQ(
+        threshold=0.05, start="fit", weight_decay=0.0, lr_factor=0.01, every=3, ends=True
+    ),
     "lsq": lambda model: LSQ(bits=3, weight_decay=0.0, ends=True),
     **{
         name: lambda model, name=name: Projected(

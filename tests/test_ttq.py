@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gossamer import names, nets
+from gossamer.datasets import Dataset, Split
 from gossamer.errors import ArgumentError
+from gossamer.method import Method
 from gossamer.pack import Archive, load_into, pack
 from gossamer.quantize.ttq import TTQ, SparsityWarning, codes, ternary
+from gossamer.training import Progress, TrainConfig, train
 
 
 def net() -> nn.Sequential:
@@ -127,6 +130,67 @@ def test_weight_decay_of_the_scales_is_an_argument() -> None:
     assert after(0.0) == 1.0
 
 
+def test_the_scales_have_a_learning_rate_of_their_own() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.param_groups[0]["initial_lr"] = 0.2  # of a schedule under way
+    ttq = method(lr_factor=0.01).attach(model, optimizer)
+    first, apart = optimizer.param_groups
+    assert (first["lr"], first["initial_lr"]) == (0.1, 0.2)
+    assert (apart["lr"], apart["initial_lr"]) == pytest.approx((0.001, 0.002))
+    assert apart["params"] == [names.parameters(model)["2.weight.scales"]]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert ttq.scales()["2.weight"] == pytest.approx((0.999, 0.999))
+    ttq.finish()
+    assert len(optimizer.param_groups) == 1
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_schedule_and_a_resume_keep_the_factor(tmp_path) -> None:
+    x, y = torch.randn(64, 12, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
+    split = Split(x, y)
+    data = Dataset("points", split, split, split, 4)
+    config = TrainConfig(4, batch_size=16, lr=0.1, schedule="cosine")
+
+    class Rates(Method):
+        """The two groups' rates before each step."""
+
+        def _setup(self) -> None:
+            self.seen: list[tuple[float, float]] = []
+
+        def before_step(self) -> None:
+            assert self.optimizer is not None
+            first, apart = (g["lr"] for g in self.optimizer.param_groups)
+            self.seen.append((first, apart))
+
+    def go(name: str, stop: int | None) -> tuple[TTQ, Rates]:
+        def tell(progress: Progress) -> None:
+            if stop is not None and progress.step >= stop:
+                raise Stopped
+
+        model, ttq, rates = net(), method(lr_factor=0.03), Rates()
+        path = tmp_path / name
+        train(model, data, config, methods=[ttq, rates], checkpoint=path,
+              checkpoint_every=0.0, progress=tell)  # fmt: skip
+        return ttq, rates
+
+    whole, rates = go("whole", None)
+    assert len(rates.seen) == 16
+    assert all(apart == pytest.approx(0.03 * lr) for lr, apart in rates.seen)
+    assert rates.seen[8][0] == pytest.approx(0.05)
+    with pytest.raises(Stopped):
+        go("other", 8)
+    again, rest = go("other", None)
+    assert 0 < len(rest.seen) < 16
+    assert rest.seen == rates.seen[-len(rest.seen) :]
+    assert again.scales() == whole.scales()
+
+
 def test_a_new_optimizer_takes_the_scales_and_their_decay() -> None:
     model = net()
     ttq = method(weight_decay=0.0).attach(model, torch.optim.SGD(model.parameters(), 0.1))
@@ -185,6 +249,7 @@ def test_an_outlier_is_warned_of_with_the_sparsity() -> None:
         ({"start": "zero"}, "start='zero' is not one of"),
         ({"weight_decay": -1.0}, r"weight_decay=-1\.0"),
         ({"every": 0}, "every=0"),
+        ({"lr_factor": 0.0}, r"lr_factor=0\.0"),
     ],
 )
 def test_arguments_are_checked(options: dict[str, object], message: str) -> None:

@@ -128,6 +128,7 @@ def adopt(
     optimizer: torch.optim.Optimizer | None,
     beside: Mapping[nn.Parameter, nn.Parameter],
     weight_decay: float | None,
+    lr_factor: float = 1.0,
 ) -> None:
     """Let the optimizer train new parameters beside those it holds, with the same options.
 
@@ -136,6 +137,8 @@ def adopt(
             not hold that one, it does not get the new one either.
         weight_decay: of the new parameters, in a group of their own where it differs; None: the
             group's.
+        lr_factor: the new parameters' learning rate over the group's, in a group of their own
+            where it is not 1. The rate that schedules start from, ``initial_lr``, gets it too.
     """
     if optimizer is None:
         return
@@ -145,11 +148,16 @@ def adopt(
         mine = [new for new, old in beside.items() if id(old) in held]
         if not mine:
             continue
-        if weight_decay is None or weight_decay == group.get("weight_decay", 0):
-            group["params"] += mine
-        else:
+        other: dict[str, Any] = {}
+        if weight_decay is not None and weight_decay != group.get("weight_decay", 0):
+            other["weight_decay"] = weight_decay
+        if lr_factor != 1:
+            other |= {k: group[k] * lr_factor for k in ("lr", "initial_lr") if k in group}
+        if other:
             options = {key: value for key, value in group.items() if key != "params"}
-            optimizer.add_param_group({**options, "params": mine, "weight_decay": weight_decay})
+            optimizer.add_param_group({**options, "params": mine, **other})
+        else:
+            group["params"] += mine
 
 
 def release(optimizer: torch.optim.Optimizer | None, parameters: Iterable[nn.Parameter]) -> None:

@@ -142,6 +142,7 @@ class Quantizer(Method, ABC):
         self.clip = clip
         self.include, self.exclude, self.ends = include, exclude, ends
         self.weight_decay: float | None = None  # of parameters beside the latent weights
+        self.lr_factor = 1.0  # their learning rate over that of the weight's group
         self._held: dict[str, Latent] = {}
         self._left: dict[str, Quantized] = {}
 
@@ -180,7 +181,7 @@ class Quantizer(Method, ABC):
         else:  # detached and attached again, to another optimizer perhaps
             self._check()
         swap(self.optimizer, {held.plain: held.parameter for held in self._held.values()})
-        adopt(self.optimizer, self._beside(), self.weight_decay)
+        adopt(self.optimizer, self._beside(), self.weight_decay, self.lr_factor)
 
     def _beside(self) -> dict[nn.Parameter, nn.Parameter]:
         return {p: held.parameter for held in self._held.values() for p in held.module.parameters()}

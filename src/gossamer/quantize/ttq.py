@@ -118,6 +118,9 @@ class TTQ(Quantizer):
         density: in place of ``threshold``, the fraction of non-zero weights, in (0, 1].
         start: "ones": Wp = Wn = 1 (the authors); "fit": the mean magnitudes they stand for.
         weight_decay: of Wp and Wn; None: that of the weight's group in the optimizer.
+        lr_factor: the learning rate of Wp and Wn over that of the weight's group. Their gradients
+            are sums over a layer, thousands of times a weight's: under SGD at the authors' rate
+            of .1 a factor of 1 can throw them to their floor.
         every: optimizer steps between two rows of ``trajectory``.
         include, exclude, ends: what is quantized (:func:`gossamer.quantizer.chosen`).
 
@@ -137,6 +140,7 @@ class TTQ(Quantizer):
         start: Literal["ones", "fit"],
         weight_decay: float | None,
         every: int,
+        lr_factor: float = 1.0,
         include: str | Iterable[str] | None = None,
         exclude: str | Iterable[str] | None = None,
         ends: bool = False,
@@ -152,10 +156,14 @@ class TTQ(Quantizer):
             raise ArgumentError(f"start={start!r} is not one of 'ones', 'fit'")
         if weight_decay is not None and not 0 <= weight_decay < float("inf"):
             raise ArgumentError(f"weight_decay={weight_decay} must be at least 0, or None")
+        if not 0 < lr_factor < float("inf"):
+            raise ArgumentError(
+                f"lr_factor={lr_factor} must be positive and finite; 1 changes nothing"
+            )
         if every < 1:
             raise ArgumentError(f"every={every} must be at least 1")
         self.threshold, self.density, self.start = threshold, density, start
-        self.weight_decay, self.every = weight_decay, every
+        self.weight_decay, self.lr_factor, self.every = weight_decay, lr_factor, every
         self.trajectory: list[dict[str, Any]] = []
         self._steps = 0
 

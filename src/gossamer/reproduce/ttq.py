@@ -6,7 +6,7 @@ Zhu, Han, Mao, Dally, ICLR 2017. Published, ResNet-20: 8.23 % error in float, 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,16 @@ class Setting:
         name: of the network and, below the work directory, of its folder.
         reference: how the float network is trained; None: the published weights, as they are.
         retrain: the budget of every quantizer, from the float network's weights.
-        start: of Wp and Wn.
+        options: of TTQ.
+        last: inputs go in with channels last, a third faster for small convolutions on a CPU.
     """
 
     name: str
     data: Callable[[bool], Dataset]
     reference: TrainConfig | None
     retrain: TrainConfig
-    start: Any
+    options: Mapping[str, Any]
+    last: bool
 
 
 def cifar10(quick: bool) -> Dataset:
@@ -60,33 +62,43 @@ def cifar10(quick: bool) -> Dataset:
 LENET_5 = Setting(
     "lenet-5",
     mnist,
-    TrainConfig(8, lr=0.02, weight_decay=5e-4, schedule="cosine", nesterov=True),
+    TrainConfig(6, lr=0.02, weight_decay=5e-4, schedule="cosine", nesterov=True),
     # No batch-norm here: a start at 1 would be far off, and from a fitted start SGD diverges on
     # the scales, whose gradients are sums over a layer. Adam's step does not depend on their size.
-    TrainConfig(8, lr=1e-3, optimizer="adam", schedule="cosine"),
-    "fit",
+    TrainConfig(6, lr=1e-3, optimizer="adam", schedule="cosine"),
+    {"threshold": 0.05, "start": "fit", "lr_factor": 1.0},
+    last=False,
 )
-# Published: 400 epochs, lr .1 divided at 82, 123 and 300. From trained weights 10 epochs of a
-# cosine; rate, weight decay, momentum and start are the published ones.
+# Published: 400 epochs, lr .1 divided at 82, 123 and 300, t = .05, Wp = Wn = 1. Here 8 epochs of a
+# cosine, where what training starts from counts: half of the weights non-zero (the paper's other
+# rule) rather than t = .05, which keeps 70 % of these, and scales at the mean magnitudes. Their
+# gradients are then thousands of weights' and they are small: a hundredth of the rate moves them
+# about as fast, in proportion, as .1 moves scales of 1. The published weights have been trained on
+# the validation images too, so the epoch that is best there is not told by them.
 RESNET_20 = Setting(
     "resnet-20",
     cifar10,
     None,
-    TrainConfig(10, batch_size=128, lr=0.1, weight_decay=2e-4, schedule="cosine"),
-    "ones",
+    TrainConfig(8, batch_size=128, lr=0.02, weight_decay=2e-4, schedule="cosine"),
+    {"density": 0.5, "start": "fit", "lr_factor": 0.01},
+    last=True,
 )
 
 
-def quantizer(kind: str, start: Any) -> Quantizer:
-    """TTQ with t = .05, or the TWN baseline; first and last layer stay float in both."""
+def quantizer(kind: str, options: Mapping[str, Any]) -> Quantizer:
+    """TTQ, or the TWN baseline; first and last layer stay float in both."""
     if kind == "ttq":
-        return TTQ(threshold=0.05, start=start, weight_decay=None, every=100)
+        return TTQ(**options, weight_decay=None, every=100)
     return Projected("twn", clip=None)
 
 
-def _float(setting: Setting, seed: int, folder: Path, data: Dataset, quick: bool) -> nn.Module:
+def reference(setting: Setting, seed: int, work: Path, quick: bool) -> tuple[nn.Module, Dataset]:
+    """The float network and its data; trained once, then read from its checkpoint."""
+    data = setting.data(quick)
     if setting.reference is None:
-        return nets.build(setting.name, pretrained=True)
+        return nets.build(setting.name, pretrained=True), data
+    folder = work / setting.name
+    folder.mkdir(parents=True, exist_ok=True)
     model = nets.build(setting.name, seed=seed)
     config = replace(setting.reference, seed=seed)
     train(
@@ -95,18 +107,22 @@ def _float(setting: Setting, seed: int, folder: Path, data: Dataset, quick: bool
         replace(config, epochs=1) if quick else config,
         checkpoint=folder / f"float-{seed}.pt",
     )
-    return model
+    return model, data
+
+
+def _only_float(setting: Setting, seed: int, work: Path, quick: bool) -> None:
+    reference(setting, seed, work, quick)
 
 
 def retrained(setting: Setting, kind: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """Error (percent, test) of the float network and of the quantized one; its file, its scales."""
-    data = setting.data(quick)
     folder = work / setting.name
     folder.mkdir(parents=True, exist_ok=True)
-    model = _float(setting, seed, folder, data, quick)
-    reference = error(evaluate(model, data.test))
+    model, data = reference(setting, seed, work, quick)
+    before = error(evaluate(model, data.test))
     config = replace(setting.retrain, seed=seed + 100)
-    method = quantizer(kind, setting.start)
+    method = quantizer(kind, setting.options)
+    hook = model.register_forward_pre_hook(_channels_last) if setting.last else None
     history = train(
         model,
         data,
@@ -115,6 +131,8 @@ def retrained(setting: Setting, kind: str, seed: int, work: Path, quick: bool) -
         checkpoint=folder / f"{kind}-{seed}.pt",
         monitor={"test": data.test},
     )
+    if hook is not None:
+        hook.remove()
     found = error(evaluate(model, data.test))
     quantized, densities = method.quantized(), method.densities()
     scales = method.trajectory if isinstance(method, TTQ) else []
@@ -126,7 +144,7 @@ def retrained(setting: Setting, kind: str, seed: int, work: Path, quick: bool) -
         "net": setting.name,
         "kind": kind,
         "seed": seed,
-        "float": reference,
+        "float": before,
         "final": found,
         "best_epoch": best["epoch"],
         "best_by_validation": 100 * (1 - best["test_accuracy"]),
@@ -137,6 +155,10 @@ def retrained(setting: Setting, kind: str, seed: int, work: Path, quick: bool) -
         "trajectory": scales,
         **file_of(setting.name, model, seen, list(quantized), data, folder / f"{kind}-{seed}.gsm"),
     }
+
+
+def _channels_last(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0].contiguous(memory_format=torch.channels_last)
 
 
 def file_of(
@@ -169,6 +191,8 @@ def _answers(model: nn.Module, data: Dataset) -> Tensor:
 
 def _runs(context: Context, setting: Setting) -> dict[str, list[dict[str, Any]]]:
     kinds = ("ttq", "twn")
+    if setting.reference is not None:  # before two jobs want the same one
+        context.map(_only_float, [(setting, s, context.work, context.quick) for s in context.seeds])
     jobs = [(setting, k, s, context.work, context.quick) for s in context.seeds for k in kinds]
     rows = context.map(retrained, jobs)
     return {kind: [row for row in rows if row["kind"] == kind] for kind in kinds}
@@ -210,16 +234,19 @@ def _raw(setting: Setting, rows: dict[str, list[dict[str, Any]]]) -> dict[str, A
 
 @experiment("ttq-lenet")
 def lenet_5(context: Context) -> Outcome:
-    """TTQ 3, 4, 5: LeNet-5 on MNIST against float and TWN, a short schedule of 8 epochs."""
+    """TTQ 3, 4, 5: LeNet-5 on MNIST against float and TWN, a short schedule of 6 epochs."""
     rows = _runs(context, LENET_5)
     return Outcome(_claims(f"{PAGE}.3", rows, 0.2), _raw(LENET_5, rows))
 
 
 @experiment("ttq-resnet20", seeds=(0, 1))
 def resnet_20(context: Context) -> Outcome:
-    """TTQ 3, 4, 5: the published ResNet-20 on CIFAR-10, a short schedule of 10 epochs."""
+    """TTQ 3, 4, 5: the published ResNet-20 on CIFAR-10, a short schedule of 8 epochs."""
     rows = _runs(context, RESNET_20)
-    return Outcome(_claims(f"{PAGE}.3", rows, 1.0), _raw(RESNET_20, rows))
+    claims = _claims(f"{PAGE}.3", rows, 1.0)
+    beyond = Claim(f"{PAGE}.3", "final test error over the float network's, wider bound, points",
+                   claims[0].value, "<=", 1.5)  # fmt: skip
+    return Outcome([beyond, *claims], _raw(RESNET_20, rows))
 
 
 def gradients(seed: int, dtype: torch.dtype) -> dict[str, float]:
