@@ -257,7 +257,8 @@ class Quantizer(Method, ABC):
 
 
 class Trajectory(Method):
-    """Writes down the code books of quantizers while they train; attach it after them.
+    """Writes down the code books of quantizers while they train; attach it after them, finish
+    it before them.
 
     Args:
         quantizers: attached to the same model.
@@ -286,6 +287,12 @@ class Trajectory(Method):
         self._steps += 1
         if self._steps % self.every == 0:
             self._log()
+
+    def finish(self) -> None:
+        """Log the end, before the quantizers finish."""
+        if self.rows[-1]["step"] != self._steps:
+            self._log()
+        self.detach()
 
     def _log(self) -> None:
         row: dict[str, Any] = {"step": self._steps, "high": {}, "low": {}, "density": {}}

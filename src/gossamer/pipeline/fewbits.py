@@ -54,6 +54,7 @@ def quantize(state: State, stage: Quantize) -> None:
             log = Trajectory(methods, every=math.ceil(updates / _ROWS))
             kept: list[Method] = [Masked(within)] if within else []
             history = state.train(stage.train, [*methods, log, *kept, *state.others(bits)])
+            log.finish()
             notes["trajectory"] = [_short(row) for row in log.rows]
             epochs = {"final": history.epochs[-1], "best": history.best}
             keys = ("epoch", "validation_accuracy")
