@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from gossamer import datasets, nets
 from gossamer.datasets import Split
+from gossamer.deploy import load
 from gossamer.errors import GossamerError
-from gossamer.pack import Archive, load_into
+from gossamer.pack import Archive
 from gossamer.training import evaluate
 
 __all__ = ["check", "digest"]
@@ -138,7 +139,7 @@ def _main() -> None:
     elif given.dataset:
         test = datasets.load(given.dataset).test
     if model is not None and test is not None:
-        load_into(given.path, model, max_bytes=1 << 62)
+        model = load(given.path, model, max_bytes=1 << 62)
         figures["test"] = evaluate(model, test).as_dict()
     print(json.dumps(figures))
 

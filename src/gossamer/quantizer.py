@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from gossamer.errors import ArgumentError
 from gossamer.latent import Computed, Latent, adopt, release, swap
 from gossamer.method import Method
 
-__all__ = ["Quantizer", "Straight", "checked", "chosen"]
+__all__ = ["Quantizer", "Straight", "Trajectory", "checked", "chosen", "on_kept"]
 
 
 def chosen(
@@ -68,6 +68,33 @@ def checked(weight: Tensor, what: str = "the weight") -> Tensor:
         if not math.isfinite(low.item()) or not math.isfinite(high.item()):
             raise ArgumentError(f"{what} holds NaN or infinity; it cannot be quantized")
     return weight.contiguous()
+
+
+def on_kept(projection: Callable[..., Any]) -> Callable[..., Any]:
+    """The projection of the weights that are not zero; zeros stay zero.
+
+    For pruned layers, beside a :class:`gossamer.method.Masked` that holds the latent weights:
+    scales are then those of the kept weights, and binary codes leave the pruned ones at zero.
+
+    Args:
+        projection: of a weight and tensors of its shape beside it; it sees flat ones.
+
+    >>> on_kept(lambda w: w.abs().mean() * w.sign())(torch.tensor([0.0, 1.0, -3.0])).tolist()
+    [0.0, 2.0, -2.0]
+    """
+
+    def within(weight: Tensor, *beside: Tensor, **settings: Any) -> Any:
+        kept = weight != 0
+        if kept.all():
+            return projection(weight, *beside, **settings)
+        found = projection(weight[kept], *(b[kept] for b in beside), **settings)
+        parts = found if isinstance(found, tuple) else (found,)
+        whole = [
+            p if p is None else torch.zeros_like(weight).masked_scatter(kept, p) for p in parts
+        ]
+        return tuple(whole) if isinstance(found, tuple) else whole[0]
+
+    return within
 
 
 class _Through(torch.autograd.Function):
@@ -228,3 +255,59 @@ class Quantizer(Method, ABC):
             held.restore(values[name])
         self._held = {}
         self.detach()
+
+
+class Trajectory(Method):
+    """Writes down the code books of quantizers while they train; attach it after them, finish
+    it before them.
+
+    Args:
+        quantizers: attached to the same model.
+        every: optimizer steps between two rows.
+
+    Attributes:
+        rows: ``{"step", "high", "low", "density"}``, the last three by clean name: the largest and
+            the smallest value of each weight, and the fraction that is not zero. The first is of
+            step 0. They are part of the checkpoint, so that a resumed run goes on with them.
+    """
+
+    def __init__(self, quantizers: Sequence[Quantizer], *, every: int) -> None:
+        super().__init__()
+        if every < 1:
+            raise ArgumentError(f"every={every} must be at least 1")
+        self.quantizers, self.every = quantizers, every
+        self.rows: list[dict[str, Any]] = []
+        self._steps = 0
+
+    def _setup(self) -> None:
+        if not self.rows:
+            self._log()
+
+    def after_step(self) -> None:
+        """Log every so often."""
+        self._steps += 1
+        if self._steps % self.every == 0:
+            self._log()
+
+    def finish(self) -> None:
+        """Log the end, before the quantizers finish."""
+        if self.rows[-1]["step"] != self._steps:
+            self._log()
+        self.detach()
+
+    def _log(self) -> None:
+        row: dict[str, Any] = {"step": self._steps, "high": {}, "low": {}, "density": {}}
+        for quantizer in self.quantizers:
+            for name, value in quantizer.values().items():
+                low, high = torch.aminmax(value)
+                row["high"][name], row["low"][name] = float(high), float(low)
+                row["density"][name] = float(torch.count_nonzero(value)) / value.numel()
+        self.rows.append(row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps and rows."""
+        return {"steps": self._steps, "rows": list(self.rows)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._steps, self.rows = int(state["steps"]), list(state["rows"])

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from gossamer import nets
 from gossamer.datasets import Dataset
+from gossamer.deploy import load
 from gossamer.errors import ArgumentError, FormatError, RecipeError
-from gossamer.pack import load_into, unpack
+from gossamer.pack import unpack
 from gossamer.pack.writer import named_tensors
 from gossamer.recipe import Recipe
 from gossamer.training import load_checkpoint
@@ -76,12 +77,12 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a file's tensors into a model.
+    """Load a file's tensors into a model; a packed file may tell of changes to its modules.
 
     Raises :class:`ArgumentError` when they do not fit, naming the first that do not.
     """
     if Path(path).suffix == ".gsm" and Path(path).is_file():
-        return load_into(path, model)
+        return load(path, model)
     state = read_state(path)
     try:
         wrong = model.load_state_dict(state, strict=False)

@@ -11,9 +11,9 @@ from torch import nn
 from gossamer import names
 from gossamer.errors import ArgumentError, RecipeError
 from gossamer.recipe import Recipe
-from gossamer.recipe.schema import Layers
+from gossamer.recipe.schema import Layers, Quantize
 
-__all__ = ["check", "chosen", "per_layer"]
+__all__ = ["check", "chosen", "per_layer", "quantized_weights"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,23 @@ def chosen(
     if not found:
         raise ArgumentError(
             "no weight is left to act on; parameters are: " + ", ".join([*everything][:40])
+        )
+    return found
+
+
+def quantized_weights(model: nn.Module, stage: Quantize) -> dict[str, nn.Parameter]:
+    """The weights that a ``quantize`` stage acts on: the two ends stay float unless asked for.
+
+    Raises :class:`ArgumentError` as :func:`chosen` does.
+    """
+    found = chosen(model, stage.include, stage.exclude)
+    if stage.include is None and not stage.ends:
+        apart = set(names.ends(model))
+        found = {name: p for name, p in found.items() if name not in apart}
+    if not found:
+        raise ArgumentError(
+            "no weight is left to quantize: the first and the last layer stay float; ends: true "
+            "takes them too, include: names layers"
         )
     return found
 
@@ -84,7 +101,11 @@ def check(recipe: Recipe, model: nn.Module) -> None:
             except ArgumentError as e:
                 raise RecipeError(f"{recipe.place('stages', i, key)}: {e}") from e
         try:
-            weights = chosen(model, stage.include, stage.exclude)
+            weights = (
+                quantized_weights(model, stage)
+                if isinstance(stage, Quantize)
+                else chosen(model, stage.include, stage.exclude)
+            )
         except ArgumentError as e:
             raise RecipeError(f"{recipe.place('stages', i)}: {e}") from e
         for key in ("density", "quality", "bits", "lam", "step"):

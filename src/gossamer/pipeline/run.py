@@ -22,9 +22,10 @@ from torch import nn
 from gossamer import datasets, fresh, names, report
 from gossamer import recipe as recipes
 from gossamer.datasets import Dataset
+from gossamer.deploy import structure
 from gossamer.errors import ArgumentError, GossamerError
 from gossamer.masks import Masks
-from gossamer.pack import load_into, pack, pack_bytes
+from gossamer.pack import pack, pack_bytes
 from gossamer.pipeline import folder, inputs, layers, measure
 from gossamer.pipeline.stages import run_stage
 from gossamer.pipeline.state import State
@@ -190,7 +191,8 @@ class _Job:
 
     def stages(self) -> tuple[State, list[dict[str, Any]], dict[str, Any]]:
         """Do what is not done yet: the state, a row a stage, and the figures before."""
-        state = State(self.model, self.data, self.out, self.recipe.seed, self.progress)
+        origin = copy.deepcopy(self.model)
+        state = State(self.model, origin, self.data, self.out, self.recipe.seed, self.progress)
         rows: list[dict[str, Any]] = []
         before: dict[str, Any] = {}
         count = len(self.recipe.work)
@@ -201,7 +203,12 @@ class _Job:
             state.number, state.name = number, f"{number}-{stage.stage}"
             if saved.exists():
                 found = load_checkpoint(saved)
-                self.model.load_state_dict(found["model"])
+                records = structure.parse(found["structure"])
+                if records != state.structure:
+                    state.model = structure.rebuild(copy.deepcopy(origin), records)
+                    state.structure = records
+                state.model.load_state_dict(found["model"])
+                state.fixed = set(found["fixed"])
                 state.masks = Masks(found["masks"])
                 state.scan, state.curves = found["scan"], found["curves"]
                 state.seeds = {n: Seed(**s) for n, s in found["seeds"].items()}
@@ -216,7 +223,9 @@ class _Job:
             rows.append(self._row(state, time.monotonic() - begun) | state.notes)
             save_atomic(
                 {
-                    "model": self.model.state_dict(),
+                    "model": state.model.state_dict(),
+                    "structure": [r.model_dump(mode="json") for r in state.structure],
+                    "fixed": sorted(state.fixed),
                     "masks": dict(state.masks),
                     "scan": state.scan,
                     "curves": state.curves,
@@ -230,19 +239,24 @@ class _Job:
         return state, rows, before or self._reference(state)
 
     def _row(self, state: State, seconds: float) -> dict[str, Any]:
-        found = evaluate(self.model, self.data.validation)
+        found = evaluate(state.model, self.data.validation)
         row = {
             "stage": state.name,
             "accuracy": found.accuracy,
-            "density": measure.density(self.model),
+            "density": measure.density(state.model),
             "bytes": None,
             "seconds": round(seconds, 2),
         }
-        entries = sum(t.numel() for t in self.model.state_dict().values() if torch.is_tensor(t))
+        entries = sum(t.numel() for t in state.model.state_dict().values() if torch.is_tensor(t))
         size = ""
         if entries <= _ESTIMATED:
             row["bytes"] = len(
-                pack_bytes(self.model, profile=self.recipe.pack.profile, seeds=state.seeds)
+                pack_bytes(
+                    state.model,
+                    profile=self.recipe.pack.profile,
+                    metadata=structure.metadata(state.structure),
+                    seeds=state.seeds,
+                )
             )
             size = f", {row['bytes']:,} bytes packed"
         self.progress.say(
@@ -255,8 +269,8 @@ class _Job:
         """Remember the network before the first stage that compresses it, with test figures."""
         path = self.out / "reference.pt"
         if not path.exists():
-            found = evaluate(self.model, self.data.test)
-            save_atomic({"model": self.model.state_dict(), "test": found.as_dict()}, path)
+            found = evaluate(state.model, self.data.test)
+            save_atomic({"model": state.model.state_dict(), "test": found.as_dict()}, path)
         saved = load_checkpoint(path)
         state.reference = saved["model"]
         test: dict[str, Any] = saved["test"]
@@ -274,23 +288,23 @@ class _Job:
         begun, file = time.monotonic(), self.out / "model.gsm"
         self.progress.say("pack")
         with pack(
-            self.model,
+            state.model,
             file,
             profile=self.recipe.pack.profile,
+            metadata=structure.metadata(state.structure),
             seeds=state.seeds,
             progress=lambda name, done, total: self.progress.count("pack", done, total, name),
         ):
             pass
-        wanted = fresh.digest(names.clean_state_dict(self.model))
+        wanted = fresh.digest(names.clean_state_dict(state.model))
         self.progress.say("decode and evaluate in a fresh process")
-        back = self._reload(file, source, data_source)
+        back = self._reload(state.origin, file, source, data_source)
         if back["digest"] != wanted:
             raise GossamerError(
                 f"{file} does not decode to the tensors that were packed; please report this with "
                 f"{self.out / folder.KEY}"
             )
-        decoded = copy.deepcopy(self.model)
-        load_into(file, decoded, max_bytes=1 << 62)
+        decoded = structure.load(file, copy.deepcopy(state.origin), max_bytes=1 << 62)
         after = back.get("test") or evaluate(decoded, self.data.test).as_dict()
         size, layer_rows, picture = measure.file_figures(file, self.data)
         size["reloaded"] = {
@@ -312,7 +326,7 @@ class _Job:
         )
         timing = None
         if self.recipe.evaluate.latency:
-            dense = copy.deepcopy(decoded)
+            dense = copy.deepcopy(state.origin)
             dense.load_state_dict(state.reference)
             timing = measure.latency(dense, decoded, self.data)
         versions, hardware = measure.environment()
@@ -350,14 +364,18 @@ class _Job:
         )
 
     def _reload(
-        self, file: Path, source: nn.Module | str, data_source: Dataset | str | None
+        self,
+        origin: nn.Module,
+        file: Path,
+        source: nn.Module | str,
+        data_source: Dataset | str | None,
     ) -> dict[str, Any]:
         """Digest and test figures of the file, from a process that has nothing else of the run."""
         split: Any = self.data.test
         if isinstance(data_source, str) and data_source in datasets.DATASETS:
             split = data_source
         threads = torch.get_num_threads()
-        back = fresh.check(file, self.model, split, threads=threads)
+        back = fresh.check(file, origin, split, threads=threads)
         if "test" not in back and isinstance(source, str):  # the user's function makes it again
             back = fresh.check(file, source, split, threads=threads)
         return back

@@ -16,7 +16,7 @@ from gossamer.curvature import hessian_diagonal
 from gossamer.errors import ArgumentError
 from gossamer.masks import Masks, keep_top
 from gossamer.method import Masked
-from gossamer.pipeline import sparse
+from gossamer.pipeline import fewbits, sparse
 from gossamer.pipeline.layers import chosen, per_layer
 from gossamer.pipeline.state import State
 from gossamer.prune import dead, deconstruct, magnitude, obd, sensitivity, snip
@@ -157,6 +157,7 @@ def _quantized(state: State, found: dict[str, Quantized], finetune: Training | N
     """Fine-tune the shared values, or just put them in."""
     if not found:
         raise ArgumentError(f"stage {state.name} names no layer; give bits or lam for some")
+    state.fixed -= set(found)
     if finetune is not None and finetune.epochs:
         method = SharedWeights(found)
         state.train(finetune, [method, *state.others(found)])
@@ -200,6 +201,7 @@ def _ecsq(state: State, stage: schema.Ecsq) -> None:
 def _rate_aware(state: State, stage: schema.RateAware) -> None:
     weights = chosen(state.model, stage.include, stage.exclude)
     steps = per_layer(state.model, weights, stage.step)
+    state.fixed -= set(steps)
     updates = stage.retrain.epochs * math.ceil(len(state.data.train) / stage.retrain.batch_size)
     method = RateAware.relative(
         state.model,
@@ -245,6 +247,7 @@ _RUNNERS: dict[type, Callable[[State, Any], None]] = {
     schema.Share: _share,
     schema.Ecsq: _ecsq,
     schema.RateAware: _rate_aware,
+    schema.Quantize: fewbits.quantize,
     schema.Rewind: sparse.rewind,
     schema.SparseTrain: sparse.sparse_train,
     schema.Supermask: sparse.supermask,

@@ -9,7 +9,8 @@ arXiv 1902.08153.
 - Section 2.2: the step's gradient is scaled by 1 / sqrt(N Qp); section 2.1: s starts at
   2 mean|v| / sqrt(Qp).
 
-Deviations: codes change once an optimizer step. The step is kept above 0. Weights only.
+Deviations: codes change once an optimizer step. The step is kept above 0. The mean that it starts
+from is over the weights that are not zero: pruned ones say nothing of the others. Weights only.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class LSQ(Quantizer):
 
     def _module(self, name: str, weight: Tensor) -> Computed:
         highest = (1 << (self.bits - 1)) - 1
-        step = 2 * weight.abs().mean() / highest**0.5
+        mean = weight.abs().sum() / torch.count_nonzero(weight)
+        step = 2 * mean / highest**0.5
         return _Module(weight, step.reshape(1), self.bits)
 
     def _update(self, name: str, held: Latent) -> None:

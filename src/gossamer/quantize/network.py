@@ -144,6 +144,21 @@ class FixedPoint(nn.Module):
                 del held[name]
         return held[self.program.output].float()
 
+    @torch.no_grad()
+    def measure(self, shape: tuple[int, ...]) -> None:
+        """Fill in ``shapes``, by a pass over one input of zeros of this shape (without the batch).
+
+        Raises :class:`ArgumentError` when the network does not take it.
+        """
+        held: dict[str, Tensor] = {}
+        try:
+            for step in self.program.steps:
+                given = [held[n] for n in step.inputs] or [torch.zeros(1, *shape)]
+                held[step.name] = self.apply_step(step, given)
+        except RuntimeError as e:
+            raise ArgumentError(f"the network does not take an input of shape {shape}: {e}") from e
+        self.shapes = {name: tuple(x.shape[1:]) for name, x in held.items()}
+
     def apply_step(self, step: Step, inputs: list[Tensor]) -> Tensor:
         """One step on quantised inputs, float64."""
         form = self.formats[step.name]

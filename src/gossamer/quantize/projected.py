@@ -18,12 +18,18 @@ from torch import Tensor
 from gossamer.errors import ArgumentError
 from gossamer.latent import Computed, Latent
 from gossamer.quantize import binary, dorefa, twn
+from gossamer.quantize.uniform import uniform
 from gossamer.quantizer import Quantizer, Straight
 
 __all__ = ["PROJECTIONS", "Projected", "Projection"]
 
 # weight -> values, or -> (values, factor on the gradient or None)
 Projection = Callable[..., "Tensor | tuple[Tensor, Tensor | None]"]
+
+
+def _uniform(weight: Tensor, *, bits: int) -> Tensor:
+    return uniform(weight, bits=bits).dequantize()
+
 
 PROJECTIONS: dict[str, Projection] = {
     "twn": twn.ternary,
@@ -32,6 +38,7 @@ PROJECTIONS: dict[str, Projection] = {
     "bwn": partial(binary.scaled, per_filter=False),
     "bwn, per filter": partial(binary.scaled, per_filter=True),
     **{f"dorefa-{bits}": partial(dorefa.quantize, bits=bits) for bits in range(1, 9)},
+    **{f"uniform-{bits}": partial(_uniform, bits=bits) for bits in range(2, 9)},
 }
 
 

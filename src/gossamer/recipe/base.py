@@ -12,6 +12,7 @@ from gossamer.training import TrainConfig
 __all__ = [
     "Bits",
     "Density",
+    "Distill",
     "Fraction",
     "LayerDensity",
     "Layers",
@@ -29,7 +30,7 @@ _T = TypeVar("_T")
 
 def _kind(value: Any) -> str:
     # Which branch of "a number, or one for each layer" was meant: one error, not one a branch.
-    return "by layer" if isinstance(value, Mapping) else "number"
+    return "by layer" if isinstance(value, (Mapping, BaseModel)) else "number"
 
 
 def _kind_or_word(value: Any) -> str:
@@ -70,11 +71,25 @@ class Layers(Strict):
     exclude: list[str] | None = None
 
 
+class Distill(Strict):
+    """A distillation loss beside the cross-entropy (:func:`gossamer.distill.soft_targets`).
+
+    Attributes:
+        weight: of the teacher's part of the loss, 0 for none.
+        temperature: of both softmaxes.
+        teacher: the network ``before`` the first stage that compresses, as it was at the
+            ``start`` of the stage, or a file with weights of the same network.
+    """
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.9
+    temperature: Positive = 4.0
+    teacher: str = "before"
+
+
 class Training(Strict):
     """How to train inside a stage; the fields of :class:`gossamer.training.TrainConfig`.
 
-    ``distill``: weight of a distillation loss against the network as it was before the first
-    stage that compresses, 0 for none. The seed is the recipe's.
+    ``distill``: a distillation loss, or only its weight. The seed is the recipe's.
     """
 
     epochs: Annotated[int, Field(ge=0)]
@@ -92,12 +107,22 @@ class Training(Strict):
     warmup: Annotated[int, Field(ge=0)] = 0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     grad_clip: Positive | None = None
-    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
+    distill: Annotated[
+        Annotated[Annotated[float, Field(ge=0, le=1)], Tag("number")]
+        | Annotated[Distill, Tag("by layer")],
+        Discriminator(_kind),
+    ] = 0.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
         self.config(0)
         return self
+
+    @property
+    def teaching(self) -> Distill:
+        """The distillation, of weight 0 where there is none."""
+        given = self.distill
+        return given if isinstance(given, Distill) else Distill(weight=given)
 
     def config(self, seed: int) -> TrainConfig:
         """The training loop's configuration."""

@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gossamer.errors import RecipeError
-from gossamer.recipe.schema import STAGES, Prune, Recipe, Training, described
+from gossamer.recipe.base import Distill
+from gossamer.recipe.schema import STAGES, Prune, Quantize, Recipe, Training, described
 
 __all__ = ["builtin", "dump", "load", "parse", "show"]
 
@@ -21,6 +22,8 @@ Places = dict[Path_, str]
 
 # After these the values of a layer are shared, and plain training would undo it.
 _SHARING = ("share", "ecsq", "rate_aware", "quantize_biases", "absorb_batchnorm")
+# Stages that begin from initial weights.
+_ANEW = ("rewind", "sparse_train", "supermask", "tickets")
 _MOST_TOLD = 6
 
 
@@ -270,13 +273,15 @@ def _keys(location: Sequence[str | int]) -> list[str]:
     for part in location[:-1]:
         if model is Recipe and part in STAGES:
             model = STAGES[str(part)]
-        elif part in ("retrain", "between", "finetune"):
+        elif part in ("retrain", "between", "finetune", "train") and model is not Recipe:
             model = Training
+        elif part == "distill":
+            model = Distill
     return [name for name in model.model_fields if name != "stage"]
 
 
 def _check_order(recipe: Recipe) -> None:
-    shared = None
+    shared = quantized = None
     for i, stage in enumerate(recipe.stages):
         later = [s.stage for s in recipe.stages[i + 1 :]]
         if stage.stage == "evaluate" and later:
@@ -286,7 +291,11 @@ def _check_order(recipe: Recipe) -> None:
                 f"{recipe.place('stages', i)}: {later[0]} after pack would change nothing in the "
                 "file; move pack to the end"
             )
-        retrains = stage.stage == "train" or (isinstance(stage, Prune) and stage.retrain)
+        retrains = (
+            stage.stage == "train"
+            or (isinstance(stage, Prune) and stage.retrain)
+            or (isinstance(stage, Quantize) and stage.train)
+        )
         if shared and retrains:
             raise RecipeError(
                 f"{recipe.place('stages', i)}: {stage.stage} after {shared} would train the "
@@ -294,3 +303,10 @@ def _check_order(recipe: Recipe) -> None:
             )
         if stage.stage in _SHARING:
             shared = shared or stage.stage
+        if stage.stage in _ANEW and quantized:
+            raise RecipeError(
+                f"{recipe.place('stages', i)}: {stage.stage} after {quantized} would set the "
+                f"weights anew; move it before {quantized}"
+            )
+        if stage.stage == "quantize":
+            quantized = quantized or stage.stage

@@ -18,6 +18,7 @@ from gossamer.recipe.base import (
     Strict,
     Training,
 )
+from gossamer.recipe.fewbits import Quantize
 from gossamer.recipe.sparse import Rewind, SparseTrain, Supermask, Tickets
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Layers",
     "Pack",
     "Prune",
+    "Quantize",
     "QuantizeBiases",
     "RateAware",
     "Recipe",
@@ -207,6 +209,7 @@ Stage = Annotated[
     | Share
     | Ecsq
     | RateAware
+    | Quantize
     | Rewind
     | SparseTrain
     | Supermask

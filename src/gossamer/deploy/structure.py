@@ -1,0 +1,180 @@
+"""Networks whose modules were changed: how a file tells it, and how a reader makes them again.
+
+A file holds tensors. Where a network is no longer the user's own class alone (activations are
+quantized, a layer is two, sums are rounded), its metadata say under ``structure`` what was done, a
+record a change, in order. :func:`load` does the same to a fresh network of the user's class and
+fills in the tensors, so that it computes what the packed one did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from torch import nn
+
+from gossamer.errors import ArgumentError, FormatError
+from gossamer.pack import Archive, load_into
+from gossamer.pack.limits import MAX_BYTES
+
+__all__ = ["Activations", "LowRank", "OnGrid", "Record", "load", "metadata", "parse", "rebuild"]
+
+_KEY = "structure"
+_Frac = Annotated[int, Field(ge=-512, le=512)]
+_Bits = Annotated[int, Field(ge=2, le=16)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Activations(_Strict):
+    """ReLUs are :class:`gossamer.quantize.QuantizedReLU`; alphas are tensors of the file."""
+
+    kind: Literal["activations"] = "activations"
+    bits: Annotated[int, Field(ge=2, le=8)]
+    estimator: Literal["identity", "relu", "clipped"]
+    form: Literal["ceil", "round"]
+    learned: bool
+    functional: bool
+    layers: tuple[str, ...]
+
+
+class LowRank(_Strict):
+    """Linear layers are two, of this rank."""
+
+    kind: Literal["low-rank"] = "low-rank"
+    ranks: dict[str, Annotated[int, Field(ge=1)]]
+
+
+class OnGrid(_Strict):
+    """Batch-norm is folded and the network computes in fixed point.
+
+    Attributes:
+        bits: of the data.
+        data: step -> fractional length of its result.
+        layers: step -> bits and fractional length of its weight, then of its bias.
+        shape: of the input, without the batch.
+    """
+
+    kind: Literal["fixed-point"] = "fixed-point"
+    bits: _Bits
+    data: dict[str, _Frac]
+    layers: dict[str, tuple[_Bits, _Frac, _Bits, _Frac]]
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+
+
+Record = Annotated[Activations | LowRank | OnGrid, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[list[Any]] = TypeAdapter(list[Record])
+
+
+def parse(found: Any, where: str = "structure") -> list[Any]:
+    """Records from plain values; raises :class:`FormatError` for what is none."""
+    try:
+        return _ADAPTER.validate_python(found)
+    except ValidationError as e:
+        first = e.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise FormatError(
+            f"{where}: the metadata's structure is damaged: {at}: {first['msg']}"
+        ) from e
+
+
+def metadata(records: Iterable[BaseModel]) -> dict[str, Any] | None:
+    """What to pack beside the tensors; None for an unchanged network."""
+    plain = [r.model_dump(mode="json") for r in records]
+    return {_KEY: plain} if plain else None
+
+
+def rebuild(model: nn.Module, records: Iterable[Any]) -> nn.Module:
+    """Do the recorded changes to a network of the original class; values are to be loaded.
+
+    The model is changed, and returned where that is possible; a captured graph, or a folded
+    network, is another module.
+
+    Raises :class:`ArgumentError` where the network is not the one that was changed.
+    """
+    for record in records:
+        model = _REBUILD[type(record)](model, record)
+    return model
+
+
+def _activations(model: nn.Module, record: Activations) -> nn.Module:
+    from gossamer.quantize.activations import quantize_activations_
+
+    return quantize_activations_(
+        model,
+        record.bits,
+        estimator=record.estimator,
+        form=record.form,
+        alpha=1.0,
+        learned=record.learned,
+        include=record.layers,
+        functional=record.functional,
+    )
+
+
+def _low_rank(model: nn.Module, record: LowRank) -> nn.Module:
+    for name, rank in record.ranks.items():
+        parent, _, attribute = name.rpartition(".")
+        try:
+            owner, layer = model.get_submodule(parent), model.get_submodule(name)
+        except AttributeError as e:
+            raise ArgumentError(f"the network has no layer {name!r}, which was factorized") from e
+        if not isinstance(layer, nn.Linear):
+            raise ArgumentError(f"{name!r} is {type(layer).__name__}, and was an nn.Linear")
+        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        pair = nn.Sequential(
+            nn.Linear(layer.in_features, rank, bias=False, **like),
+            nn.Linear(rank, layer.out_features, bias=layer.bias is not None, **like),
+        )
+        setattr(owner, attribute, pair.train(layer.training))
+    return model
+
+
+def _on_grid(model: nn.Module, record: OnGrid) -> nn.Module:
+    from gossamer.deploy.fold import fold_batchnorm
+    from gossamer.quantize.emulated import Emulated
+    from gossamer.quantize.fixed_point import Format
+    from gossamer.quantize.network import FixedPoint, Layer
+    from gossamer.quantize.steps import read
+
+    folded = fold_batchnorm(model)
+    program = read(folded)
+    steps = {step.name for step in program.steps}
+    if steps != set(record.data) or set(program.weights) != set(record.layers):
+        odd = sorted(steps ^ set(record.data)) or sorted(set(program.weights) ^ set(record.layers))
+        raise ArgumentError(f"the network is not the one that was put on grids: {odd[0]!r} differs")
+    layers = {}
+    for name, (weight, bias) in program.weights.items():
+        form, bias_form = Format(*record.layers[name][:2]), Format(*record.layers[name][2:])
+        layers[name] = Layer(weight, form, bias, bias_form)
+    formats = {step.name: Format(record.bits, record.data[step.name]) for step in program.steps}
+    net = FixedPoint(program, layers, formats, {})
+    net.measure(record.shape)
+    return Emulated(folded, net)
+
+
+_REBUILD: Mapping[type, Any] = {
+    Activations: _activations,
+    LowRank: _low_rank,
+    OnGrid: _on_grid,
+}
+
+
+def load(
+    path: str | Path | bytes, model: nn.Module, *, strict: bool = True, max_bytes: int = MAX_BYTES
+) -> nn.Module:
+    """Decode a file into a network: :func:`gossamer.pack.load_into`, and the changes it tells of.
+
+    Use what is returned: a file of a network that was changed makes the same changes to ``model``,
+    which may give another module.
+
+    Raises as :func:`gossamer.pack.load_into`, and :class:`ArgumentError` where the changes do not
+    fit the network.
+    """
+    with Archive(path, max_bytes=max_bytes) as archive:
+        records = parse(archive.metadata.get(_KEY, []), archive.where)
+    return load_into(path, rebuild(model, records), strict=strict, max_bytes=max_bytes)
