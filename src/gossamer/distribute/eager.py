@@ -145,8 +145,6 @@ def encode(
 
 def _signed(payload: Tensor, form: Form, numel: int, layout: Layout) -> Tensor:
     """Codes as int32."""
-    if not numel:
-        return torch.zeros(0, dtype=torch.int32, device=payload.device)
     magnitude, neg = planes.unpack(payload, numel, layout.planes, form)
     code = 2 * magnitude + 1 if layout.half else magnitude
     return torch.where(neg, -code, code)

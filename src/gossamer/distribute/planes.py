@@ -77,10 +77,9 @@ def _planes_of(values: Tensor, planes: int) -> Tensor:
     return torch.cat(rows, 1) if rows else values.new_empty((count, 0, 8), dtype=torch.uint8)
 
 
-def _values_of(data: Tensor, planes: int) -> Tensor:
-    """The way back: int32, all groups in full."""
-    words = data.reshape(-1, planes, 8)
-    out = torch.zeros(words.shape[0] * GROUP, dtype=torch.int32, device=data.device)
+def _values_of(words: Tensor, planes: int) -> Tensor:
+    """The way back, from (groups, planes, 8): int32, all groups in full."""
+    out = torch.zeros(words.shape[0] * GROUP, dtype=torch.int32, device=words.device)
     for b in range(planes):
         out |= _bits_of(words[:, b]).int() << b
     return out
@@ -130,6 +129,9 @@ def unpack(payload: Tensor, numel: int, planes: int, form: Form) -> tuple[Tensor
     most = payload_bytes(numel, planes, form)
     magnitude_bytes = 8 * planes * groups(numel)
     _length(payload, magnitude_bytes if form == "sparse" else most, most)
+    if not numel:
+        none = torch.zeros(0, dtype=torch.int32, device=payload.device)
+        return none, none.bool()
     if form == "base3":
         code = _unpack_base3(payload, numel)
         return code.abs(), code < 0
@@ -138,7 +140,7 @@ def unpack(payload: Tensor, numel: int, planes: int, form: Form) -> tuple[Tensor
         value, neg = _values_of(words[:, :planes], planes), _bits_of(words[:, planes])
         _empty(neg[numel:], "sign bits")
     else:
-        value = _values_of(payload[:magnitude_bytes], planes)
+        value = _values_of(payload[:magnitude_bytes].reshape(-1, planes, 8), planes)
     _empty(value[numel:], "magnitude bits")
     if form == "sparse":
         neg = _spread(payload[magnitude_bytes:], value > 0)
@@ -192,7 +194,7 @@ def unpack_sums(data: Tensor, numel: int, bits: int, form: Form = "planes") -> T
     count = groups(numel)
     if form == "planes":
         _length(data, 8 * bits * count, 8 * bits * count)
-        value = _values_of(data, bits)
+        value = _values_of(data.reshape(count, bits, 8), bits)
         _empty(value[numel:], "bits of sums")
         return torch.where(value >> bits - 1 > 0, value - (1 << bits), value)[:numel]
     if form != "sparse":
