@@ -17,7 +17,7 @@ from gossamer.errors import ArgumentError
 from gossamer.masks import Masks
 from gossamer.method import Masked, Method
 from gossamer.pipeline.layers import per_layer, quantized_weights
-from gossamer.pipeline.state import State
+from gossamer.pipeline.state import State, ends_of
 from gossamer.quantize import LSQ, TTQ, LossAware, Projected, loss_aware, projected
 from gossamer.quantize.ttq import SparsityWarning
 from gossamer.quantizer import Quantizer, Trajectory, on_kept
@@ -56,9 +56,7 @@ def quantize(state: State, stage: Quantize) -> None:
             history = state.train(stage.train, [*methods, log, *kept, *state.others(bits)])
             log.finish()
             notes["trajectory"] = [_short(row) for row in log.rows]
-            epochs = {"final": history.epochs[-1], "best": history.best}
-            keys = ("epoch", "validation_accuracy")
-            notes |= {k: {key: row[key] for key in keys} for k, row in epochs.items()}
+            notes |= ends_of(history)
     for method in methods:
         method.finish()
     parameters = names.parameters(state.model)
