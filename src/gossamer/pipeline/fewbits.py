@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from gossamer.errors import ArgumentError
 from gossamer.masks import Masks
 from gossamer.method import Masked, Method
 from gossamer.pipeline.layers import per_layer, quantized_weights
-from gossamer.pipeline.state import State
+from gossamer.pipeline.state import State, ends_of
 from gossamer.quantize import LSQ, TTQ, LossAware, Projected, loss_aware, projected
 from gossamer.quantize.ttq import SparsityWarning
 from gossamer.quantizer import Quantizer, Trajectory, on_kept
@@ -26,6 +26,7 @@ from gossamer.recipe.fewbits import Quantize
 __all__ = ["quantize"]
 
 _ROWS = 60  # of a trajectory
+_FALLEN = 1e-4  # of the other scale
 _THRESHOLD = 0.05  # of TTQ, the authors'
 
 
@@ -56,13 +57,13 @@ def quantize(state: State, stage: Quantize) -> None:
             history = state.train(stage.train, [*methods, log, *kept, *state.others(bits)])
             log.finish()
             notes["trajectory"] = [_short(row) for row in log.rows]
-            epochs = {"final": history.epochs[-1], "best": history.best}
-            keys = ("epoch", "validation_accuracy")
-            notes |= {k: {key: row[key] for key in keys} for k, row in epochs.items()}
+            notes |= ends_of(history)
     for method in methods:
         method.finish()
     parameters = names.parameters(state.model)
     within.apply_(state.model)
+    if stage.method == "ttq":
+        notes["warnings"] += _fallen(methods)
     notes["layers"] = [_row(n, parameters[n].detach(), b) for n, b in bits.items()]
     state.fixed |= set(bits)
     state.notes["quantize"] = notes
@@ -121,6 +122,21 @@ def _loss_aware(stage: Quantize, bits: int | None) -> Callable[[Tensor, Tensor],
         return partial(loss_aware.ternary, scales=stage.scales)
     rule = loss_aware.logarithmic if stage.levels == "logarithmic" else loss_aware.linear
     return partial(rule, bits=2 if bits is None else bits, scales=stage.scales)
+
+
+def _fallen(methods: Sequence[Quantizer]) -> list[str]:
+    """Of trained scales that have fallen to next to nothing: their gradient is a sum."""
+    told = []
+    for method in methods:
+        for name, quantized in method.quantized().items():
+            book = quantized.codebook[quantized.codebook != 0].abs()
+            if len(book) and float(book.min()) < _FALLEN * float(book.max()):
+                told.append(
+                    f"{name}: one of its two scales has fallen to {float(book.min()):.2g}; the "
+                    "gradient of a scale sums over all its weights: lower lr, or use optimizer: "
+                    "adam"
+                )
+    return told
 
 
 @contextmanager

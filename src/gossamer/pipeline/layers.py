@@ -10,8 +10,9 @@ from torch import nn
 
 from gossamer import names
 from gossamer.errors import ArgumentError, RecipeError
+from gossamer.quantize import capture
 from gossamer.recipe import Recipe
-from gossamer.recipe.schema import Layers, Quantize
+from gossamer.recipe.schema import Activations, FixedPoint, Layers, Quantize
 
 __all__ = ["check", "chosen", "per_layer", "quantized_weights"]
 
@@ -93,6 +94,13 @@ def _expand(model: nn.Module, pool: Iterable[str], patterns: Iterable[str]) -> l
 def check(recipe: Recipe, model: nn.Module) -> None:
     """Raise :class:`RecipeError` for a pattern that matches nothing, before any work is done."""
     for i, stage in enumerate(recipe.stages):
+        if isinstance(stage, Activations):
+            try:
+                capture.activations(model, stage.functional, stage.include, stage.exclude)
+            except ArgumentError as e:
+                raise RecipeError(f"{recipe.place('stages', i)}: {e}") from e
+        if isinstance(stage, FixedPoint):
+            _check_patterns(recipe, model, i, chosen(model), "bits")
         if not isinstance(stage, Layers):
             continue
         for key in ("include", "exclude"):
@@ -108,10 +116,16 @@ def check(recipe: Recipe, model: nn.Module) -> None:
             )
         except ArgumentError as e:
             raise RecipeError(f"{recipe.place('stages', i)}: {e}") from e
-        for key in ("density", "quality", "bits", "lam", "step"):
-            value = getattr(stage, key, None)
-            for pattern in value if isinstance(value, Mapping) else ():
-                try:
-                    _expand(model, weights, [pattern])
-                except ArgumentError as e:
-                    raise RecipeError(f"{recipe.place('stages', i, key, pattern)}: {e}") from e
+        for key in ("density", "quality", "bits", "lam", "step", "rank", "energy"):
+            _check_patterns(recipe, model, i, weights, key)
+
+
+def _check_patterns(
+    recipe: Recipe, model: nn.Module, i: int, weights: Iterable[str], key: str
+) -> None:
+    value = getattr(recipe.stages[i], key, None)
+    for pattern in value if isinstance(value, Mapping) else ():
+        try:
+            _expand(model, weights, [pattern])
+        except ArgumentError as e:
+            raise RecipeError(f"{recipe.place('stages', i, key, pattern)}: {e}") from e

@@ -27,9 +27,11 @@ from gossamer.errors import ArgumentError, GossamerError
 from gossamer.masks import Masks
 from gossamer.pack import pack, pack_bytes
 from gossamer.pipeline import folder, inputs, layers, measure
+from gossamer.pipeline.changes import integer_figures
 from gossamer.pipeline.stages import run_stage
 from gossamer.pipeline.state import State
 from gossamer.progress import Reporter
+from gossamer.quantize.emulated import Emulated
 from gossamer.recipe import Recipe
 from gossamer.seeded import Seed
 from gossamer.training import Evaluation, evaluate, load_checkpoint, save_atomic
@@ -325,7 +327,8 @@ class _Job:
             }
         )
         timing = None
-        if self.recipe.evaluate.latency:
+        # An emulation in float64 says nothing of the speed of integers.
+        if self.recipe.evaluate.latency and not isinstance(decoded, Emulated):
             dense = copy.deepcopy(state.origin)
             dense.load_state_dict(state.reference)
             timing = measure.latency(dense, decoded, self.data)
@@ -345,6 +348,9 @@ class _Job:
             "bytes": size,
             "layers": layer_rows,
             "latency": timing,
+            "integer": integer_figures(decoded, self.data.test)
+            if isinstance(decoded, Emulated)
+            else None,
             "sensitivity": state.scan,
             "curves": state.curves,
             "mask_image": picture,

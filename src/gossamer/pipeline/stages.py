@@ -16,7 +16,7 @@ from gossamer.curvature import hessian_diagonal
 from gossamer.errors import ArgumentError
 from gossamer.masks import Masks, keep_top
 from gossamer.method import Masked
-from gossamer.pipeline import fewbits, sparse
+from gossamer.pipeline import changes, fewbits, sparse
 from gossamer.pipeline.layers import chosen, per_layer
 from gossamer.pipeline.state import State
 from gossamer.prune import dead, deconstruct, magnitude, obd, sensitivity, snip
@@ -248,6 +248,9 @@ _RUNNERS: dict[type, Callable[[State, Any], None]] = {
     schema.Ecsq: _ecsq,
     schema.RateAware: _rate_aware,
     schema.Quantize: fewbits.quantize,
+    schema.Activations: changes.activations,
+    schema.FixedPoint: changes.fixed_point,
+    schema.Svd: changes.svd,
     schema.Rewind: sparse.rewind,
     schema.SparseTrain: sparse.sparse_train,
     schema.Supermask: sparse.supermask,

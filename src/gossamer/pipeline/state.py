@@ -24,7 +24,14 @@ from gossamer.recipe import Training
 from gossamer.seeded import Seed
 from gossamer.training import History, load_checkpoint, soft_targets, train
 
-__all__ = ["State"]
+__all__ = ["State", "ends_of"]
+
+
+def ends_of(history: History) -> dict[str, dict[str, Any]]:
+    """The final and the best epoch of a training, with their validation accuracy."""
+    keys = ("epoch", "validation_accuracy")
+    rows = {"final": history.epochs[-1], "best": history.best}
+    return {when: {key: row[key] for key in keys} for when, row in rows.items()}
 
 
 @dataclass

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from gossamer.training import TrainConfig
 
 __all__ = [
+    "Alpha",
     "Bits",
+    "ByLayer",
     "Density",
     "Distill",
     "Fraction",
@@ -51,6 +53,11 @@ Density = Annotated[
 ByLayer = Annotated[
     Annotated[_T, Tag("number")] | Annotated[dict[str, _T], Tag("by layer")],
     Discriminator(_kind),
+]
+Alpha = Annotated[
+    Annotated[Literal["lloyd", "half-gaussian", "learned"], Tag("word")]
+    | Annotated[Positive, Tag("number")],
+    Discriminator(_kind_or_word),
 ]
 LayerDensity = ByLayer[Fraction]
 Quality = ByLayer[NotNegative]

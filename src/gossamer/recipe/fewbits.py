@@ -6,9 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gossamer.recipe.base import Bits, Fraction, Layers, NotNegative, Training
+from gossamer.recipe.base import (
+    Alpha,
+    Bits,
+    ByLayer,
+    Fraction,
+    LayerDensity,
+    Layers,
+    NotNegative,
+    Strict,
+    Training,
+)
 
-__all__ = ["METHODS", "Quantize"]
+__all__ = ["METHODS", "Activations", "FixedPoint", "Quantize", "Svd"]
+
+Width = Annotated[int, Field(ge=2, le=16)]
 
 METHODS: dict[str, tuple[str, ...]] = {
     "ttq": ("threshold", "density", "start"),
@@ -113,3 +125,79 @@ class Quantize(Layers):
         for bits in self.bits.values() if isinstance(self.bits, dict) else (self.bits,):
             if not low <= bits <= high:
                 raise ValueError(f"bits {bits} is outside {low} to {high}, of {self.method}")
+
+
+class Activations(Strict):
+    """ReLUs of few levels, trained through a straight-through estimator.
+
+    The file holds each alpha and tells of the changed modules; :func:`gossamer.load` makes them.
+
+    Attributes:
+        bits: levels 0 to 2^bits - 1.
+        estimator: what stands for the derivative.
+        form: the level above (``ceil``, the paper's), or the nearest one (``round``).
+        alpha: distance of two levels: of least squared error on training data (``lloyd``) or for
+            normal inputs (``half-gaussian``), the former as the start of a trained one
+            (``learned``), or a number for all layers.
+        functional: replace called ReLUs too, in a captured graph.
+        include, exclude: patterns of activations, by module or node name.
+        train: the training.
+    """
+
+    stage: Literal["activations"] = "activations"
+    bits: Annotated[int, Field(ge=2, le=8)]
+    estimator: Literal["identity", "relu", "clipped"] = "clipped"
+    form: Literal["ceil", "round"] = "ceil"
+    alpha: Alpha = "lloyd"
+    functional: bool = True
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    train: Training | None = None
+
+
+class FixedPoint(Strict):
+    """The whole network in fixed point, batch-norm folded; the last stage before ``pack``.
+
+    Attributes:
+        bits: of the weights, one number or by layer pattern; a layer that none names has
+            ``activation_bits``.
+        activation_bits, bias_bits: of data and of biases (left out: as the data).
+        mode: fractional lengths differ by layer (``dynamic``), or are one for all weights and one
+            for all data (``static``).
+        calibration: how many examples decide the lengths.
+        calibrate_on: of which split; the test split decides nothing.
+        compare: measure both modes at 16, 8, 6 and 4 bits besides, for the report.
+    """
+
+    stage: Literal["fixed_point"] = "fixed_point"
+    bits: ByLayer[Width] = 8
+    activation_bits: Width = 8
+    bias_bits: Width | None = None
+    mode: Literal["dynamic", "static"] = "dynamic"
+    calibration: Annotated[int, Field(ge=1)] = 256
+    calibrate_on: Literal["train", "validation"] = "train"
+    compare: bool = False
+
+
+class Svd(Layers):
+    """Linear layers as products of two smaller ones, by truncated singular value decomposition.
+
+    Layers that would not get smaller stay as they are. Later stages name the factors ``LAYER.0``
+    and ``LAYER.1``; patterns such as ``LAYER`` or ``LAYER*`` hold for both.
+
+    Attributes:
+        rank: one number, or one by layer pattern (a layer that none names is left alone).
+        energy: in place of a rank: the least that keeps this part of the squared singular values.
+        train: the training of the factors.
+    """
+
+    stage: Literal["svd"] = "svd"
+    rank: ByLayer[Annotated[int, Field(ge=1)]] | None = None
+    energy: LayerDensity | None = None
+    train: Training | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Svd:
+        if (self.rank is None) == (self.energy is None):
+            raise ValueError("give either rank or energy (the part that is kept)")
+        return self

@@ -6,14 +6,23 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from gossamer.errors import RecipeError
 from gossamer.recipe.base import Distill
-from gossamer.recipe.schema import STAGES, Prune, Quantize, Recipe, Training, described
+from gossamer.recipe.schema import (
+    STAGES,
+    Activations,
+    Prune,
+    Quantize,
+    Recipe,
+    Svd,
+    Training,
+    described,
+)
 
 __all__ = ["builtin", "dump", "load", "parse", "show"]
 
@@ -24,6 +33,13 @@ Places = dict[Path_, str]
 _SHARING = ("share", "ecsq", "rate_aware", "quantize_biases", "absorb_batchnorm")
 # Stages that begin from initial weights.
 _ANEW = ("rewind", "sparse_train", "supermask", "tickets")
+_INITIAL = tuple(
+    method
+    for method in get_args(Prune.model_fields["method"].annotation)
+    if method not in ("magnitude", "obd", "snip", "random")
+)
+# After these the network is no longer one that could be trained from the start.
+_CHANGING = ("quantize", "activations", "svd")
 _MOST_TOLD = 6
 
 
@@ -281,7 +297,7 @@ def _keys(location: Sequence[str | int]) -> list[str]:
 
 
 def _check_order(recipe: Recipe) -> None:
-    shared = quantized = None
+    shared = changed = None
     for i, stage in enumerate(recipe.stages):
         later = [s.stage for s in recipe.stages[i + 1 :]]
         if stage.stage == "evaluate" and later:
@@ -294,7 +310,7 @@ def _check_order(recipe: Recipe) -> None:
         retrains = (
             stage.stage == "train"
             or (isinstance(stage, Prune) and stage.retrain)
-            or (isinstance(stage, Quantize) and stage.train)
+            or (isinstance(stage, (Quantize, Activations, Svd)) and stage.train)
         )
         if shared and retrains:
             raise RecipeError(
@@ -303,10 +319,22 @@ def _check_order(recipe: Recipe) -> None:
             )
         if stage.stage in _SHARING:
             shared = shared or stage.stage
-        if stage.stage in _ANEW and quantized:
+        anew = stage.stage in _ANEW or getattr(stage, "method", "") in _INITIAL
+        if anew and changed:
             raise RecipeError(
-                f"{recipe.place('stages', i)}: {stage.stage} after {quantized} would set the "
-                f"weights anew; move it before {quantized}"
+                f"{recipe.place('stages', i)}: {stage.stage} after {changed} looks at the weights "
+                f"that the run began with, and the network is another by then; move it before "
+                f"{changed}"
             )
-        if stage.stage == "quantize":
-            quantized = quantized or stage.stage
+        if stage.stage in _CHANGING:
+            changed = changed or stage.stage
+        if stage.stage == "fixed_point" and later not in (
+            [],
+            ["pack"],
+            ["pack", "evaluate"],
+            ["evaluate"],
+        ):
+            raise RecipeError(
+                f"{recipe.place('stages', i)}: {later[0]} after fixed_point would leave its grids; "
+                "move fixed_point to the end, before pack"
+            )

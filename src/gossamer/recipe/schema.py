@@ -18,14 +18,16 @@ from gossamer.recipe.base import (
     Strict,
     Training,
 )
-from gossamer.recipe.fewbits import Quantize
+from gossamer.recipe.fewbits import Activations, FixedPoint, Quantize, Svd
 from gossamer.recipe.sparse import Rewind, SparseTrain, Supermask, Tickets
 
 __all__ = [
     "STAGES",
     "AbsorbBatchnorm",
+    "Activations",
     "Ecsq",
     "Evaluate",
+    "FixedPoint",
     "Layers",
     "Pack",
     "Prune",
@@ -40,6 +42,7 @@ __all__ = [
     "SparseTrain",
     "Stage",
     "Supermask",
+    "Svd",
     "Tickets",
     "Train",
     "Training",
@@ -210,6 +213,9 @@ Stage = Annotated[
     | Ecsq
     | RateAware
     | Quantize
+    | Activations
+    | FixedPoint
+    | Svd
     | Rewind
     | SparseTrain
     | Supermask

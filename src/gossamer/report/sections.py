@@ -10,16 +10,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gossamer.report import plots, tables, words
+from gossamer.report import fewbits, plots, tables, words
 
 __all__ = ["SECTIONS", "byte_rows"]
 
 Run = Mapping[str, Any]
 Section = dict[str, Any]
 _MOST_BARS = 60
-_FEW_BITS_HEAD = (
-    "Layer", "Weights", "Values", "Bits", "Bits in the file", "Not zero", "Smallest to largest",
-)  # fmt: skip
 
 _PARTS = {
     "positions": "positions",
@@ -236,75 +233,6 @@ def _codebooks(run: Run) -> Section | None:
     return {"small": small} if small else None
 
 
-def _few_bits(run: Run) -> Section | None:
-    """One block a ``quantize`` stage: its layers, and the way of their values."""
-    sizes = {str(x["name"]): x for x in run.get("layers") or []}
-    blocks = []
-    for stage in run.get("stages") or []:
-        notes = stage.get("quantize")
-        if not notes:
-            continue
-        rows = []
-        for x in notes["layers"]:
-            now = sizes.get(x["name"])
-            stored = f"{8 * now['bytes'] / now['numel']:.2f}" if now else "–"
-            rows.append(
-                [
-                    tables.layer_name(x),
-                    f"{x['weights']:,}",
-                    f"{x['values']:,}",
-                    f"{x['bits']:.3g}",
-                    stored,
-                    words.percent(x["density"], 1),
-                    f"{x['low']:.3g} to {x['high']:.3g}".replace("-", "−"),
-                ]
-            )
-        weights = sum(x["weights"] for x in notes["layers"])
-        dense = sum(x["weights"] * x["density"] for x in notes["layers"]) / max(1, weights)
-        blocks.append(
-            {
-                "title": f"{stage['stage']}: {notes['method']}",
-                "density": words.percent(dense, 1),
-                "weights": f"{weights:,}",
-                "epochs": [
-                    (k, words.percent(notes[k]["validation_accuracy"]), notes[k]["epoch"])
-                    for k in ("final", "best")
-                    if k in notes
-                ],
-                "warnings": notes.get("warnings") or [],
-                "head": _FEW_BITS_HEAD,
-                "rows": rows,
-                "small": _trajectories(notes.get("trajectory") or [], str(stage["stage"])),
-            }
-        )
-    return {"blocks": blocks} if blocks else None
-
-
-def _trajectories(rows: list[Mapping[str, Any]], stage: str) -> list[tuple[str, str, Markup]]:
-    """Largest value in colour, size of the smallest in grey, over the steps, a plot a layer."""
-    if len(rows) < 2:
-        return []
-    x = plots.Axis(0, rows[-1]["step"], plots.axis([0, rows[-1]["step"]], ticks=3).ticks)
-    small = []
-    for i, name in enumerate(rows[0]["high"]):
-        high = [(r["step"], r["high"][name]) for r in rows]
-        low = [(r["step"], -r["low"][name]) for r in rows]
-        y = plots.axis([v for _, v in high + low], ticks=3)
-        ident = f"low-{stage}-{i}"
-        behind = plots.shared_lines({name: low}, x, y, ident)
-        layer = name.removesuffix(".weight")
-        label = (
-            f"{layer}: largest value from {high[0][1]:.3g} to {high[-1][1]:.3g}, size of the "
-            f"smallest from {low[0][1]:.3g} to {low[-1][1]:.3g}"
-        )
-        svg = plots.lines(
-            high, x, y, label=label, height=104, behind=ident, small=len(rows[0]["high"]) > 9
-        )
-        note = f"{words.percent(rows[-1]['density'][name], 1)} not zero"
-        small.append((layer, note, Markup(behind + svg)))
-    return small
-
-
 def _curves(run: Run) -> Section | None:
     rows = run.get("curves") or []
     errors, losses = [], []
@@ -456,7 +384,10 @@ SECTIONS: dict[str, Callable[[Run], Section | None]] = {
     "where": _where,
     "paper": _paper,
     "densities": _densities,
-    "few_bits": _few_bits,
+    "few_bits": fewbits.weights,
+    "activations": fewbits.activations,
+    "fixed_point": fewbits.fixed_point,
+    "svd": fewbits.svd,
     "codebooks": _codebooks,
     "curves": _curves,
     "mask": _mask,

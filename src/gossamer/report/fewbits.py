@@ -1,0 +1,208 @@
+"""What the page says of few bits: weights, activations, fixed point, factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from gossamer.report import plots, tables, words
+
+__all__ = ["activations", "fixed_point", "svd", "weights"]
+
+Run = Mapping[str, Any]
+Section = dict[str, Any]
+
+_HEAD = (
+    "Layer", "Weights", "Values", "Bits", "Bits in the file", "Not zero", "Smallest to largest",
+)  # fmt: skip
+
+
+def _noted(run: Run, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The stages that left notes under a key."""
+    for stage in run.get("stages") or []:
+        if stage.get(key):
+            yield str(stage["stage"]), stage[key]
+
+
+def _ends(notes: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """Final and best epoch, where there was a training."""
+    return [
+        (when, words.percent(notes[when]["validation_accuracy"]), notes[when]["epoch"])
+        for when in ("final", "best")
+        if when in notes
+    ]
+
+
+def weights(run: Run) -> Section | None:
+    """One block a ``quantize`` stage: its layers, and the way of their values."""
+    sizes = {str(x["name"]): x for x in run.get("layers") or []}
+    blocks = []
+    for stage, notes in _noted(run, "quantize"):
+        rows = []
+        for x in notes["layers"]:
+            now = sizes.get(x["name"])
+            stored = f"{8 * now['bytes'] / now['numel']:.2f}" if now else "–"
+            rows.append(
+                [
+                    tables.layer_name(x),
+                    f"{x['weights']:,}",
+                    f"{x['values']:,}",
+                    f"{x['bits']:.3g}",
+                    stored,
+                    words.percent(x["density"], 1),
+                    f"{x['low']:.3g} to {x['high']:.3g}".replace("-", "−"),
+                ]
+            )
+        count = sum(x["weights"] for x in notes["layers"])
+        dense = sum(x["weights"] * x["density"] for x in notes["layers"]) / max(1, count)
+        blocks.append(
+            {
+                "title": f"{stage}: {notes['method']}",
+                "density": words.percent(dense, 1),
+                "weights": f"{count:,}",
+                "epochs": _ends(notes),
+                "warnings": notes.get("warnings") or [],
+                "head": _HEAD,
+                "rows": rows,
+                "small": _trajectories(notes.get("trajectory") or [], stage),
+            }
+        )
+    return {"blocks": blocks} if blocks else None
+
+
+def _trajectories(rows: list[Mapping[str, Any]], stage: str) -> list[tuple[str, str, Markup]]:
+    """Largest value in colour, size of the smallest in grey, over the steps, a plot a layer."""
+    if len(rows) < 2:
+        return []
+    x = plots.Axis(0, rows[-1]["step"], plots.axis([0, rows[-1]["step"]], ticks=3).ticks)
+    small = []
+    for i, name in enumerate(rows[0]["high"]):
+        high = [(r["step"], r["high"][name]) for r in rows]
+        low = [(r["step"], -r["low"][name]) for r in rows]
+        y = plots.axis([v for _, v in high + low], ticks=3)
+        ident = f"low-{stage}-{i}"
+        behind = plots.shared_lines({name: low}, x, y, ident)
+        layer = name.removesuffix(".weight")
+        label = (
+            f"{layer}: largest value from {high[0][1]:.3g} to {high[-1][1]:.3g}, size of the "
+            f"smallest from {low[0][1]:.3g} to {low[-1][1]:.3g}"
+        )
+        svg = plots.lines(
+            high, x, y, label=label, height=104, behind=ident, small=len(rows[0]["high"]) > 9
+        )
+        note = f"{words.percent(rows[-1]['density'][name], 1)} not zero"
+        small.append((layer, note, Markup(behind + svg)))
+    return small
+
+
+def activations(run: Run) -> Section | None:
+    """Levels of the quantized ReLUs, a block a stage."""
+    blocks = []
+    for stage, notes in _noted(run, "activations"):
+        top = 2 ** notes["bits"] - 1
+        blocks.append(
+            {
+                "title": stage,
+                "bits": notes["bits"],
+                "estimator": notes["estimator"],
+                "epochs": _ends(notes),
+                "head": ("Activation", "Alpha at the start", "Alpha", "Largest level"),
+                "rows": [
+                    [
+                        x["name"],
+                        f"{x['start']:.4g}",
+                        f"{x['alpha']:.4g}",
+                        f"{top * x['alpha']:.4g}",
+                    ]
+                    for x in notes["layers"]
+                ],
+            }
+        )
+    return {"blocks": blocks} if blocks else None
+
+
+def fixed_point(run: Run) -> Section | None:
+    """Lengths by layer, the integer-only pass, and dynamic against static."""
+    for _, notes in _noted(run, "fixed_point"):
+        rows = [
+            [x["name"], *("–" if x[k] is None else f"{x[k]}" for k in _LENGTHS)]
+            for x in notes["layers"]
+        ]
+        integer = run.get("integer") or notes["integer"]
+        section = {
+            "mode": notes["mode"],
+            "bits": notes["activation_bits"],
+            "input": notes["input_length"],
+            "integer": {
+                "identical": integer["identical"],
+                "correct": f"{integer['correct']:,} of {integer['total']:,}",
+                "split": "test" if run.get("integer") else "validation",
+            },
+            "head": ("Layer", "Weight bits", "Weight length", "Bias length", "Output length"),
+            "rows": [[cell.replace("-", "−") for cell in row] for row in rows],
+        }
+        compared = notes.get("compare")
+        if compared:
+            section["compare"] = _compared(compared, notes["float_accuracy"])
+        return section
+    return None
+
+
+_LENGTHS = ("bits", "weight", "bias", "output")
+
+
+def _compared(rows: list[Mapping[str, Any]], whole: float) -> Section:
+    rows = sorted(rows, key=lambda r: r["bits"])
+    values = [r[mode] for r in rows for mode in ("dynamic", "static")]
+    low, high = rows[0]["bits"], rows[-1]["bits"]
+    x = plots.Axis(low, high, tuple((r["bits"], f"{r['bits']}") for r in rows))
+    y = plots.axis([*values, whole], percent=True)
+    curves = {m: [(r["bits"], r[m]) for r in rows] for m in ("dynamic", "static")}
+    told = ", ".join(
+        f"{r['bits']} bits {words.percent(r['dynamic'])} against {words.percent(r['static'])}"
+        for r in rows
+    )
+    behind = plots.shared_lines({"static": curves["static"]}, x, y, "static-lengths")
+    svg = plots.lines(
+        curves["dynamic"],
+        x,
+        y,
+        label=f"Validation accuracy by bits, dynamic against static: {told}",
+        behind="static-lengths",
+    )
+    return {
+        "whole": words.percent(whole),
+        "plot": Markup(behind + svg),
+        "head": ("Bits", "Dynamic", "Static"),
+        "rows": [
+            [str(r["bits"]), words.percent(r["dynamic"]), words.percent(r["static"])]
+            for r in reversed(rows)
+        ],
+    }
+
+
+def svd(run: Run) -> Section | None:
+    """Ranks and weights of the factorized layers, a block a stage."""
+    blocks = []
+    for stage, notes in _noted(run, "svd"):
+        rows = [
+            [
+                x["name"],
+                f"{x['rank']:,}",
+                f"{x['before']:,}",
+                f"{x['after']:,}",
+                words.ratio(x["before"] / x["after"]),
+            ]
+            for x in notes["layers"]
+        ]
+        blocks.append(
+            {
+                "title": stage,
+                "epochs": _ends(notes),
+                "head": ("Layer", "Rank", "Weights before", "Weights after", "Ratio"),
+                "rows": rows,
+            }
+        )
+    return {"blocks": blocks} if blocks else None
