@@ -2,6 +2,7 @@
 
 from gossamer.analysis.plots import (
     against_density,
+    canvas,
     histograms,
     layer_densities,
     pictures,
@@ -12,6 +13,7 @@ from gossamer.analysis.speedup import speedups
 
 __all__ = [
     "against_density",
+    "canvas",
     "compare",
     "histograms",
     "layer_densities",

@@ -14,12 +14,13 @@ from gossamer.errors import ArgumentError
 from gossamer.masks import Masks
 from gossamer.names import select
 
-__all__ = ["against_density", "histograms", "layer_densities", "pictures", "pixel_counts"]
+__all__ = ["against_density", "canvas", "histograms", "layer_densities", "pictures", "pixel_counts"]
 
 _MOST_PICTURES = 400
 
 
-def _figure(width: float, height: float) -> Any:
+def canvas(width: float, height: float) -> Any:
+    """An empty matplotlib figure of so many inches, which ``savefig`` draws without a display."""
     # no pyplot: its global figures leak, and it asks for a display
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def pictures(
     rows = -(-len(cells) // columns)
     titled = any(title for title, _ in cells)
     side = 1.2 if titled else 0.45
-    figure = _figure(max(2.0, side * columns), max(1.0, (side + 0.25 * titled) * rows))
+    figure = canvas(max(2.0, side * columns), max(1.0, (side + 0.25 * titled) * rows))
     for i, (title, image) in enumerate(cells):
         axes = figure.add_subplot(rows, columns, i + 1)
         low, high = limits or (float(image.min()), float(image.max()))
@@ -114,7 +115,7 @@ def layer_densities(
         layers = select(layers, include)
     if not layers:
         raise ArgumentError("masks name no layer; give {label: Masks}")
-    figure = _figure(max(5.0, 1.5 + 0.45 * len(layers)), 4.2)
+    figure = canvas(max(5.0, 1.5 + 0.45 * len(layers)), 4.2)
     axes = figure.add_subplot()
     for label, some in masks.items():
         found = some.densities()
@@ -164,7 +165,7 @@ def against_density(panels: Mapping[str, Curves], path: str | Path, *, title: st
                         f"curve {label!r} has {len(values)} values at density {density}; "
                         "densities lie in (0, 1], with at least one value each"
                     )
-    figure = _figure(1 + 5 * len(panels), 4.2)
+    figure = canvas(1 + 5 * len(panels), 4.2)
     drawn = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (ylabel, curves) in zip(drawn, panels.items(), strict=True):
         for label, points in curves.items():
@@ -209,7 +210,7 @@ def histograms(
         raise ArgumentError(f"scores of {len(layers)} layers in bins={bins}: give at least one")
     columns = min(4, len(layers))
     rows = -(-len(layers) // columns)
-    figure = _figure(3.2 * columns, 2.6 * rows)
+    figure = canvas(3.2 * columns, 2.6 * rows)
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
     for i, name in enumerate(layers):
         axes = figure.add_subplot(rows, columns, i + 1)

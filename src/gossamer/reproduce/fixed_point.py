@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import datasets, nets
+from gossamer.analysis import canvas
 from gossamer.datasets import Dataset, Split, batches
 from gossamer.deploy import fold_batchnorm
 from gossamer.factorize import factorize, svd_size, sweep
@@ -196,11 +197,7 @@ def plot_static_dynamic(
     table: Mapping[str, Mapping[str, Mapping[str, Any]]], exact: float, path: Path
 ) -> Path:
     """Accuracy against bits, a line each for static and dynamic; the float network dashed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(6, 4)
     axes = figure.subplots()
     for way, by_bits in table.items():
         bits = [int(b) for b in by_bits]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.analysis import canvas
 from gossamer.reproduce import Claim, Context, Outcome, experiment
 from gossamer.theory import ste, ste_sampling
 
@@ -143,18 +144,9 @@ def surface(size: int) -> tuple[Tensor, Tensor, Tensor]:
     return thetas, places, f
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def draw_landscape(rows: list[dict[str, Any]], path: Path, size: int) -> Path:
     """f by step for the three estimators, and f over theta and v."""
-    figure = _figure(11, 4.2)
+    figure = canvas(11, 4.2)
     left, right = figure.subplots(1, 2)
     styles = dict(zip(ste.ESTIMATORS, ("-", "--", ":"), strict=True))
     for row in rows:
@@ -249,7 +241,7 @@ def line(seed: int, samples: int, points: int) -> dict[str, Any]:
 def draw_lines(rows: list[dict[str, Any]], path: Path) -> Path:
     """A panel a sample size: the empirical losses, and the population's dashed."""
     sizes = sorted({r["samples"] for r in rows})
-    figure = _figure(3.2 * len(sizes), 3.4)
+    figure = canvas(3.2 * len(sizes), 3.4)
     for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
         for i, row in enumerate([r for r in rows if r["samples"] == size][:3]):
             axes.plot(row["rates"], row["curve"], f"C{i}", linewidth=1)
