@@ -373,6 +373,7 @@ GOSSAMER_AVX512 Statistics statistics_avx512(const float* g, size_t n) {
   __m512i most = _mm512_setzero_si512();
   size_t e = 0;
   for (; e + 16 <= n; e += 16) {
+    _mm_prefetch((const char*)(g + e) + 8192, _MM_HINT_T0);
     __m512i raw = _mm512_loadu_si512(g + e);
     const __m512i bits = _mm512_and_si512(raw, magnitude);
     most = _mm512_max_epu32(most, bits);

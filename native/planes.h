@@ -221,6 +221,8 @@ GOSSAMER_AVX512 void encode_avx512(const float* g, size_t groups, uint32_t first
     at = _mm512_add_epi32(at, _mm512_set1_epi32(32));
     __mmask16 neg[4], bit[P ? P : 1][4], none[4];
     for (int h = 0; h < 4; h++) {
+      // two pages ahead, which the hardware's prefetcher does not look
+      _mm_prefetch((const char*)(g + 16 * h) + 8192, _MM_HINT_T0);
       const __m512 a = _mm512_loadu_ps(g + 16 * h);
       neg[h] = _mm512_movepi32_mask(_mm512_castps_si512(a));
       __m512 v = _mm512_mul_ps(_mm512_abs_ps(a), inv);
