@@ -14,7 +14,11 @@ import re
 from collections.abc import Callable
 
 from gossamer.distribute.codec import GradCodec, backend, clip_slope
+from gossamer.distribute.ddp import GradientExchange, exchange_hook
 from gossamer.distribute.dorefa import DoReFa
+from gossamer.distribute.exchange import Plan, exchange, simulate
+from gossamer.distribute.feedback import ErrorFeedback
+from gossamer.distribute.group import Distributed
 from gossamer.distribute.planes import FORMS, Form
 from gossamer.distribute.qsgd import QSGD
 from gossamer.distribute.random import Key, dither_shift, parameter_hash
@@ -26,10 +30,14 @@ from gossamer.errors import ArgumentError
 __all__ = [
     "FORMS",
     "QSGD",
+    "Distributed",
     "DoReFa",
+    "ErrorFeedback",
     "Form",
     "GradCodec",
+    "GradientExchange",
     "Key",
+    "Plan",
     "SQm",
     "SignSGD",
     "TernGrad",
@@ -37,7 +45,10 @@ __all__ = [
     "by_name",
     "clip_slope",
     "dither_shift",
+    "exchange",
+    "exchange_hook",
     "parameter_hash",
+    "simulate",
 ]
 
 _NAMES: tuple[tuple[str, Callable[..., GradCodec]], ...] = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -55,17 +56,17 @@ class Roll:
 
         return self._ask(read)
 
-    def call(self) -> str:
-        """The first report, and who does not answer within some seconds."""
+    def call(self, reason: str) -> str:
+        """The first report (or ``reason``), and who does not answer within some seconds."""
         deadline = time.monotonic() + _CALL
         silent = set(range(self.size)) - {self.rank}
         while silent and not self._lost and time.monotonic() < deadline:
             for rank in list(silent):
-                if self._ask(lambda r=rank: self._store.check([f"{self._prefix}/here/{r}"])):
+                if self._ask(partial(self._store.check, [f"{self._prefix}/here/{rank}"])):
                     silent.discard(rank)
             if silent:
                 time.sleep(0.1)
-        told = self.look() or "the exchange failed"
+        told = self.look() or reason
         if self._lost:
             return (
                 f"{told}; the store that rank 0 (or the launcher) keeps does not answer either: "

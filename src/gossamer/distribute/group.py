@@ -158,7 +158,8 @@ class Distributed:
         if not timeout > 0:
             raise ArgumentError(f"timeout={timeout} must be more than 0 seconds")
         self.timeout = timeout
-        self.rank, self.size, self.roll = 0, 1, None
+        self.rank, self.size = 0, 1
+        self.roll: Roll | None = None
         if not (dist.is_available() and dist.is_initialized()):
             return
         group = dist.group.WORLD if process_group is None else process_group
@@ -167,7 +168,7 @@ class Distributed:
         self.group: dist.ProcessGroup = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.nccl = dist.get_backend(group) == "nccl"
-        self.roll: Roll | None = Roll(group, self.rank, self.size) if self.size > 1 else None
+        self.roll = Roll(group, self.rank, self.size) if self.size > 1 else None
 
     def run(self, program: Program) -> None:
         """Run a program to its end."""
@@ -260,14 +261,17 @@ class Distributed:
 
     def watch(self) -> None:
         """Raise :class:`ExchangeError` if another rank has reported a failure."""
-        if self.roll is not None and (told := self.roll.look()) is not None:
+        if self.roll is None or not dist.is_initialized():
+            return
+        if (told := self.roll.look()) is not None:
             raise self._failed(told)
 
     def _failed(self, reason: str) -> ExchangeError:
         if self.roll is None:
             return ExchangeError(reason)
-        self.roll.report(f"rank {self.rank} saw: {reason.splitlines()[0][:200]}")
-        return ExchangeError(self.roll.call())
+        told = f"rank {self.rank} saw: {reason.splitlines()[0][:200]}"
+        self.roll.report(told)
+        return ExchangeError(self.roll.call(told))
 
 
 def _resumed(program: Program, request: Request) -> Program:
