@@ -1,0 +1,1 @@
+"""Gradients of a bit or two between workers."""
