@@ -3,6 +3,7 @@
 __all__ = [
     "ArgumentError",
     "DatasetError",
+    "ExchangeError",
     "FormatError",
     "GossamerError",
     "RecipeError",
@@ -27,3 +28,7 @@ class RecipeError(GossamerError, ValueError):
 
 class DatasetError(GossamerError, RuntimeError):
     """A dataset is missing or corrupt; the message says where it was looked for."""
+
+
+class ExchangeError(GossamerError, RuntimeError):
+    """Workers could not exchange: one is killed, hangs, failed, or holds something else."""

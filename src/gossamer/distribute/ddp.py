@@ -1,0 +1,312 @@
+"""Gradients of a few bits in DistributedDataParallel: one line on any DDP model.
+
+>>> model = torch.nn.Linear(64, 64)
+>>> state = GradientExchange(model, TernGrad())  # then: ddp.register_comm_hook(state, state.hook)
+
+A bucket is encoded in the hook's body where scales are not shared; one worker thread communicates
+in the order of the buckets, over a process group of its own, and decodes into the bucket.
+(Collectives issued from a future's callback hang, or mix buckets without a word.) The hook of the
+last bucket waits for the thread, so that a failure is raised by ``backward()`` as it is.
+
+State is kept by parameter name: buckets are rebuilt after the first step. The divisor is the number
+of ranks, whatever ``no_sync``, ``join`` or unused parameters leave of the gradients.
+"""
+
+import queue
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.futures import Future
+
+from gossamer import names
+from gossamer.distribute.codec import GradCodec
+from gossamer.distribute.exchange import THRESHOLD, Dither, Plan
+from gossamer.distribute.feedback import ErrorFeedback
+from gossamer.distribute.group import TIMEOUT, Distributed, Program, Request
+from gossamer.distribute.message import Layout
+from gossamer.distribute.terngrad import TernGrad
+from gossamer.distribute.topology import Topology
+from gossamer.errors import ArgumentError, ExchangeError, FormatError
+
+__all__ = ["GradientExchange", "TernGrad", "exchange_hook"]
+
+_FORMAT = 1
+_IDLE = 1.0  # seconds between two looks for other ranks' reports when there is nothing to do
+
+
+class _Worker:
+    """One thread that runs programs in the order they come; after a failure all others fail."""
+
+    def __init__(self, group: Distributed) -> None:
+        self._group = group
+        self._jobs: queue.SimpleQueue[tuple[Program, Request | None, Tensor, Future] | None]
+        self._jobs = queue.SimpleQueue()
+        self._idle = threading.Condition()
+        self._open = 0
+        self.failure: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="gossamer-exchange", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, program: Program, request: Request | None, result: Tensor, future: "Future[Tensor]"
+    ) -> None:
+        with self._idle:
+            self._open += 1
+        self._jobs.put((program, request, result, future))
+
+    def drain(self) -> None:
+        """Wait until nothing is open; raise what went wrong."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._open)
+        self.check()
+
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=_IDLE)
+            except queue.Empty:
+                self._guard(self._group.watch)
+                continue
+            if job is None:
+                return
+            program, request, result, future = job
+            if self.failure is None:
+                self._guard(lambda p=program, r=request: self._run(p, r, result))
+            if self.failure is None:
+                future.set_result(result)
+            else:
+                program.close()
+                future.set_exception(self.failure)
+            with self._idle:
+                self._open -= 1
+                self._idle.notify_all()
+
+    def _run(self, program: Program, request: Request | None, result: Tensor) -> None:
+        with torch.no_grad():
+            self._group.go_on(program, request)
+            if result.is_cuda:
+                torch.cuda.current_stream(result.device).synchronize()
+
+    def _guard(self, action: Any) -> None:
+        # The thread's caller is the main thread's next wait: whatever went wrong is raised there.
+        if self.failure is None:
+            try:
+                action()
+            except Exception as e:
+                self.failure = e
+
+
+class GradientExchange:
+    """The state of a DDP communication hook that averages gradients in few bits.
+
+    Args:
+        model: the model that DDP wraps (or the DDP model): for the names of its parameters.
+        codec: how gradients are coded.
+        process_group: DDP's; None: the default one. The exchange makes a group of its own over the
+            same ranks at the first step.
+        feedback: error feedback, for biased codecs.
+        timeout: seconds a rank may keep the others waiting (in evaluation, or because it hangs)
+            before they end with an error; a killed rank ends them in some seconds.
+
+    The others are those of :class:`~gossamer.distribute.exchange.Plan`. With one rank gradients
+    are quantized as for any number, nothing is sent, and a warning says so once.
+
+    Raises :class:`ArgumentError` for arguments outside what is allowed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        codec: GradCodec,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        topology: Topology = "auto",
+        threshold: int = THRESHOLD,
+        exclude: str | Iterable[str] | None = None,
+        shared_scale: bool | None = None,
+        dither: Dither = "independent",
+        feedback: bool = False,
+        seed: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.plan = Plan(codec, topology, threshold, exclude, shared_scale, dither, seed)
+        if not timeout > 0:
+            raise ArgumentError(f"timeout={timeout} must be more than 0 seconds")
+        self.timeout = timeout
+        self.step = 0
+        self.errors = ErrorFeedback() if feedback else None
+        self._parameters = names.parameters(model)  # held, so that ids stay theirs
+        self._names = {id(p): name for name, p in self._parameters.items()}
+        self._excluded = self.plan.excluded(self._parameters)
+        self._layouts: dict[tuple[str, ...], Layout] = {}
+        self._process_group = process_group
+        self._group: Distributed | None = None
+        self._worker: _Worker | None = None
+        self._size: int | None = None  # of the run that a loaded state is of
+
+    @staticmethod
+    def hook(state: "GradientExchange", bucket: dist.GradBucket) -> Future[Tensor]:
+        """The communication hook: ``ddp.register_comm_hook(state, GradientExchange.hook)``."""
+        return state._exchange(bucket)
+
+    def _exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        group = self._start()
+        if self._worker is not None:
+            self._worker.check()
+        buffer = bucket.buffer()
+        tensors = self._views(bucket, buffer)
+        layout = self._layout(tensors, group.size)
+        program = self.plan.program(
+            layout, list(tensors.values()), group.rank, group.size, self.step, self.errors
+        )
+        last = bucket.is_last()
+        self.step += last
+        future: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else None)
+        with torch.no_grad():
+            request = group.start(program)
+        if buffer.is_cuda:  # the worker's stream knows nothing of this one
+            torch.cuda.current_stream(buffer.device).synchronize()
+        if self._worker is None:
+            group.go_on(program, request)
+            future.set_result(buffer)
+            return future
+        self._worker.submit(program, request, buffer, future)
+        if last:
+            self._worker.drain()
+        return future
+
+    def _views(self, bucket: dist.GradBucket, buffer: Tensor) -> dict[str, Tensor]:
+        if buffer.layout != torch.strided:
+            raise ArgumentError(
+                "a bucket holds a sparse gradient; make it dense with nn.Embedding(sparse=False)"
+            )
+        views, at = {}, 0
+        for p in bucket.parameters():
+            name = self._names.get(id(p))
+            if name is None:
+                raise ArgumentError(
+                    f"a bucket holds a parameter of shape {tuple(p.shape)} that is not the "
+                    "model's; make the GradientExchange from the model that DDP wraps"
+                )
+            views[name] = buffer[at : at + p.numel()]
+            at += p.numel()
+        return views
+
+    def _layout(self, views: Mapping[str, Tensor], size: int) -> Layout:
+        key = tuple(views)
+        if key not in self._layouts:
+            shaped = {n: v.view(self._parameters[n].shape) for n, v in views.items()}
+            self._layouts[key] = self.plan.layout(shaped, self._excluded, size)
+        return self._layouts[key]
+
+    def _start(self) -> Distributed:
+        # A collective: at the first hook all ranks are here.
+        if self._group is not None:
+            return self._group
+        group = Distributed(self._process_group, timeout=self.timeout)
+        self._fits(group.size)
+        if group.size > 1:
+            own = dist.new_group(
+                dist.get_process_group_ranks(group.group),
+                timeout=timedelta(seconds=self.timeout),
+                backend=dist.get_backend(group.group),
+                use_local_synchronization=True,
+            )
+            group = Distributed(own, timeout=self.timeout)
+            self._worker = _Worker(group)
+        else:
+            warnings.warn(
+                "gradients of one rank are quantized with nobody to exchange them with; start more "
+                "with torchrun --nproc-per-node",
+                stacklevel=2,
+            )
+        self._group = group
+        return group
+
+    def _fits(self, size: int) -> None:
+        if self._size not in (None, size):
+            raise ArgumentError(
+                f"the saved exchange is of {self._size} ranks, this run has {size}: start "
+                f"{self._size} ranks, or load_state_dict(state, resize=True) to go on with {size}, "
+                "to other bits and without errors fed back"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step, seed and number of ranks, and this rank's errors where they are fed back.
+
+        The same on all ranks but for the errors: with ``feedback`` each rank saves its own.
+        """
+        group = self._group or Distributed(self._process_group, timeout=self.timeout)
+        return {
+            "format": _FORMAT,
+            "codec": repr(self.plan.codec),
+            "seed": self.plan.seed,
+            "step": self.step,
+            "size": group.size if self._size is None else self._size,
+            "rank": group.rank,
+            "errors": None if self.errors is None else self.errors.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, resize: bool = False) -> None:
+        """Go on from a saved state, to the same bits.
+
+        Args:
+            state: of :meth:`state_dict`, by the same rank where errors are fed back.
+            resize: go on with another number of ranks; errors fed back start at zero.
+
+        Raises :class:`~gossamer.errors.FormatError` for something else, and
+        :class:`ArgumentError` for a state of another codec, seed, rank or number of ranks.
+        """
+        keys = ("codec", "seed", "step", "size", "rank", "errors")
+        if state.get("format") != _FORMAT or any(key not in state for key in keys):
+            raise FormatError("state is no GradientExchange.state_dict() of this version")
+        for name, mine in (("codec", repr(self.plan.codec)), ("seed", self.plan.seed)):
+            if state[name] != mine:
+                raise ArgumentError(
+                    f"the saved exchange has {name} {state[name]}, this one {mine}; make the "
+                    "GradientExchange with the same"
+                )
+        size = None if resize else int(state["size"])
+        group = self._group or Distributed(self._process_group, timeout=self.timeout)
+        started = dist.is_available() and dist.is_initialized()
+        self._size, before = size, self._size
+        try:
+            if started:
+                self._fits(group.size)
+            if self.errors is not None and not resize:
+                if state["errors"] is None or started and state["rank"] != group.rank:
+                    raise ArgumentError(
+                        f"the saved errors are of rank {state['rank']}, this is rank "
+                        f"{group.rank}: save and load one state a rank, or pass resize=True"
+                    )
+        except ArgumentError:
+            self._size = before
+            raise
+        self.step = int(state["step"])
+        if self.errors is not None:
+            self.errors.load_state_dict({} if resize else state["errors"])
+
+    def close(self) -> None:
+        """End the worker thread; the next step would start another."""
+        if self._worker is not None:
+            self._worker.close()
+        self._worker = self._group = None
+
+
+def exchange_hook(state: GradientExchange, bucket: dist.GradBucket) -> Future[Tensor]:
+    """The same hook as a function: ``ddp.register_comm_hook(state, exchange_hook)``."""
+    return GradientExchange.hook(state, bucket)

@@ -1,0 +1,283 @@
+"""Who exchanges with whom: real process groups, and any number of workers in one process.
+
+A topology is a *program*: a generator that yields what it wants communicated and is sent what came
+back. :class:`Distributed` runs one program over ``torch.distributed``; :func:`lockstep` runs the
+programs of N workers side by side in one process. Both move the same bytes, so both give the same
+bits. Requests:
+
+- :class:`AllGather`: every rank's equally long bytes, to all; comes back as a list by rank.
+- :class:`AllMax`: the elementwise maximum of float32.
+- :class:`AllToAll`: one piece for each rank; comes back as a list by rank.
+- :class:`Gather`: equally long bytes, to rank 0; None elsewhere.
+- :class:`Broadcast`: from rank 0, ``length`` bytes.
+
+``last`` marks the request after which all ranks do the same with the same data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gossamer.distribute.faults import Roll
+from gossamer.errors import ArgumentError, ExchangeError
+
+__all__ = [
+    "TIMEOUT",
+    "AllGather",
+    "AllMax",
+    "AllToAll",
+    "Broadcast",
+    "Distributed",
+    "Gather",
+    "Group",
+    "Program",
+    "Request",
+    "lockstep",
+]
+
+TIMEOUT = 300.0
+"""Seconds after which a rank that does not answer ends the others, unless said otherwise."""
+
+_POLL = 1.0  # seconds between two looks for another rank's report
+
+
+@dataclass(frozen=True)
+class AllGather:
+    """See the module."""
+
+    data: Tensor
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class AllMax:
+    """See the module."""
+
+    data: Tensor
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class AllToAll:
+    """See the module; ``lengths`` are those of the pieces that will come."""
+
+    data: list[Tensor]
+    lengths: list[int]
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Gather:
+    """See the module."""
+
+    data: Tensor
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """See the module; ``data`` is rank 0's."""
+
+    data: Tensor | None
+    length: int
+    last: bool = False
+
+
+Request = AllGather | AllMax | AllToAll | Gather | Broadcast
+Program = Generator[Request, Any, None]
+
+
+class Group(Protocol):
+    """Runs one rank's program."""
+
+    rank: int
+    size: int
+
+    def run(self, program: Program) -> None:
+        """Run it to its end."""
+
+
+def lockstep(programs: Sequence[Program]) -> None:
+    """Run the programs of all ranks, in rank order, in this process.
+
+    After the request marked ``last`` only rank 0's goes on: the others would do the same.
+    """
+    running = list(programs)
+    answers: list[Any] = [None] * len(running)
+    while True:
+        requests: list[Request] = []
+        for program, answer in zip(running, answers, strict=True):
+            try:
+                requests.append(program.send(answer))
+            except StopIteration:
+                continue
+        if not requests:
+            return
+        answers = _answers(requests)
+        if requests[0].last:
+            for program in running[1:]:
+                program.close()
+            running, answers = running[:1], answers[:1]
+
+
+def _answers(requests: Sequence[Any]) -> list[Any]:
+    first, size = requests[0], len(requests)
+    if isinstance(first, AllGather):
+        return [[r.data for r in requests]] * size
+    if isinstance(first, AllMax):
+        return [torch.stack([r.data for r in requests]).amax(0)] * size
+    if isinstance(first, AllToAll):
+        return [[r.data[rank] for r in requests] for rank in range(size)]
+    if isinstance(first, Gather):
+        return [[r.data for r in requests], *[None] * (size - 1)]
+    return [first.data] * size
+
+
+class Distributed:
+    """A process group of ``torch.distributed``, gloo or NCCL.
+
+    Args:
+        process_group: None: the default one, or a single worker where there is none.
+        timeout: seconds a rank may keep the others waiting. A killed rank is noticed at once.
+
+    A failure raises :class:`~gossamer.errors.ExchangeError` on every rank that is left, naming the
+    ranks that do not answer, at most ``timeout`` and some 6 seconds after it.
+    """
+
+    def __init__(
+        self, process_group: dist.ProcessGroup | None = None, *, timeout: float = TIMEOUT
+    ) -> None:
+        if not timeout > 0:
+            raise ArgumentError(f"timeout={timeout} must be more than 0 seconds")
+        self.timeout = timeout
+        self.rank, self.size, self.roll = 0, 1, None
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        group = dist.group.WORLD if process_group is None else process_group
+        if group is None or group == dist.GroupMember.NON_GROUP_MEMBER:
+            raise ArgumentError("process_group does not have this process among its members")
+        self.group: dist.ProcessGroup = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.nccl = dist.get_backend(group) == "nccl"
+        self.roll: Roll | None = Roll(group, self.rank, self.size) if self.size > 1 else None
+
+    def run(self, program: Program) -> None:
+        """Run a program to its end."""
+        self.go_on(program, self.start(program))
+
+    def start(self, program: Program) -> Request | None:
+        """Run a program up to its first request, without communicating."""
+        try:
+            return next(program)
+        except StopIteration:
+            return None
+
+    def go_on(self, program: Program, request: Request | None) -> None:
+        """Run a started program to its end."""
+        if self.roll is None:
+            if request is not None:
+                lockstep([_resumed(program, request)])
+            return
+        try:
+            while request is not None:
+                request = program.send(self._answer(request))
+        except StopIteration:
+            return
+        except ExchangeError:
+            raise
+        except Exception as e:
+            # The others would wait for this rank until the timeout.
+            self.roll.report(f"rank {self.rank} failed: {type(e).__name__}: {e}")
+            raise
+
+    def _answer(self, request: Request) -> Any:
+        device = torch.device("cuda", torch.cuda.current_device()) if self.nccl else None
+        if isinstance(request, AllToAll):
+            home = request.data[0].device
+            data = torch.cat(request.data).to(device or "cpu")
+            out = data.new_empty(sum(request.lengths))
+            sent = [piece.numel() for piece in request.data]
+            self._wait(
+                lambda: dist.all_to_all_single(
+                    out, data, request.lengths, sent, group=self.group, async_op=True
+                )
+            )
+            return list(out.to(home).split(request.lengths))
+        if isinstance(request, Broadcast):
+            home = torch.device("cpu") if request.data is None else request.data.device
+            if request.data is None:
+                data = torch.empty(request.length, dtype=torch.uint8, device=device or "cpu")
+            else:
+                data = request.data.to(device or "cpu")
+            source = dist.get_global_rank(self.group, 0)
+            self._wait(lambda: dist.broadcast(data, source, group=self.group, async_op=True))
+            return data.to(home)
+        home = request.data.device
+        data = request.data.to(device or "cpu")
+        if isinstance(request, AllMax):
+            data = data.clone()
+            self._wait(
+                lambda: dist.all_reduce(data, dist.ReduceOp.MAX, group=self.group, async_op=True)
+            )
+            return data.to(home)
+        if isinstance(request, AllGather):
+            out = data.new_empty(self.size * data.numel())
+            self._wait(lambda: _all_gather(out, data, group=self.group, async_op=True))
+            return list(out.to(home).view(self.size, -1))
+        parts = [torch.empty_like(data) for _ in range(self.size)] if self.rank == 0 else None
+        target = dist.get_global_rank(self.group, 0)
+        self._wait(lambda: dist.gather(data, parts, target, group=self.group, async_op=True))
+        return parts and [part.to(home) for part in parts]
+
+    def _wait(self, begin: Callable[[], dist.Work | None]) -> None:
+        deadline = time.monotonic() + self.timeout
+        try:
+            work = begin()
+        except RuntimeError as e:
+            raise self._failed(str(e)) from e
+        while work is not None:
+            left = deadline - time.monotonic()
+            try:
+                if self.nccl:  # its own watchdog has the timeout
+                    work.wait()
+                else:
+                    work.wait(timedelta(seconds=max(0.01, min(_POLL, left))))
+                return
+            except RuntimeError as e:
+                if work.is_completed():
+                    raise self._failed(str(e)) from e
+            if left <= _POLL:
+                raise self._failed(f"no answer within timeout={self.timeout:g} seconds")
+            self.watch()
+
+    def watch(self) -> None:
+        """Raise :class:`ExchangeError` if another rank has reported a failure."""
+        if self.roll is not None and (told := self.roll.look()) is not None:
+            raise self._failed(told)
+
+    def _failed(self, reason: str) -> ExchangeError:
+        if self.roll is None:
+            return ExchangeError(reason)
+        self.roll.report(f"rank {self.rank} saw: {reason.splitlines()[0][:200]}")
+        return ExchangeError(self.roll.call())
+
+
+def _resumed(program: Program, request: Request) -> Program:
+    answer = yield request
+    while True:
+        try:
+            request = program.send(answer)
+        except StopIteration:
+            return
+        answer = yield request
+
+
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
