@@ -18,8 +18,10 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "parallel.h"
 
 namespace nb = nanobind;
+using gossamer::parallel;
 
 namespace {
 
@@ -31,20 +33,6 @@ using Out = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 constexpr size_t kBlock = size_t(1) << 18;
 constexpr size_t kCells = size_t(1) << 14;
 constexpr size_t kMaxLabels = 65536;
-
-// f(worker, item) for each item in [0, items), on up to `threads` threads.
-template <typename F>
-void parallel(size_t items, size_t threads, F f) {
-  threads = std::max<size_t>(1, std::min(threads, items));
-  std::atomic<size_t> next{0};
-  auto work = [&](size_t worker) {
-    for (size_t i; (i = next.fetch_add(1)) < items;) f(worker, i);
-  };
-  std::vector<std::thread> pool;
-  for (size_t t = 1; t < threads; t++) pool.emplace_back(work, t);
-  work(0);
-  for (auto& t : pool) t.join();
-}
 
 size_t blocks(size_t n) { return (n + kBlock - 1) / kBlock; }
 

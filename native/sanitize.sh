@@ -10,7 +10,7 @@ rm -rf "$out/src" && cp -r src "$out/src"
 suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 nanobind=$("$python" -c 'import nanobind, os; print(os.path.dirname(nanobind.__file__))')
-flags="-std=c++17 -O1 -g -fPIC -fvisibility=hidden -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
+flags="-std=c++17 -O1 -g -fPIC -fvisibility=hidden -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 for source in native/*.cpp; do
   name=$(basename "$source" .cpp)
   # The binding layer is compiled without instrumentation: what is under test is our code.
@@ -33,5 +33,6 @@ import pytest
 
 assert "build/asan" in gossamer.__file__, gossamer.__file__
 tests = ["bits", "huffman", "ans", "gaps", "context", "pack", "pack_hostile", "kmeans"]
+tests += ["exchange_codecs"]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *[f"tests/test_{t}.py" for t in tests]]))
 PY

@@ -9,6 +9,7 @@ the bytes.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 from abc import ABC, abstractmethod
@@ -20,11 +21,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gossamer.distribute import eager, planes
+from gossamer.distribute import compiled, eager, planes
 from gossamer.distribute.eager import Layout
 from gossamer.distribute.planes import FORMS, Form
 from gossamer.distribute.random import Key
 from gossamer.errors import ArgumentError
+from gossamer.native import kernel
 
 __all__ = [
     "GradCodec",
@@ -51,13 +53,17 @@ def _triton_found() -> bool:
 
 def backend(tensor: Tensor) -> str:
     """``native``, ``triton`` or ``eager``: what works on this tensor."""
-    if tensor.is_cuda and _triton_found():
-        return "triton"
-    return "eager"
+    if tensor.device.type == "cpu":
+        return "native" if kernel("exchange") is not None else "eager"
+    return "triton" if tensor.is_cuda and _triton_found() else "eager"
 
 
 def _module(tensor: Tensor) -> ModuleType:
-    return eager
+    name = backend(tensor)
+    if name == "triton":
+        # imported here: triton is there on CUDA machines only
+        return importlib.import_module("gossamer.distribute.triton_kernels")
+    return compiled if name == "native" else eager
 
 
 def statistics(g: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor, Tensor]:

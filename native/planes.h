@@ -1,0 +1,503 @@
+// Gradient codes, a group of 64 elements at a time: floats to bit planes and back.
+// Each kernel has a portable, an AVX2 and an AVX-512 version with the same bits; the arithmetic is
+// that of gossamer/distribute/eager.py. The file must be compiled with -ffp-contract=off.
+// A group's planes are P + 1 words: magnitude bits 0 .. P - 1, then signs.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "dispatch.h"
+#ifdef GOSSAMER_X86
+// GCC takes the undefined operands of its own AVX-512 header for mistakes of ours.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#endif
+
+namespace gossamer {
+
+#define GOSSAMER_INLINE __attribute__((always_inline)) inline
+
+struct Coding {
+  float inv, top;
+  uint32_t k0, k1, k2, k3, shift;
+};
+
+inline uint32_t float_bits(float x) {
+  uint32_t b;
+  std::memcpy(&b, &x, 4);
+  return b;
+}
+
+GOSSAMER_INLINE uint32_t hash(uint32_t c, uint32_t a, uint32_t b) {
+  uint32_t x = c + a;
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x ^= b;
+  x *= 0x846ca68bu;
+  return x ^ x >> 16;
+}
+
+// The 24-bit word that decides ties of an element.
+GOSSAMER_INLINE float tie_word(uint32_t e, const Coding& c) {
+  return float(hash(e, c.k2, c.k3) >> 8);
+}
+
+// ---- encode: full groups, `first` is the number of the first one ----
+
+template <int P, bool Half>
+void encode_portable(const float* g, size_t groups, uint32_t first, const Coding& c,
+                     uint64_t* out) {
+  for (size_t i = 0; i < groups; i++, g += 64, out += P + 1) {
+    uint64_t word[P + 1] = {};
+    const uint32_t group = first + uint32_t(i);
+    for (uint32_t lane = 0; lane < 32; lane++) {
+      // lanes 0..15 of the two halves of the group
+      uint32_t x = hash(32 * group + lane, c.k0, c.k1);
+      for (int h = 0; h < 2; h++, x >>= 16) {
+        const uint32_t e = (lane & 16) * 2 + 16 * h + (lane & 15);
+        float v = std::fabs(g[e]) * c.inv;
+        v = v < c.top ? v : c.top;
+        if (Half) v += 0.5f;
+        uint32_t q = uint32_t(v);
+        const float d = (v - float(q)) * 65536.0f - float((x + c.shift) & 0xffff);
+        q += d >= 1 || (d > 0 && tie_word(64 * group + e, c) < d * 16777216.0f);
+        uint64_t neg = float_bits(g[e]) >> 31;
+        if (Half) {
+          neg ^= q == 0;
+          q = q ? q - 1 : 0;
+        } else {
+          neg &= q != 0;
+        }
+        for (int b = 0; b < P; b++) word[b] |= uint64_t(q >> b & 1) << e;
+        word[P] |= neg << e;
+      }
+    }
+    std::memcpy(out, word, sizeof word);
+  }
+}
+
+inline void signs_portable(const float* g, size_t groups, uint64_t* out) {
+  for (size_t i = 0; i < groups; i++, g += 64) {
+    uint64_t word = 0;
+    for (int e = 0; e < 64; e++) word |= uint64_t(float_bits(g[e]) >> 31) << e;
+    out[i] = word;
+  }
+}
+
+#ifdef GOSSAMER_X86
+
+// `up` of lanes in `tied`: rare, so element by element.
+GOSSAMER_INLINE uint32_t break_ties(uint32_t tied, const float* d, uint32_t e, const Coding& c) {
+  uint32_t up = 0;
+  for (; tied; tied &= tied - 1) {
+    const int lane = __builtin_ctz(tied);
+    up |= uint32_t(tie_word(e + uint32_t(lane), c) < d[lane] * 16777216.0f) << lane;
+  }
+  return up;
+}
+
+GOSSAMER_AVX2 GOSSAMER_INLINE __m256i hash_avx2(__m256i c, __m256i a, __m256i b) {
+  __m256i x = _mm256_add_epi32(c, a);
+  x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 16));
+  x = _mm256_mullo_epi32(x, _mm256_set1_epi32(0x7feb352d));
+  x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 15));
+  x = _mm256_xor_si256(x, b);
+  x = _mm256_mullo_epi32(x, _mm256_set1_epi32(int(0x846ca68bu)));
+  return _mm256_xor_si256(x, _mm256_srli_epi32(x, 16));
+}
+
+template <int P, bool Half>
+GOSSAMER_AVX2 void encode_avx2(const float* g, size_t groups, uint32_t first, const Coding& c,
+                               uint64_t* out) {
+  const __m256i k0 = _mm256_set1_epi32(int(c.k0)), k1 = _mm256_set1_epi32(int(c.k1));
+  const __m256i low = _mm256_set1_epi32(0xffff), shift = _mm256_set1_epi32(int(c.shift));
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), zero = _mm256_setzero_si256();
+  const __m256 inv = _mm256_set1_ps(c.inv), top = _mm256_set1_ps(c.top);
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  const __m256 one = _mm256_set1_ps(1.0f);
+  for (size_t i = 0; i < groups; i++, g += 64, out += P + 1) {
+    uint64_t word[P + 1] = {};
+    const uint32_t group = first + uint32_t(i);
+    for (int part = 0; part < 4; part++) {
+      // 8 counters give the words of 8 elements and of those 16 on
+      const __m256i at = _mm256_add_epi32(lanes, _mm256_set1_epi32(int(32 * group + 8 * part)));
+      const __m256i x = hash_avx2(at, k0, k1);
+      for (int h = 0; h < 2; h++) {
+        const int e = (part >> 1) * 32 + 16 * h + 8 * (part & 1);
+        const __m256 a = _mm256_loadu_ps(g + e);
+        __m256i w = h ? _mm256_srli_epi32(x, 16) : x;
+        w = _mm256_and_si256(_mm256_add_epi32(w, shift), low);
+        __m256 v = _mm256_min_ps(_mm256_mul_ps(_mm256_and_ps(a, magnitude), inv), top);
+        if (Half) v = _mm256_add_ps(v, _mm256_set1_ps(0.5f));
+        __m256i q = _mm256_cvttps_epi32(v);
+        const __m256 f = _mm256_sub_ps(v, _mm256_cvtepi32_ps(q));
+        const __m256 d =
+            _mm256_sub_ps(_mm256_mul_ps(f, _mm256_set1_ps(65536.0f)), _mm256_cvtepi32_ps(w));
+        __m256 up = _mm256_cmp_ps(d, one, _CMP_GE_OQ);
+        const __m256 tie = _mm256_andnot_ps(up, _mm256_cmp_ps(d, _mm256_setzero_ps(), _CMP_GT_OQ));
+        if (const int tied = _mm256_movemask_ps(tie)) {
+          float own[8];
+          _mm256_storeu_ps(own, d);
+          const uint32_t won = break_ties(uint32_t(tied), own, 64 * group + uint32_t(e), c);
+          const __m256i bit = _mm256_sllv_epi32(_mm256_set1_epi32(1), lanes);
+          const __m256i has = _mm256_and_si256(_mm256_set1_epi32(int(won)), bit);
+          up = _mm256_or_ps(up, _mm256_castsi256_ps(_mm256_cmpeq_epi32(has, bit)));
+        }
+        q = _mm256_sub_epi32(q, _mm256_castps_si256(up));
+        const uint32_t none = uint32_t(
+            _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(q, zero))));
+        uint32_t neg = uint32_t(_mm256_movemask_ps(a));
+        if (Half) {
+          neg ^= none;
+          q = _mm256_max_epi32(_mm256_sub_epi32(q, _mm256_set1_epi32(1)), zero);
+        } else {
+          neg &= ~none;
+        }
+        for (int b = 0; b < P; b++)
+          word[b] |= uint64_t(uint32_t(_mm256_movemask_ps(
+                         _mm256_castsi256_ps(_mm256_slli_epi32(q, 31 - b)))))
+                     << e;
+        word[P] |= uint64_t(neg) << e;
+      }
+    }
+    std::memcpy(out, word, sizeof word);
+  }
+}
+
+GOSSAMER_AVX2 inline void signs_avx2(const float* g, size_t groups, uint64_t* out) {
+  for (size_t i = 0; i < groups; i++, g += 64) {
+    uint64_t word = 0;
+    for (int e = 0; e < 64; e += 8)
+      word |= uint64_t(uint32_t(_mm256_movemask_ps(_mm256_loadu_ps(g + e)))) << e;
+    out[i] = word;
+  }
+}
+
+GOSSAMER_AVX512 GOSSAMER_INLINE __m512i hash_avx512(__m512i c, __m512i a, __m512i b) {
+  __m512i x = _mm512_add_epi32(c, a);
+  x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
+  x = _mm512_mullo_epi32(x, _mm512_set1_epi32(0x7feb352d));
+  x = _mm512_ternarylogic_epi32(x, _mm512_srli_epi32(x, 15), b, 0x96);
+  x = _mm512_mullo_epi32(x, _mm512_set1_epi32(int(0x846ca68bu)));
+  return _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
+}
+
+// 16 elements: magnitude bits and signs into `bits`. With one plane, v = top means 65536 f - w >= 1
+// if f is taken as v itself, so that nothing needs to be truncated.
+template <int P, bool Half>
+GOSSAMER_AVX512 GOSSAMER_INLINE void lanes_avx512(const float* g, __m512i w, uint32_t e,
+                                                  const Coding& c, __mmask16* bits) {
+  const __m512 a = _mm512_loadu_ps(g);
+  __m512 v = _mm512_min_ps(_mm512_mul_ps(_mm512_abs_ps(a), _mm512_set1_ps(c.inv)),
+                           _mm512_set1_ps(c.top));
+  if (Half) v = _mm512_add_ps(v, _mm512_set1_ps(0.5f));
+  __m512i q = _mm512_setzero_si512();
+  if (P > 1 || Half) {
+    q = _mm512_cvttps_epi32(v);
+    v = _mm512_sub_ps(v, _mm512_cvtepi32_ps(q));
+  }
+  const __m512 d =
+      _mm512_sub_ps(_mm512_mul_ps(v, _mm512_set1_ps(65536.0f)), _mm512_cvtepi32_ps(w));
+  __mmask16 up = _mm512_cmp_ps_mask(d, _mm512_set1_ps(1.0f), _CMP_GE_OQ);
+  const __mmask16 some = _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_GT_OQ);
+  if (__builtin_expect(some != up, 0)) {
+    float own[16];
+    _mm512_storeu_ps(own, d);
+    up |= __mmask16(break_ties(uint32_t(some & ~up) & 0xffff, own, e, c));
+  }
+  __mmask16 neg = _mm512_movepi32_mask(_mm512_castps_si512(a));
+  if (P == 1 && !Half) {
+    bits[0] = up;
+    bits[1] = neg & up;
+    return;
+  }
+  q = _mm512_mask_add_epi32(q, up, q, _mm512_set1_epi32(1));
+  if (Half) {
+    const __mmask16 none = _mm512_testn_epi32_mask(q, q);
+    neg ^= none;
+    q = _mm512_maskz_sub_epi32(__mmask16(~none), q, _mm512_set1_epi32(1));
+  } else {
+    neg &= _mm512_test_epi32_mask(q, q);
+  }
+  for (int b = 0; b < P; b++) bits[b] = _mm512_test_epi32_mask(q, _mm512_set1_epi32(1 << b));
+  bits[P] = neg;
+}
+
+template <int P, bool Half>
+GOSSAMER_AVX512 void encode_avx512(const float* g, size_t groups, uint32_t first, const Coding& c,
+                                   uint64_t* out) {
+  const __m512i k0 = _mm512_set1_epi32(int(c.k0)), k1 = _mm512_set1_epi32(int(c.k1));
+  const __m512i low = _mm512_set1_epi32(0xffff), shift = _mm512_set1_epi32(int(c.shift));
+  const __m512i lanes =
+      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (size_t i = 0; i < groups; i++, g += 64, out += P + 1) {
+    const uint32_t group = first + uint32_t(i);
+    const __m512i at = _mm512_add_epi32(lanes, _mm512_set1_epi32(int(32 * group)));
+    const __m512i x = hash_avx512(at, k0, k1);
+    const __m512i y = hash_avx512(_mm512_add_epi32(at, _mm512_set1_epi32(16)), k0, k1);
+    const __m512i w[4] = {_mm512_and_si512(_mm512_add_epi32(x, shift), low),
+                          _mm512_and_si512(_mm512_add_epi32(_mm512_srli_epi32(x, 16), shift), low),
+                          _mm512_and_si512(_mm512_add_epi32(y, shift), low),
+                          _mm512_and_si512(_mm512_add_epi32(_mm512_srli_epi32(y, 16), shift), low)};
+    __mmask16 bits[4][P + 1];
+    for (int h = 0; h < 4; h++)
+      lanes_avx512<P, Half>(g + 16 * h, w[h], 64 * group + 16 * uint32_t(h), c, bits[h]);
+    for (int b = 0; b <= P; b++)
+      out[b] = uint64_t(bits[0][b]) | uint64_t(bits[1][b]) << 16 | uint64_t(bits[2][b]) << 32 |
+               uint64_t(bits[3][b]) << 48;
+  }
+}
+
+GOSSAMER_AVX512 inline void signs_avx512(const float* g, size_t groups, uint64_t* out) {
+  for (size_t i = 0; i < groups; i++, g += 64) {
+    uint64_t word = 0;
+    for (int h = 0; h < 4; h++)
+      word |= uint64_t(_mm512_movepi32_mask(_mm512_loadu_si512(g + 16 * h))) << 16 * h;
+    out[i] = word;
+  }
+}
+#endif  // GOSSAMER_X86
+
+// ---- decode: full groups, out = (sum over streams of unit * code) * factor ----
+
+template <int P, bool Half>
+void mean_portable(const uint64_t* const* streams, const float* units, size_t count, size_t groups,
+                   float factor, float* out, bool) {
+  for (size_t i = 0; i < groups; i++, out += 64) {
+    float total[64] = {};
+    for (size_t s = 0; s < count; s++) {
+      const uint64_t* word = streams[s] + i * (P + 1);
+      for (int e = 0; e < 64; e++) {
+        int32_t code = 0;
+        for (int b = 0; b < P; b++) code |= int32_t(word[b] >> e & 1) << b;
+        if (Half) code = 2 * code + 1;
+        code = word[P] >> e & 1 ? -code : code;
+        total[e] += float(code) * units[s];
+      }
+    }
+    for (int e = 0; e < 64; e++) out[e] = total[e] * factor;
+  }
+}
+
+#ifdef GOSSAMER_X86
+template <int P, bool Half>
+GOSSAMER_AVX2 void mean_avx2(const uint64_t* const* streams, const float* units, size_t count,
+                             size_t groups, float factor, float* out, bool stream) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i sign = _mm256_set1_epi32(int(0x80000000u));
+  const __m256 times = _mm256_set1_ps(factor);
+  for (size_t i = 0; i < groups; i++, out += 64) {
+    for (int e = 0; e < 64; e += 8) {
+      __m256 total = _mm256_setzero_ps();
+      for (size_t s = 0; s < count; s++) {
+        const uint64_t* word = streams[s] + i * (P + 1);
+        __m256i code = _mm256_setzero_si256();
+        for (int b = 0; b < P; b++) {
+          const __m256i has =
+              _mm256_and_si256(_mm256_set1_epi32(int(word[b] >> e & 0xff)), bit);
+          const __m256i set = _mm256_cmpeq_epi32(has, bit);
+          code = _mm256_or_si256(code, _mm256_and_si256(set, _mm256_set1_epi32(1 << b)));
+        }
+        if (Half)
+          code = _mm256_add_epi32(_mm256_add_epi32(code, code), _mm256_set1_epi32(1));
+        const __m256i has = _mm256_and_si256(_mm256_set1_epi32(int(word[P] >> e & 0xff)), bit);
+        const __m256i neg = _mm256_and_si256(_mm256_cmpeq_epi32(has, bit), sign);
+        const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(units[s]));
+        total = _mm256_add_ps(total, _mm256_xor_ps(value, _mm256_castsi256_ps(neg)));
+      }
+      total = _mm256_mul_ps(total, times);
+      if (stream) _mm256_stream_ps(out + e, total);
+      else _mm256_storeu_ps(out + e, total);
+    }
+  }
+}
+
+template <int P, bool Half>
+GOSSAMER_AVX512 void mean_avx512(const uint64_t* const* streams, const float* units, size_t count,
+                                 size_t groups, float factor, float* out, bool stream) {
+  const __m512 times = _mm512_set1_ps(factor);
+  const __m512i sign = _mm512_set1_epi32(int(0x80000000u));
+  for (size_t i = 0; i < groups; i++, out += 64) {
+    __m512 total[4];
+    for (int h = 0; h < 4; h++) total[h] = _mm512_setzero_ps();
+    for (size_t s = 0; s < count; s++) {
+      const uint64_t* word = streams[s] + i * (P + 1);
+      const __m512 unit = _mm512_set1_ps(units[s]);
+      if (P == 1 && !Half) {  // adding 0 changes nothing, for no total is ever -0
+        const uint64_t neg = word[0] & word[1], pos = word[0] & ~word[1];
+        for (int h = 0; h < 4; h++) {
+          total[h] = _mm512_mask_add_ps(total[h], __mmask16(pos >> 16 * h), total[h], unit);
+          total[h] = _mm512_mask_sub_ps(total[h], __mmask16(neg >> 16 * h), total[h], unit);
+        }
+        continue;
+      }
+      for (int h = 0; h < 4; h++) {
+        __m512i code = _mm512_setzero_si512();
+        for (int b = 0; b < P; b++)
+          code = _mm512_mask_or_epi32(code, __mmask16(word[b] >> 16 * h), code,
+                                      _mm512_set1_epi32(1 << b));
+        if (Half)
+          code = _mm512_add_epi32(_mm512_add_epi32(code, code), _mm512_set1_epi32(1));
+        __m512i value = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(code), unit));
+        value = _mm512_mask_xor_epi32(value, __mmask16(word[P] >> 16 * h), value, sign);
+        total[h] = _mm512_add_ps(total[h], _mm512_castsi512_ps(value));
+      }
+    }
+    for (int h = 0; h < 4; h++) {
+      const __m512 value = _mm512_mul_ps(total[h], times);
+      if (stream) _mm512_stream_ps(out + 16 * h, value);
+      else _mm512_storeu_ps(out + 16 * h, value);
+    }
+  }
+}
+#endif  // GOSSAMER_X86
+
+// ---- exact sums: full groups of planes added to int8, int16 or int32 ----
+
+template <int P, bool Half, typename T>
+GOSSAMER_INLINE void add_codes(const uint64_t* word, T* total) {
+  T code[64];
+  for (int e = 0; e < 64; e++) {
+    int32_t value = 0;
+    for (int b = 0; b < P; b++) value |= int32_t(word[b] >> e & 1) << b;
+    if (Half) value = 2 * value + 1;
+    const int32_t neg = -int32_t(word[P] >> e & 1);
+    code[e] = T((value ^ neg) - neg);
+  }
+  for (int e = 0; e < 64; e++) total[e] = T(total[e] + code[e]);
+}
+
+template <int P, bool Half, typename T>
+void sum_portable(const uint64_t* planes, size_t groups, T* total) {
+  for (size_t i = 0; i < groups; i++) add_codes<P, Half>(planes + i * (P + 1), total + 64 * i);
+}
+
+#ifdef GOSSAMER_X86
+template <int P, bool Half, typename T>
+GOSSAMER_AVX2 void sum_avx2(const uint64_t* planes, size_t groups, T* total) {
+  for (size_t i = 0; i < groups; i++) add_codes<P, Half>(planes + i * (P + 1), total + 64 * i);
+}
+
+template <int P, bool Half, typename T>
+GOSSAMER_AVX512 void sum_avx512(const uint64_t* planes, size_t groups, T* total) {
+  const __m512i zero = _mm512_setzero_si512();
+  for (size_t i = 0; i < groups; i++, planes += P + 1, total += 64) {
+    if (sizeof(T) == 1) {
+      __m512i code = zero;
+      for (int b = 0; b < P; b++)
+        code = _mm512_mask_add_epi8(code, planes[b], code, _mm512_set1_epi8(char(1 << b)));
+      if (Half) code = _mm512_add_epi8(_mm512_add_epi8(code, code), _mm512_set1_epi8(1));
+      code = _mm512_mask_sub_epi8(code, planes[P], zero, code);
+      _mm512_storeu_si512(total, _mm512_add_epi8(_mm512_loadu_si512(total), code));
+      continue;
+    }
+    for (int h = 0; h < 2; h++) {
+      __m512i code = zero;
+      for (int b = 0; b < P; b++)
+        code = _mm512_mask_add_epi16(code, __mmask32(planes[b] >> 32 * h), code,
+                                     _mm512_set1_epi16(short(1 << b)));
+      if (Half) code = _mm512_add_epi16(_mm512_add_epi16(code, code), _mm512_set1_epi16(1));
+      code = _mm512_mask_sub_epi16(code, __mmask32(planes[P] >> 32 * h), zero, code);
+      T* own = total + 32 * h;
+      if (sizeof(T) == 2) {
+        _mm512_storeu_si512(own, _mm512_add_epi16(_mm512_loadu_si512(own), code));
+      } else {
+        const __m512i a = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(code));
+        const __m512i b = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(code, 1));
+        _mm512_storeu_si512(own, _mm512_add_epi32(_mm512_loadu_si512(own), a));
+        _mm512_storeu_si512(own + 16, _mm512_add_epi32(_mm512_loadu_si512(own + 16), b));
+      }
+    }
+  }
+}
+#endif  // GOSSAMER_X86
+
+// ---- sums to planes: bit b of 64 integers ----
+
+template <typename T>
+GOSSAMER_INLINE uint64_t bit_of(const T* v, int b) {
+  uint64_t word = 0;
+  for (int e = 0; e < 64; e++) word |= uint64_t(uint32_t(int32_t(v[e])) >> b & 1) << e;
+  return word;
+}
+
+template <typename T>
+void split_portable(const T* v, int bits, uint64_t* out) {
+  for (int b = 0; b < bits; b++) out[b] = bit_of(v, b);
+}
+
+#ifdef GOSSAMER_X86
+template <typename T>
+GOSSAMER_AVX2 void split_avx2(const T* v, int bits, uint64_t* out) {
+  for (int b = 0; b < bits; b++) out[b] = bit_of(v, b);
+}
+
+template <typename T>
+GOSSAMER_AVX512 void split_avx512(const T* v, int bits, uint64_t* out) {
+  constexpr int width = 8 * int(sizeof(T)), registers = int(sizeof(T));
+  __m512i x[4];
+  for (int r = 0; r < registers; r++) x[r] = _mm512_loadu_si512(v + 64 / registers * r);
+  for (int b = 0; b < bits; b++) {
+    const int at = b < width ? b : width - 1;  // the sign goes on
+    uint64_t word = 0;
+    if (sizeof(T) == 1)
+      word = _mm512_test_epi8_mask(x[0], _mm512_set1_epi8(char(1 << at)));
+    else if (sizeof(T) == 2)
+      for (int r = 0; r < registers; r++)
+        word |= uint64_t(_mm512_test_epi16_mask(x[r], _mm512_set1_epi16(short(1 << at)))) << 32 * r;
+    else
+      for (int r = 0; r < registers; r++)
+        word |= uint64_t(_mm512_test_epi32_mask(x[r], _mm512_set1_epi32(int(1u << at)))) << 16 * r;
+    out[b] = word;
+  }
+}
+#endif  // GOSSAMER_X86
+
+// ---- planes of sums to floats: one group; `top` is what the highest bit counts ----
+
+GOSSAMER_INLINE void join_any(const uint64_t* word, int bits, int32_t top, uint64_t neg,
+                              float factor, float* out) {
+  int32_t value[64] = {};
+  for (int b = 0; b < bits; b++) {
+    const int32_t weight = b == bits - 1 ? top : int32_t(1) << b;
+    for (int e = 0; e < 64; e++) value[e] += int32_t(word[b] >> e & 1) * weight;
+  }
+  for (int e = 0; e < 64; e++) {
+    const int32_t minus = -int32_t(neg >> e & 1);
+    out[e] = float((value[e] ^ minus) - minus) * factor;
+  }
+}
+
+inline void join_portable(const uint64_t* word, int bits, int32_t top, uint64_t neg, float factor,
+                          float* out) {
+  join_any(word, bits, top, neg, factor, out);
+}
+
+#ifdef GOSSAMER_X86
+GOSSAMER_AVX2 inline void join_avx2(const uint64_t* word, int bits, int32_t top, uint64_t neg,
+                                    float factor, float* out) {
+  join_any(word, bits, top, neg, factor, out);
+}
+
+GOSSAMER_AVX512 inline void join_avx512(const uint64_t* word, int bits, int32_t top, uint64_t neg,
+                                        float factor, float* out) {
+  __m512i value[4];
+  for (int h = 0; h < 4; h++) value[h] = _mm512_setzero_si512();
+  for (int b = 0; b < bits; b++) {
+    const __m512i weight = _mm512_set1_epi32(b == bits - 1 ? top : int32_t(1) << b);
+    for (int h = 0; h < 4; h++)
+      value[h] = _mm512_mask_add_epi32(value[h], __mmask16(word[b] >> 16 * h), value[h], weight);
+  }
+  const __m512 times = _mm512_set1_ps(factor);
+  for (int h = 0; h < 4; h++) {
+    value[h] = _mm512_mask_sub_epi32(value[h], __mmask16(neg >> 16 * h), _mm512_setzero_si512(),
+                                     value[h]);
+    _mm512_storeu_ps(out + 16 * h, _mm512_mul_ps(_mm512_cvtepi32_ps(value[h]), times));
+  }
+}
+#endif  // GOSSAMER_X86
+
+}  // namespace gossamer
