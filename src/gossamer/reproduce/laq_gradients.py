@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def _job(d: int, gradients: str, seed: int, steps: int, work: Path) -> dict[str,
 
 def _ratios(means: list[float]) -> float:
     """The smallest ratio of one to the one before."""
-    return min(b / a for a, b in zip(means, means[1:], strict=False))
+    return min(b / a for a, b in pairwise(means))
 
 
 def _means(rows: Iterable[dict[str, Any]], key: str) -> dict[str, dict[int, float]]:

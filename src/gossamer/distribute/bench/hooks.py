@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
+
+from gossamer.distribute import GradCodec, SQm, TernGrad
+from gossamer.distribute.ddp import GradientExchange
+from gossamer.distribute.topology import Topology
 
 __all__ = ["HOOKS", "register"]
 
@@ -32,10 +37,22 @@ def _powersgd(ddp: DistributedDataParallel, model: nn.Module) -> Close:
     return _nothing
 
 
+def _ours(
+    ddp: DistributedDataParallel, model: nn.Module, *, codec: GradCodec, topology: Topology
+) -> Close:
+    state = GradientExchange(model, codec, topology=topology)
+    ddp.register_comm_hook(state, GradientExchange.hook)
+    return state.close
+
+
 HOOKS: dict[str, Callable[[DistributedDataParallel, nn.Module], Close]] = {
     "none": _none,
     "fp16": _fp16,
     "powersgd-1": _powersgd,
+    "terngrad": partial(_ours, codec=TernGrad(), topology="all_gather"),
+    "terngrad-two-phase": partial(_ours, codec=TernGrad(), topology="two_phase"),
+    "terngrad-server": partial(_ours, codec=TernGrad(), topology="server"),
+    "sq3": partial(_ours, codec=SQm(3, clip=3.0), topology="all_gather"),
 }
 """Name -> what registers it and returns what ends it."""
 
