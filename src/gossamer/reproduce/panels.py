@@ -12,7 +12,7 @@ from gossamer.reproduce import spread, write_json
 
 __all__ = ["Lines", "draw", "kept"]
 
-Lines = Mapping[str, Mapping[float, Sequence[float]]]
+Lines = Mapping[str, Mapping[int, Sequence[float]] | Mapping[float, Sequence[float]]]
 """Label -> position across -> one value a seed."""
 
 
@@ -40,7 +40,7 @@ def draw(
     drawn = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, lines) in zip(drawn, panels.items(), strict=True):
         for label, points in lines.items():
-            found = {x: spread(points[x]) for x in sorted(points)}
+            found = {x: spread(values) for x, values in sorted(points.items())}
             axes.errorbar(
                 list(found),
                 [s["mean"] for s in found.values()],

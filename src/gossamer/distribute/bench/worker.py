@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gossamer.distribute import Key, TernGrad
 from gossamer.distribute.bench.hooks import register
 from gossamer.distribute.bench.links import counters
 
@@ -32,7 +34,8 @@ class Job:
     """What one worker does.
 
     Attributes:
-        hook: of :data:`gossamer.distribute.bench.hooks.HOOKS`, or "link": the link itself.
+        hook: of :data:`gossamer.distribute.bench.hooks.HOOKS`, or "link": the link
+            itself, "forms": one large tensor's.
         address: of the rendezvous, ``tcp://host:port``.
         shapes: of the parameters.
         warm, steps: steps before and while measuring.
@@ -128,20 +131,45 @@ def _steps(job: Job) -> dict[str, Any]:
     return rows
 
 
+def _all_gather(out: Tensor, mine: Tensor) -> None:
+    # renamed in torch 2.13, which warns of the older name
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(out, mine)
+
+
 def _link(job: Job) -> dict[str, Any]:
     """Bytes a second of large messages and seconds of the smallest, nothing compressed."""
     each = 1 << 23
     mine = torch.full((each,), job.rank, dtype=torch.uint8)
     all_of_them = torch.empty(each * job.workers, dtype=torch.uint8)
     tiny, tiny_all = torch.zeros(8), torch.empty(8 * job.workers)
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    large = _timed(job, lambda: gather(all_of_them, mine))
-    small = _timed(job, lambda: gather(tiny_all, tiny))
+    large = _timed(job, partial(_all_gather, all_of_them, mine))
+    small = _timed(job, partial(_all_gather, tiny_all, tiny))
     return {
         **large,
         "bandwidth": each * (job.workers - 1) / min(large["seconds"]),
         "latency": min(small["seconds"]) / (job.workers - 1),
     }
+
+
+def _forms(job: Job) -> dict[str, Any]:
+    """Bytes of a large ternary gradient in each of its forms, and as floats."""
+    draw = torch.Generator().manual_seed(1 + job.rank)
+    g, codec = torch.randn(1 << 24, generator=draw), TernGrad()
+    key = Key(0, 0, job.rank, 0)
+    found: dict[str, Any] = {}
+    payloads: dict[str, Tensor] = {"float32": g.view(torch.uint8)}
+    payloads |= {f: codec.encode(g, codec.scale(g), key, form=f) for f in codec.forms}
+    for form, payload in payloads.items():
+        # sparse payloads differ in length
+        longest = torch.tensor(payload.numel())
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        mine = torch.zeros(int(longest), dtype=torch.uint8)
+        mine[: payload.numel()] = payload
+        out = torch.empty(mine.numel() * job.workers, dtype=torch.uint8)
+        rows = _timed(job, partial(_all_gather, out, mine))
+        found[form] = {"payload": mine.numel(), "sent": min(rows["sent"])}
+    return {"elements": g.numel(), "forms": found}
 
 
 def main(text: str) -> None:
@@ -156,7 +184,7 @@ def main(text: str) -> None:
         world_size=job.workers,
         timeout=timedelta(seconds=job.timeout),
     )
-    rows = _link(job) if job.hook == "link" else _steps(job)
+    rows = {"link": _link, "forms": _forms}.get(job.hook, _steps)(job)
     everyone: list[Any] = [None] * job.workers
     dist.all_gather_object(everyone, rows)
     if job.rank == 0:
