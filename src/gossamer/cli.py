@@ -376,6 +376,45 @@ def recipes_(
         print(f"{key:24} {description}")
 
 
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure this machine.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("exchange")
+def bench_exchange(
+    workers: Annotated[int, typer.Option(min=2, help="Processes, one thread each.")] = 2,
+    rate: Annotated[str | None, typer.Option(help="Of each link: 1gbit, 200mbit.")] = None,
+    hook: Annotated[list[str] | None, typer.Option(help="Only these; all by default.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to measure.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each hook.")] = 1,
+    divisor: Annotated[int, typer.Option(min=1, help="Of each layer's outputs.")] = 1,
+    where: Annotated[str, typer.Option(help="auto, namespaces or loopback.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Seconds, bytes and processor time of a step's gradient exchange, hook by hook.
+
+    AlexNet's 61,100,840 gradients between network namespaces, whose links --rate limits (needs
+    root, ip and tc), else over loopback, without a limit. The gradients are random and fixed: the
+    exchange is measured, not the network.
+    """
+    from gossamer.distribute.bench import HOOKS, table
+    from gossamer.distribute.bench import bench as measure
+
+    with console() as show:
+        found = measure(
+            workers=workers,
+            rate=rate,
+            hooks=hook or list(HOOKS),
+            divisor=divisor,
+            warm=3,
+            steps=steps,
+            rounds=rounds,
+            where=where,
+            say=show.say,
+        )
+    print(json.dumps(found) if as_json else table(found))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: a known error is told on the error stream, without a traceback, exit code 1."""
     given = sys.argv[1:] if arguments is None else arguments

@@ -1,0 +1,62 @@
+"""The hooks that ``gossamer bench exchange`` compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from gossamer.distribute import GradCodec, SQm, TernGrad
+from gossamer.distribute.ddp import GradientExchange
+from gossamer.distribute.topology import Topology
+
+__all__ = ["HOOKS", "register"]
+
+Close = Callable[[], None]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _none(ddp: DistributedDataParallel, model: nn.Module) -> Close:
+    return _nothing
+
+
+def _fp16(ddp: DistributedDataParallel, model: nn.Module) -> Close:
+    ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    return _nothing
+
+
+def _powersgd(ddp: DistributedDataParallel, model: nn.Module) -> Close:
+    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+    ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    return _nothing
+
+
+def _ours(
+    ddp: DistributedDataParallel, model: nn.Module, *, codec: GradCodec, topology: Topology
+) -> Close:
+    state = GradientExchange(model, codec, topology=topology)
+    ddp.register_comm_hook(state, GradientExchange.hook)
+    return state.close
+
+
+HOOKS: dict[str, Callable[[DistributedDataParallel, nn.Module], Close]] = {
+    "none": _none,
+    "fp16": _fp16,
+    "powersgd-1": _powersgd,
+    "terngrad": partial(_ours, codec=TernGrad(), topology="all_gather"),
+    "terngrad-two-phase": partial(_ours, codec=TernGrad(), topology="two_phase"),
+    "terngrad-server": partial(_ours, codec=TernGrad(), topology="server"),
+    "sq3": partial(_ours, codec=SQm(3, clip=3.0), topology="all_gather"),
+}
+"""Name -> what registers it and returns what ends it."""
+
+
+def register(name: str, ddp: DistributedDataParallel, model: nn.Module) -> Close:
+    """Register a hook of :data:`HOOKS`; returns a function to call when all is done."""
+    return HOOKS[name](ddp, model)

@@ -1,0 +1,197 @@
+"""One worker of ``gossamer bench exchange``, a process of its own.
+
+``python -m gossamer.distribute.bench.worker JOB``, a JSON object; rank 0 prints all ranks' figures
+as one JSON line. The backward pass hands out the same random gradients every time, so that a step
+is its exchange and the copying of gradients into buckets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gossamer.distribute import Key, TernGrad
+from gossamer.distribute.bench.hooks import register
+from gossamer.distribute.bench.links import counters
+
+__all__ = ["Job", "main"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker does.
+
+    Attributes:
+        hook: of :data:`gossamer.distribute.bench.hooks.HOOKS`, or "link": the link
+            itself, "forms": one large tensor's.
+        address: of the rendezvous, ``tcp://host:port``.
+        shapes: of the parameters.
+        warm, steps: steps before and while measuring.
+        timeout: seconds a collective may take.
+    """
+
+    hook: str
+    rank: int
+    workers: int
+    address: str
+    interface: str
+    shapes: tuple[tuple[int, ...], ...]
+    warm: int
+    steps: int
+    timeout: float
+
+    def dump(self) -> str:
+        """As the command line takes it."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def load(text: str) -> Job:
+        """The inverse of :meth:`dump`."""
+        given = json.loads(text)
+        return Job(**{**given, "shapes": tuple(tuple(s) for s in given["shapes"])})
+
+
+class _Fixed(torch.autograd.Function):
+    """A loss whose gradients are given."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
+        return (None, *ctx.gradients)
+
+
+class _Parameters(nn.Module):
+    def __init__(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        super().__init__()
+        self.p = nn.ParameterList([nn.Parameter(torch.zeros(s)) for s in shapes])
+
+    def forward(self, gradients: list[Tensor]) -> Tensor:
+        out: Tensor = _Fixed.apply(gradients, *self.p)
+        return out
+
+
+def _timed(job: Job, function: Callable[[], None]) -> dict[str, list[float]]:
+    """Wall and processor seconds, bytes sent and received of each measured call."""
+    rows: dict[str, list[float]] = {"seconds": [], "cpu": [], "sent": [], "received": []}
+    for turn in range(job.warm + job.steps):
+        dist.barrier()
+        sent, received = counters(job.interface)
+        cpu, start = time.process_time(), time.perf_counter()
+        function()
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        # a barrier first: what another rank still sends belongs to this call
+        dist.barrier()
+        after = counters(job.interface)
+        if turn >= job.warm:
+            rows["seconds"].append(seconds)
+            rows["cpu"].append(cpu)
+            rows["sent"].append(after[0] - sent)
+            rows["received"].append(after[1] - received)
+    return rows
+
+
+def _steps(job: Job) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(1 + job.rank)
+    gradients = [torch.randn(s, generator=draw).mul_(1e-3) for s in job.shapes]
+    model = _Parameters(job.shapes)
+    # PowerSGD issues collectives in callbacks, which hang with more than one bucket on gloo
+    cap = 4096 if job.hook.startswith("powersgd") else 25
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=cap)
+    close = register(job.hook, ddp, model)
+
+    def step() -> None:
+        for p in model.parameters():
+            p.grad = None
+        ddp(gradients).backward()
+
+    rows: dict[str, Any] = _timed(job, step)
+    equal = [float(p.grad.double().sum()) for p in model.parameters() if p.grad is not None]
+    with ddp.no_sync():
+        start = time.perf_counter()
+        step()
+        rows["local"] = time.perf_counter() - start
+    rows["checksum"] = equal
+    close()
+    return rows
+
+
+def _all_gather(out: Tensor, mine: Tensor) -> None:
+    # renamed in torch 2.13, which warns of the older name
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(out, mine)
+
+
+def _link(job: Job) -> dict[str, Any]:
+    """Bytes a second of large messages and seconds of the smallest, nothing compressed."""
+    each = 1 << 23
+    mine = torch.full((each,), job.rank, dtype=torch.uint8)
+    all_of_them = torch.empty(each * job.workers, dtype=torch.uint8)
+    tiny, tiny_all = torch.zeros(8), torch.empty(8 * job.workers)
+    large = _timed(job, partial(_all_gather, all_of_them, mine))
+    small = _timed(job, partial(_all_gather, tiny_all, tiny))
+    return {
+        **large,
+        "bandwidth": each * (job.workers - 1) / min(large["seconds"]),
+        "latency": min(small["seconds"]) / (job.workers - 1),
+    }
+
+
+def _forms(job: Job) -> dict[str, Any]:
+    """Bytes of a large ternary gradient in each of its forms, and as floats."""
+    draw = torch.Generator().manual_seed(1 + job.rank)
+    g, codec = torch.randn(1 << 24, generator=draw), TernGrad()
+    key = Key(0, 0, job.rank, 0)
+    found: dict[str, Any] = {}
+    payloads: dict[str, Tensor] = {"float32": g.view(torch.uint8)}
+    payloads |= {f: codec.encode(g, codec.scale(g), key, form=f) for f in codec.forms}
+    for form, payload in payloads.items():
+        # sparse payloads differ in length
+        longest = torch.tensor(payload.numel())
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        mine = torch.zeros(int(longest), dtype=torch.uint8)
+        mine[: payload.numel()] = payload
+        out = torch.empty(mine.numel() * job.workers, dtype=torch.uint8)
+        rows = _timed(job, partial(_all_gather, out, mine))
+        found[form] = {"payload": mine.numel(), "sent": min(rows["sent"])}
+    return {"elements": g.numel(), "forms": found}
+
+
+def main(text: str) -> None:
+    """Run a job; print every rank's figures from rank 0."""
+    job = Job.load(text)
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = job.interface
+    dist.init_process_group(
+        "gloo",
+        init_method=job.address,
+        rank=job.rank,
+        world_size=job.workers,
+        timeout=timedelta(seconds=job.timeout),
+    )
+    rows = {"link": _link, "forms": _forms}.get(job.hook, _steps)(job)
+    everyone: list[Any] = [None] * job.workers
+    dist.all_gather_object(everyone, rows)
+    if job.rank == 0:
+        print(json.dumps(everyone), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
