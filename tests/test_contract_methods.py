@@ -16,6 +16,7 @@ from gossamer.prune.dynamic import FAMILY, DynamicSparse
 from gossamer.quantize import (
     LSQ,
     TTQ,
+    FixedWeights,
     LossAware,
     Projected,
     RateAware,
@@ -56,6 +57,8 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
     "ttq, slow scales": lambda model: TTQ(
         threshold=0.05, start="fit", weight_decay=0.0, lr_factor=0.01, every=3, ends=True
     ),
+    "fixed point": lambda model: FixedWeights(4, every=None),
+    "fixed point, lengths anew": lambda model: FixedWeights(3, every=2),
     "lsq": lambda model: LSQ(bits=3, weight_decay=0.0, ends=True),
     **{
         name: lambda model, name=name: Projected(

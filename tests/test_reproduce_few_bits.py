@@ -5,6 +5,7 @@ import torch
 
 from gossamer import reproduce
 from gossamer.reproduce import ttq
+from gossamer.reproduce.quantizer_overhead import QUANTIZERS, claims, ratios
 
 
 def test_exact_projections_hold(tmp_path: Path) -> None:
@@ -24,3 +25,17 @@ def test_exact_projections_hold(tmp_path: Path) -> None:
 
 def test_ternary_gradients_agree_with_the_formulas() -> None:
     assert max(ttq.gradients(0, torch.float64).values()) < 1e-12
+
+
+def test_overhead_is_a_ratio_for_each_quantizer() -> None:
+    said: list[str] = []
+    only = list(QUANTIZERS)
+    rows = ratios("lenet-5", 2, 1, only, said.append)
+    assert list(rows) == only
+    assert len(said) == len(only)
+    assert all(0 < row["ratio"] < float("inf") for row in rows.values())
+    assert {claim.id for claim in claims("lenet-5", rows)} == {
+        "ttq.beyond",
+        "loss-aware.beyond",
+        "fixed-point.beyond",
+    }

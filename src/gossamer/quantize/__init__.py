@@ -9,6 +9,7 @@ from gossamer.quantize.activations import (
 from gossamer.quantize.batchnorm import absorb_batchnorm
 from gossamer.quantize.ecsq import ecsq, entropy
 from gossamer.quantize.fixed_point import to_fixed_point
+from gossamer.quantize.fixed_training import FixedReLU, FixedWeights, fixed_activations_
 from gossamer.quantize.integer import IntegerNetwork
 from gossamer.quantize.kmeans import rate, share, share_model
 from gossamer.quantize.loss_aware import LossAware
@@ -24,6 +25,8 @@ __all__ = [
     "LSQ",
     "TTQ",
     "FixedPoint",
+    "FixedReLU",
+    "FixedWeights",
     "IntegerNetwork",
     "LossAware",
     "Precision",
@@ -35,6 +38,7 @@ __all__ = [
     "calibrate",
     "ecsq",
     "entropy",
+    "fixed_activations_",
     "normalize_",
     "quantize_activations_",
     "quantized_relu",
