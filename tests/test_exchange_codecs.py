@@ -151,21 +151,24 @@ def test_unbiased(codec: GradCodec) -> None:
         pytest.skip("biased by design")
     draws, g = 1500, randn(192, 1)
     scale = codec.scale(g)
-    total = torch.zeros(len(g), dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for step in range(draws):
-        q = codec.decode(codec.encode(g, scale, Key(0, step, 0, 1)), scale, len(g)).double()
-        total += q
-        squares += q * q
-    mean = total / draws
+    values = torch.stack(
+        [
+            codec.decode(codec.encode(g, scale, Key(0, step, 0, 1)), scale, len(g))
+            for step in range(draws)
+        ]
+    ).double()
     if getattr(codec, "clip", None) is not None:
         g = g.clamp(-scale, scale)
-    error = ((squares / draws - mean * mean).clamp(min=0) / draws).sqrt()
-    z = (mean - g) / error.clamp(min=1e-7)
-    settled = error > 1e-4 * float(scale) / codec.levels
-    assert z[settled].abs().max() < 4
-    assert 0.8 < z[settled].square().mean() < 1.25
-    assert torch.allclose(mean[~settled].float(), g[~settled], atol=1e-3 * float(scale))
+    mean, error = values.mean(0), values.std(0) / math.sqrt(draws)
+    step = values.amax(0) - values.amin(0)
+    # where the rarer of the two values comes up 30 times, its count is nearly normal
+    often = error.square() * draws > 30 / draws * step.square()
+    often &= step > 0
+    z = ((mean - g) / error)[often]
+    assert len(z) > 60
+    assert z.abs().max() < 4
+    assert 0.7 < z.square().mean() < 1.4
+    assert (mean - g)[~often].abs().max() <= 0.05 * step.max() + 1e-5 * scale
 
 
 def test_length_of_ternary() -> None:

@@ -99,8 +99,8 @@ def clipped_scale(g: Tensor, clip: float | None, scaler: Scaler) -> Tensor:
     With sigma the standard deviation about the mean (of n values, divided by n): ``max`` gives
     min(max|g|, clip sigma), the largest magnitude after clipping (TernGrad, equation 13 and on);
     ``sigma`` gives clip sigma even where no gradient is so large (TernGrad's published code, and
-    Hou et al.). ``clip=None``: max|g|, and so where sigma is 0, as of a single element, which either
-    rule would turn to 0.
+    Hou et al.). ``clip=None``: max|g|, and so where sigma is 0, as of a single element, which
+    either rule would turn to 0.
     """
     total, squares, largest = statistics(g)
     if clip is None or not g.numel():
