@@ -5,6 +5,7 @@ other; each writes what went wrong, and the tests read that.
 """
 
 import datetime
+import importlib
 import json
 import multiprocessing
 import os
@@ -217,7 +218,7 @@ def check_ddp(rank, size, group):
             expected = simulate(every, CODECS[name], step=step, feedback=errors, **options)
             if not same(found, expected):
                 wrong.append(f"{name} step {step}")
-        if len(state._layouts) < 4:
+        if dtype == torch.float32 and len(state._layouts) < 4:
             wrong.append(f"{name}: {len(state._layouts)} layouts, so no buckets were rebuilt")
         state.close()
     return wrong
@@ -458,6 +459,7 @@ def test_ranks(found, name, size):
 
 
 if __name__ == "__main__":
+    importlib.import_module("torch._dynamo")  # which DDP imports: here once, before all fork
     fork = multiprocessing.get_context("fork")
     status = 0
     for size in sorted(ALL):
