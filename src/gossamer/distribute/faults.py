@@ -37,13 +37,15 @@ class Roll:
         self.rank, self.size = rank, size
         self._lost = False
 
-    def report(self, reason: str) -> None:
-        """Tell the others, unless another rank has told already."""
+    def report(self, reason: str, *, leave: bool = False) -> None:
+        """Tell the others, unless another rank has told already; ``leave``: without a call."""
 
         def tell() -> None:
             if not self._store.check([f"{self._prefix}/failed"]):
                 self._store.set(f"{self._prefix}/failed", reason)
             self._store.set(f"{self._prefix}/here/{self.rank}", "1")
+            if leave:
+                self._store.set(f"{self._prefix}/done/{self.rank}", "1")
 
         self._ask(tell)
 
@@ -61,12 +63,15 @@ class Roll:
         deadline = time.monotonic() + _CALL
         silent = set(range(self.size)) - {self.rank}
         while silent and not self._lost and time.monotonic() < deadline:
-            for rank in list(silent):
-                if self._ask(partial(self._store.check, [f"{self._prefix}/here/{rank}"])):
-                    silent.discard(rank)
-            if silent:
-                time.sleep(0.1)
+            silent = {rank for rank in silent if not self._there("here", rank)}
+            time.sleep(0.1)
         told = self.look() or reason
+        self._ask(lambda: self._store.set(f"{self._prefix}/done/{self.rank}", "1"))
+        if self.rank == 0:  # the store may live in this process: let the others finish asking
+            left = set(range(1, self.size)) - silent
+            while left and not self._lost and time.monotonic() < deadline + _CALL:
+                left = {r for r in left if not self._there("done", r)}
+                time.sleep(0.1)
         if self._lost:
             return (
                 f"{told}; the store that rank 0 (or the launcher) keeps does not answer either: "
@@ -80,6 +85,9 @@ class Roll:
             f"{_CALL:g} seconds: killed, hung or ended by an error of its own ({told}). Restart "
             "all ranks from the last checkpoint"
         )
+
+    def _there(self, what: str, rank: int) -> bool:
+        return bool(self._ask(partial(self._store.check, [f"{self._prefix}/{what}/{rank}"])))
 
     def _ask(self, question: Callable[[], T]) -> T | None:
         # A store whose host is stopped answers never: ask from a thread that may be left behind.

@@ -16,8 +16,9 @@ bits. Requests:
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -176,10 +177,8 @@ class Distributed:
 
     def start(self, program: Program) -> Request | None:
         """Run a program up to its first request, without communicating."""
-        try:
-            return next(program)
-        except StopIteration:
-            return None
+        with self._telling():
+            return next(program, None)
 
     def go_on(self, program: Program, request: Request | None) -> None:
         """Run a started program to its end."""
@@ -187,16 +186,22 @@ class Distributed:
             if request is not None:
                 lockstep([_resumed(program, request)])
             return
+        with self._telling():
+            try:
+                while request is not None:
+                    request = program.send(self._answer(request))
+            except StopIteration:
+                return
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
         try:
-            while request is not None:
-                request = program.send(self._answer(request))
-        except StopIteration:
-            return
+            yield
         except ExchangeError:
             raise
-        except Exception as e:
-            # The others would wait for this rank until the timeout.
-            self.roll.report(f"rank {self.rank} failed: {type(e).__name__}: {e}")
+        except Exception as e:  # the others would wait for this rank until the timeout
+            if self.roll is not None:
+                self.roll.report(f"rank {self.rank} failed: {type(e).__name__}: {e}", leave=True)
             raise
 
     def _answer(self, request: Request) -> Any:

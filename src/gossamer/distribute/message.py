@@ -97,8 +97,8 @@ def difference(texts: Sequence[str]) -> str:
     for rank, text in enumerate(texts):
         for theirs, first in zip_longest(text.split("\n"), texts[0].split("\n")):
             if theirs != first:
-                has = "nothing" if theirs is None else repr(theirs)
-                return f"rank {rank} has {has} where rank 0 has {first and repr(first)}"
+                has, had = (repr(line) if line else "nothing" for line in (theirs, first))
+                return f"rank {rank} has {has} where rank 0 has {had}"
     return "no rank differs"
 
 
