@@ -131,7 +131,8 @@ def fixed_point(run: Run) -> Section | None:
             for x in notes["layers"]
         ]
         integer = run.get("integer") or notes["integer"]
-        section = {
+        compared = notes.get("compare")
+        return {
             "mode": notes["mode"],
             "bits": notes["activation_bits"],
             "input": notes["input_length"],
@@ -142,11 +143,8 @@ def fixed_point(run: Run) -> Section | None:
             },
             "head": ("Layer", "Weight bits", "Weight length", "Bias length", "Output length"),
             "rows": [[cell.replace("-", "−") for cell in row] for row in rows],
+            "compare": _compared(compared, notes["float_accuracy"]) if compared else None,
         }
-        compared = notes.get("compare")
-        if compared:
-            section["compare"] = _compared(compared, notes["float_accuracy"])
-        return section
     return None
 
 
