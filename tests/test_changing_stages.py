@@ -109,6 +109,13 @@ def test_activations_are_the_same_in_a_fresh_process(tmp_path: Path, trained: nn
     ((name, start, alpha),) = (x.values() for x in notes["layers"])
     assert (name, alpha) == ("relu1", pytest.approx(abs(step)))
     assert start != alpha
+    with pytest.raises(ArgumentError, match=r"changed \(activations\)"):
+        gossamer.compress(
+            "mlp-64-48-24-10",
+            "digits",
+            recipe={**recipe, "weights": str(result.file)},
+            out=tmp_path / "again",
+        )
     weights = names.weights(net)
     assert float((weights["fc1.weight"] != 0).float().mean()) == pytest.approx(0.5, abs=1e-3)
     assert len(weights["fc2.weight"].unique()) == 3
