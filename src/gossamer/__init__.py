@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gossamer.codebook import Quantized
     from gossamer.datasets import Dataset, Split
+    from gossamer.deploy.fold import fold_batchnorm
+    from gossamer.deploy.structure import load
+    from gossamer.distill import soft_targets
     from gossamer.errors import (
         ArgumentError,
         DatasetError,
@@ -26,11 +29,24 @@ if TYPE_CHECKING:
     from gossamer.masks import Masks, keep_top
     from gossamer.method import Masked, Method
     from gossamer.pack import Archive, unpack
-    from gossamer.pack import load_into as load
     from gossamer.pipeline import Result, compress
     from gossamer.prune.dynamic import DynamicSparse
     from gossamer.prune.supermask import Supermask
-    from gossamer.quantize import SharedWeights, share, share_model
+    from gossamer.quantize import (
+        LSQ,
+        TTQ,
+        IntegerNetwork,
+        LossAware,
+        Precision,
+        Projected,
+        QuantizedReLU,
+        SharedWeights,
+        calibrate,
+        quantize_activations_,
+        share,
+        share_model,
+    )
+    from gossamer.quantizer import Quantizer
     from gossamer.recipe import Recipe
     from gossamer.training import TrainConfig, evaluate, train
 
@@ -41,6 +57,8 @@ except PackageNotFoundError:  # a source tree on the path, not installed
 
 # name -> (module, name there)
 _HOME = {
+    "LSQ": ("quantize.lsq", "LSQ"),
+    "TTQ": ("quantize.ttq", "TTQ"),
     "Archive": ("pack", "Archive"),
     "ArgumentError": ("errors", "ArgumentError"),
     "Dataset": ("datasets", "Dataset"),
@@ -48,10 +66,16 @@ _HOME = {
     "DynamicSparse": ("prune.dynamic", "DynamicSparse"),
     "FormatError": ("errors", "FormatError"),
     "GossamerError": ("errors", "GossamerError"),
+    "IntegerNetwork": ("quantize.integer", "IntegerNetwork"),
+    "LossAware": ("quantize.loss_aware", "LossAware"),
     "Masked": ("method", "Masked"),
     "Masks": ("masks", "Masks"),
     "Method": ("method", "Method"),
+    "Precision": ("quantize.network", "Precision"),
+    "Projected": ("quantize.projected", "Projected"),
     "Quantized": ("codebook", "Quantized"),
+    "QuantizedReLU": ("quantize.activations", "QuantizedReLU"),
+    "Quantizer": ("quantizer", "Quantizer"),
     "Recipe": ("recipe", "Recipe"),
     "RecipeError": ("errors", "RecipeError"),
     "Result": ("pipeline", "Result"),
@@ -59,17 +83,23 @@ _HOME = {
     "Split": ("datasets", "Split"),
     "Supermask": ("prune.supermask", "Supermask"),
     "TrainConfig": ("training", "TrainConfig"),
+    "calibrate": ("quantize.network", "calibrate"),
     "compress": ("pipeline", "compress"),
     "evaluate": ("training", "evaluate"),
+    "fold_batchnorm": ("deploy.fold", "fold_batchnorm"),
     "keep_top": ("masks", "keep_top"),
-    "load": ("pack", "load_into"),
+    "load": ("deploy.structure", "load"),
+    "quantize_activations_": ("quantize.activations", "quantize_activations_"),
     "share": ("quantize", "share"),
     "share_model": ("quantize", "share_model"),
+    "soft_targets": ("distill", "soft_targets"),
     "train": ("training", "train"),
     "unpack": ("pack", "unpack"),
 }
 
 __all__ = [
+    "LSQ",
+    "TTQ",
     "Archive",
     "ArgumentError",
     "Dataset",
@@ -77,10 +107,16 @@ __all__ = [
     "DynamicSparse",
     "FormatError",
     "GossamerError",
+    "IntegerNetwork",
+    "LossAware",
     "Masked",
     "Masks",
     "Method",
+    "Precision",
+    "Projected",
     "Quantized",
+    "QuantizedReLU",
+    "Quantizer",
     "Recipe",
     "RecipeError",
     "Result",
@@ -88,12 +124,16 @@ __all__ = [
     "Split",
     "Supermask",
     "TrainConfig",
+    "calibrate",
     "compress",
     "evaluate",
+    "fold_batchnorm",
     "keep_top",
     "load",
+    "quantize_activations_",
     "share",
     "share_model",
+    "soft_targets",
     "train",
     "unpack",
 ]

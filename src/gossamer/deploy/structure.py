@@ -19,7 +19,17 @@ from gossamer.errors import ArgumentError, FormatError
 from gossamer.pack import Archive, load_into
 from gossamer.pack.limits import MAX_BYTES
 
-__all__ = ["Activations", "LowRank", "OnGrid", "Record", "load", "metadata", "parse", "rebuild"]
+__all__ = [
+    "Activations",
+    "LowRank",
+    "OnGrid",
+    "Record",
+    "load",
+    "metadata",
+    "parse",
+    "rebuild",
+    "recorded",
+]
 
 _KEY = "structure"
 _Frac = Annotated[int, Field(ge=-512, le=512)]
@@ -164,6 +174,12 @@ _REBUILD: Mapping[type, Any] = {
 }
 
 
+def recorded(path: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> list[Any]:
+    """The changes that a file tells of; raises :class:`FormatError` for damage."""
+    with Archive(path, max_bytes=max_bytes) as archive:
+        return parse(archive.metadata.get(_KEY, []), archive.where)
+
+
 def load(
     path: str | Path | bytes, model: nn.Module, *, strict: bool = True, max_bytes: int = MAX_BYTES
 ) -> nn.Module:
@@ -175,6 +191,5 @@ def load(
     Raises as :func:`gossamer.pack.load_into`, and :class:`ArgumentError` where the changes do not
     fit the network.
     """
-    with Archive(path, max_bytes=max_bytes) as archive:
-        records = parse(archive.metadata.get(_KEY, []), archive.where)
+    records = recorded(path, max_bytes=max_bytes)
     return load_into(path, rebuild(model, records), strict=strict, max_bytes=max_bytes)

@@ -13,14 +13,22 @@ from torch import Tensor, nn
 
 from gossamer import nets
 from gossamer.datasets import Dataset
-from gossamer.deploy import load
+from gossamer.deploy.structure import load, recorded
 from gossamer.errors import ArgumentError, FormatError, RecipeError
 from gossamer.pack import unpack
 from gossamer.pack.writer import named_tensors
 from gossamer.recipe import Recipe
 from gossamer.training import load_checkpoint
 
-__all__ = ["identity", "load_weights", "network", "read_state", "save_safetensors", "trained"]
+__all__ = [
+    "identity",
+    "load_weights",
+    "network",
+    "plain",
+    "read_state",
+    "save_safetensors",
+    "trained",
+]
 
 
 def network(
@@ -115,6 +123,21 @@ def trained(recipe: Recipe, spec: str) -> None:
         "its weights (--weights FILE, weights: FILE), pretrained: true where there are published "
         "ones, or a train stage"
     )
+
+
+def plain(weights: str | None) -> None:
+    """Raise :class:`ArgumentError` for a packed file of a network that was changed.
+
+    What it tells of would be missing in the next file.
+    """
+    if weights is None or Path(weights).suffix != ".gsm" or not Path(weights).is_file():
+        return
+    found = recorded(weights)
+    if found:
+        raise ArgumentError(
+            f"{weights} is of a network whose modules were changed ({found[0].kind}); start from "
+            "the float network, and give all stages in one recipe"
+        )
 
 
 def identity(data: Dataset) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def run(
         raise ArgumentError(f"recipe {recipe.name!r} names no {what}; give one (--{what})")
     if isinstance(source, str):
         inputs.trained(recipe, source)
+        inputs.plain(recipe.weights)
     data = (
         data_source
         if isinstance(data_source, Dataset)

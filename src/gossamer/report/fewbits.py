@@ -43,7 +43,9 @@ def weights(run: Run) -> Section | None:
         rows = []
         for x in notes["layers"]:
             now = sizes.get(x["name"])
-            stored = f"{8 * now['bytes'] / now['numel']:.2f}" if now else "–"
+            # a later stage may have given the layer other values
+            same = now and now["distinct"] == x["values"]
+            stored = f"{8 * now['bytes'] / now['numel']:.2f}" if now and same else "–"
             rows.append(
                 [
                     tables.layer_name(x),
@@ -83,7 +85,7 @@ def _trajectories(rows: list[Mapping[str, Any]], stage: str) -> list[tuple[str, 
         low = [(r["step"], -r["low"][name]) for r in rows]
         y = plots.axis([v for _, v in high + low], ticks=3)
         ident = f"low-{stage}-{i}"
-        behind = plots.shared_lines({name: low}, x, y, ident)
+        behind = plots.shared_lines({name: low}, x, y, ident, second=True)
         layer = name.removesuffix(".weight")
         label = (
             f"{layer}: largest value from {high[0][1]:.3g} to {high[-1][1]:.3g}, size of the "
@@ -131,7 +133,8 @@ def fixed_point(run: Run) -> Section | None:
             for x in notes["layers"]
         ]
         integer = run.get("integer") or notes["integer"]
-        section = {
+        compared = notes.get("compare")
+        return {
             "mode": notes["mode"],
             "bits": notes["activation_bits"],
             "input": notes["input_length"],
@@ -142,11 +145,8 @@ def fixed_point(run: Run) -> Section | None:
             },
             "head": ("Layer", "Weight bits", "Weight length", "Bias length", "Output length"),
             "rows": [[cell.replace("-", "−") for cell in row] for row in rows],
+            "compare": _compared(compared, notes["float_accuracy"]) if compared else None,
         }
-        compared = notes.get("compare")
-        if compared:
-            section["compare"] = _compared(compared, notes["float_accuracy"])
-        return section
     return None
 
 
@@ -156,15 +156,15 @@ _LENGTHS = ("bits", "weight", "bias", "output")
 def _compared(rows: list[Mapping[str, Any]], whole: float) -> Section:
     rows = sorted(rows, key=lambda r: r["bits"])
     values = [r[mode] for r in rows for mode in ("dynamic", "static")]
-    low, high = rows[0]["bits"], rows[-1]["bits"]
-    x = plots.Axis(low, high, tuple((r["bits"], f"{r['bits']}") for r in rows))
+    # evenly apart: few bits are where they differ
+    x = plots.Axis(0, len(rows) - 1, tuple((i, f"{r['bits']}") for i, r in enumerate(rows)))
     y = plots.axis([*values, whole], percent=True)
-    curves = {m: [(r["bits"], r[m]) for r in rows] for m in ("dynamic", "static")}
+    curves = {m: [(i, r[m]) for i, r in enumerate(rows)] for m in ("dynamic", "static")}
     told = ", ".join(
         f"{r['bits']} bits {words.percent(r['dynamic'])} against {words.percent(r['static'])}"
         for r in rows
     )
-    behind = plots.shared_lines({"static": curves["static"]}, x, y, "static-lengths")
+    behind = plots.shared_lines({"": curves["static"]}, x, y, "static-lengths", second=True)
     svg = plots.lines(
         curves["dynamic"],
         x,

@@ -143,12 +143,18 @@ def _path(points: Sequence[Point], x: Axis, y: Axis) -> str:
     return "M" + "L".join(f"{1000 * x.at(a):.0f} {1000 * (1 - y.at(b)):.0f}" for a, b in kept)
 
 
-def shared_lines(series: Mapping[str, Sequence[Point]], x: Axis, y: Axis, ident: str) -> str:
-    """Curves to be drawn behind others: give ``ident`` to :func:`lines` as ``behind``."""
+def shared_lines(
+    series: Mapping[str, Sequence[Point]], x: Axis, y: Axis, ident: str, *, second: bool = False
+) -> str:
+    """Curves to be drawn behind others: give ``ident`` to :func:`lines` as ``behind``.
+
+    ``second``: not background, but the other one of two.
+    """
+    kind = "second" if second else "behind"
     d = "".join(_path(points, x, y) for points in series.values())
     return (
         f'<svg width="0" height="0" class="defs" aria-hidden="true"><defs>'
-        f'<path id="{html.escape(ident)}" class="line behind" d="{d}"/></defs></svg>'
+        f'<path id="{html.escape(ident)}" class="line {kind}" d="{d}"/></defs></svg>'
     )
 
 
