@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from gossamer.errors import ArgumentError
 from gossamer.latent import Computed, Latent, adopt, release, swap
 from gossamer.method import Method
 
-__all__ = ["Quantizer", "Straight", "checked", "chosen"]
+__all__ = ["Quantizer", "Straight", "checked", "chosen", "fitting", "rule_of"]
 
 
 def chosen(
@@ -68,6 +68,38 @@ def checked(weight: Tensor, what: str = "the weight") -> Tensor:
         if not math.isfinite(low.item()) or not math.isfinite(high.item()):
             raise ArgumentError(f"{what} holds NaN or infinity; it cannot be quantized")
     return weight.contiguous()
+
+
+def rule_of(
+    projection: str | Callable[..., Any], table: Mapping[str, Callable[..., Any]], takes: str
+) -> Callable[..., Any]:
+    """The projection of that name, or the function itself.
+
+    Raises :class:`ArgumentError` for an unknown name; ``takes`` says what a function is of.
+    """
+    if not isinstance(projection, str):
+        return projection
+    if projection not in table:
+        raise ArgumentError(
+            f"projection {projection!r} is not one of {'; '.join(table)}, nor a function of {takes}"
+        )
+    return table[projection]
+
+
+def fitting(found: Tensor, weight: Tensor, name: str) -> Tensor:
+    """What a projection made of a weight, as a tensor of its own without gradient.
+
+    Raises :class:`ArgumentError` for another shape or dtype, NaN and infinity.
+    """
+    if found.shape != weight.shape or found.dtype != weight.dtype:
+        raise ArgumentError(
+            f"the projection of {name} is {found.dtype} of shape {tuple(found.shape)}; the "
+            f"weight is {weight.dtype} of shape {tuple(weight.shape)}"
+        )
+    if not torch.isfinite(found).all():
+        raise ArgumentError(f"the projection of {name} gives NaN or infinity")
+    # a function may return what it was given, or a view of it
+    return found.detach().clone()
 
 
 class _Through(torch.autograd.Function):
