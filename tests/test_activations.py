@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gossamer.errors import ArgumentError
-from gossamer.quantize import QuantizedReLU, normalize_, quantize_activations_, quantized_relu
+from gossamer.quantize import (
+    LSQ,
+    QuantizedReLU,
+    normalize_,
+    quantize_activations_,
+    quantized_relu,
+)
 from gossamer.quantize.activations import (
     ESTIMATORS,
     FORMS,
@@ -179,6 +185,49 @@ def test_state_deepcopy_and_training_survive() -> None:
     again = quantize_activations_(modular(), 2, alpha=1.0, learned=True, **SETTINGS)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("adam", [False, True])
+def test_learned_alphas_beside_quantized_weights_resume_to_the_same_bits(
+    estimator: str, adam: bool, tmp_path
+) -> None:
+    def begin() -> tuple[nn.Module, LSQ, torch.optim.Optimizer]:
+        model = quantize_activations_(
+            modular(), 2, alpha=0.3, learned=True, estimator=estimator, form="ceil"
+        )
+        made = torch.optim.Adam if adam else torch.optim.SGD
+        optimizer = made(model.parameters(), 0.02, weight_decay=1e-3)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert id(model[1].alpha) in held
+        return model, LSQ(bits=3, weight_decay=0.0, ends=True).attach(model, optimizer), optimizer
+
+    def loop(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: list[Tensor]) -> None:
+        for x in inputs:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), torch.arange(8) % 3).backward()
+            optimizer.step()
+
+    model, method, optimizer = begin()
+    loop(model, optimizer, data(3))
+    torch.save([model.state_dict(), optimizer.state_dict(), method.state_dict()], tmp_path / "s")
+    copied = copy.deepcopy(model)
+    x = data(1)[0]
+    assert torch.equal(copied(x), model(x))
+    loop(model, optimizer, data(6)[3:])
+    assert not torch.equal(copied[1].alpha, model[1].alpha)
+    again, resumed, other = begin()
+    saved = torch.load(tmp_path / "s", weights_only=True)
+    for what, state in zip((again, other, resumed), saved, strict=True):
+        what.load_state_dict(state)
+    loop(again, other, data(6)[3:])
+    method.finish()
+    resumed.finish()
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert all(p.is_leaf for p in model.parameters())
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
 
 
 def test_calls_are_captured_and_the_model_stays() -> None:

@@ -1,6 +1,7 @@
 """The bounds of quantized training against simulation and direct sums."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -99,6 +100,114 @@ def test_weight_floor_covers_the_rounding_of_weights() -> None:
     assert regret.weight_floor(5, 0.0, alpha=alpha, diameter=3.0, lipschitz=2.0) == 18
     floors = [regret.weight_floor(d, delta, alpha=1, diameter=1, lipschitz=1) for d in (1, 10, 100)]
     assert floors == sorted(floors)
+
+
+def learned(
+    gradient: Callable[[int, Tensor], Tensor],
+    start: Tensor,
+    *,
+    steps: int,
+    rate: float,
+    beta: float,
+    alpha: float | None = None,
+    delta: float = 0.0,
+    bits: Callable[[Tensor], Tensor] = lambda g: g,
+) -> tuple[Tensor, Tensor, bool]:
+    """RMSProp in the box [-1, 1]^d, as the module states it: quantized weights and gradients of
+    all steps, and whether sqrt(t v_t) never fell.
+    """
+    w, v, least = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    weights, gradients, rose = [], [], True
+    for t in range(1, steps + 1):
+        q = w if alpha is None else (w / (alpha * delta)).round() * alpha * delta
+        q = q if alpha is None else q.clamp(-alpha, alpha)
+        g = gradient(t, q)
+        weights.append(q)
+        gradients.append(g)
+        sent = bits(g)
+        v = beta * v + (1 - beta) * sent.square()
+        now = (t * v).sqrt()
+        rose = rose and bool((now >= least - 1e-12).all())
+        least = now
+        step = torch.where(v > 0, sent / v.clamp(min=1e-300).sqrt(), 0)
+        w = (w - rate / math.sqrt(t) * step).clamp(-1, 1)
+    return torch.stack(weights), torch.stack(gradients), rose
+
+
+@pytest.mark.parametrize("d", [1, 8, 64])
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+def test_the_rate_of_linear_losses_stays_under_its_bound(d: int, rate: float) -> None:
+    steps, beta, size = 500, 0.9, 0.5
+    # signs of one size: v only rises, as assumed
+    signs = torch.sign(draws((steps + 1, d)) + 0.1)
+    weights, g, rose = learned(
+        lambda t, _: size * signs[t],
+        torch.zeros(d, dtype=torch.float64),
+        steps=steps,
+        rate=rate,
+        beta=beta,
+    )
+    assert rose
+    best = -torch.sign(g.sum(0))
+    found = float(((weights - best) * g).sum()) / steps
+    scale = regret.rate_scale(gradient=size, diameter=2.0, rate=rate, beta=beta)
+    assert 0 < found <= regret.average_regret(d, steps, scale=scale)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_quantized_gradients_slow_no_more_than_their_factor(levels: int) -> None:
+    # linear losses of uneven sizes; the expectation is over 40 streams of rounding
+    d, steps, beta, rate, delta = 30, 200, 0.9, 0.5, 1 / levels
+    sizes = torch.logspace(-2, 0, d, dtype=torch.float64)
+    signs = torch.sign(draws((steps + 1, d), 3) + 0.2)
+    total = 0.0
+    for stream in range(40):
+        g = torch.Generator().manual_seed(stream)
+
+        def rounded_once(x: Tensor, g: torch.Generator = g) -> Tensor:
+            top = float(x.abs().max())
+            place = x.abs() / top * levels
+            up = torch.rand(x.shape, dtype=x.dtype, generator=g) < place.frac()
+            return x.sign() * (place.floor() + up.double()) * top / levels
+
+        weights, seen, _ = learned(
+            lambda t, _: sizes * signs[t],
+            torch.zeros(d, dtype=torch.float64),
+            steps=steps, rate=rate, beta=beta, bits=rounded_once,
+        )  # fmt: skip
+        best = -torch.sign(seen.sum(0))
+        total += float(((weights - best) * seen).sum()) / steps / 40
+    scale = regret.rate_scale(gradient=1.0, diameter=2.0, rate=rate, beta=beta)
+    factor = regret.dimension_factor(d, delta)
+    assert 0 < total <= regret.average_regret(d, steps, scale=scale, factor=factor)
+
+
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_quadratic_losses_with_quantized_weights_stay_under_rate_and_floor(m: int) -> None:
+    d, steps, lipschitz, rate, beta = 20, 400, 1.5, 0.3, 0.9
+    alpha, delta = 0.6, regret.spacing(m)  # weights go beyond the range too
+    targets = (draws((steps + 1, d), 5) * 0.2 + draws((d,), 6)).clamp(-1, 1)
+    weights, g, _ = learned(
+        lambda t, q: lipschitz * (q - targets[t]),
+        torch.zeros(d, dtype=torch.float64),
+        steps=steps, rate=rate, beta=beta, alpha=alpha, delta=delta,
+    )  # fmt: skip
+    mine = targets[1:]
+    best = mine.mean(0)
+    off = ((weights - mine).square().sum(1) - (best - mine).square().sum(1)) * lipschitz / 2
+    diameter = 2 * math.sqrt(d)
+    floor = regret.weight_floor(d, delta, alpha=alpha, diameter=diameter, lipschitz=lipschitz)
+    # both terms of the floor by themselves
+    assert float(g.norm(dim=1).max()) <= lipschitz * diameter
+    scale = regret.rate_scale(gradient=2 * lipschitz, diameter=2.0, rate=rate, beta=beta)
+    assert 0 < float(off.mean()) <= regret.average_regret(d, steps, scale=scale, floor=floor)
+
+
+def test_the_rate_scale_is_its_formula() -> None:
+    found = regret.rate_scale(gradient=3.0, diameter=2.0, rate=0.25, beta=0.84)
+    assert found == pytest.approx(3 * (4 / 0.5 + 0.25 / 0.4))
+    with pytest.raises(ArgumentError, match=r"beta=1\.0"):
+        regret.rate_scale(gradient=1.0, diameter=1.0, rate=1.0, beta=1.0)
 
 
 def test_average_regret() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,16 @@ from gossamer.errors import ArgumentError
 from gossamer.latent import Computed, Latent, adopt, release, swap
 from gossamer.method import Method
 
-__all__ = ["Quantizer", "Straight", "Trajectory", "checked", "chosen", "on_kept"]
+__all__ = [
+    "Quantizer",
+    "Straight",
+    "Trajectory",
+    "checked",
+    "chosen",
+    "fitting",
+    "on_kept",
+    "rule_of",
+]
 
 
 def chosen(
@@ -95,6 +104,38 @@ def on_kept(projection: Callable[..., Any]) -> Callable[..., Any]:
         return tuple(whole) if isinstance(found, tuple) else whole[0]
 
     return within
+
+
+def rule_of(
+    projection: str | Callable[..., Any], table: Mapping[str, Callable[..., Any]], takes: str
+) -> Callable[..., Any]:
+    """The projection of that name, or the function itself.
+
+    Raises :class:`ArgumentError` for an unknown name; ``takes`` says what a function is of.
+    """
+    if not isinstance(projection, str):
+        return projection
+    if projection not in table:
+        raise ArgumentError(
+            f"projection {projection!r} is not one of {'; '.join(table)}, nor a function of {takes}"
+        )
+    return table[projection]
+
+
+def fitting(found: Tensor, weight: Tensor, name: str) -> Tensor:
+    """What a projection made of a weight, as a tensor of its own without gradient.
+
+    Raises :class:`ArgumentError` for another shape or dtype, NaN and infinity.
+    """
+    if found.shape != weight.shape or found.dtype != weight.dtype:
+        raise ArgumentError(
+            f"the projection of {name} is {found.dtype} of shape {tuple(found.shape)}; the "
+            f"weight is {weight.dtype} of shape {tuple(weight.shape)}"
+        )
+    if not torch.isfinite(found).all():
+        raise ArgumentError(f"the projection of {name} gives NaN or infinity")
+    # a function may return what it was given, or a view of it
+    return found.detach().clone()
 
 
 class _Through(torch.autograd.Function):

@@ -31,7 +31,7 @@ from torch import Tensor
 from gossamer.errors import ArgumentError
 from gossamer.latent import Computed, Latent
 from gossamer.moments import require_second_moment, second_moment
-from gossamer.quantizer import Quantizer, Straight, checked
+from gossamer.quantizer import Quantizer, Straight, checked, fitting, rule_of
 
 __all__ = ["PROJECTIONS", "LossAware", "binary", "linear", "logarithmic", "objective", "ternary"]
 
@@ -267,13 +267,7 @@ class LossAware(Quantizer):
         ends: bool = False,
     ) -> None:
         super().__init__(clip=clip, include=include, exclude=exclude, ends=ends)
-        if isinstance(projection, str):
-            if projection not in PROJECTIONS:
-                raise ArgumentError(
-                    f"projection {projection!r} is not one of {'; '.join(PROJECTIONS)}, nor a "
-                    "function of weight and d"
-                )
-            projection = PROJECTIONS[projection]
+        projection = rule_of(projection, PROJECTIONS, "weight and d")
         if beta is not None and not 0 <= beta < 1:
             raise ArgumentError(f"beta={beta} is outside [0, 1), or None for the optimizer's own")
         self.projection, self.beta = projection, beta
@@ -291,13 +285,7 @@ class LossAware(Quantizer):
         return second_moment(self.optimizer, parameter)
 
     def _project(self, name: str, weight: Tensor, v: Tensor) -> Tensor:
-        value = self.projection(weight, v.sqrt() + _FLOOR).detach()
-        if value.shape != weight.shape or value.dtype != weight.dtype:
-            raise ArgumentError(
-                f"the projection of {name} is {value.dtype} of shape {tuple(value.shape)}; the "
-                f"weight is {weight.dtype} of shape {tuple(weight.shape)}"
-            )
-        return value
+        return fitting(self.projection(weight, v.sqrt() + _FLOOR), weight, name)
 
     def _module(self, name: str, weight: Tensor) -> Computed:
         return Straight(weight, self._project(name, weight, torch.zeros_like(weight)), None)

@@ -19,7 +19,7 @@ from gossamer.errors import ArgumentError
 from gossamer.latent import Computed, Latent
 from gossamer.quantize import binary, dorefa, twn
 from gossamer.quantize.uniform import uniform
-from gossamer.quantizer import Quantizer, Straight
+from gossamer.quantizer import Quantizer, Straight, fitting, rule_of
 
 __all__ = ["PROJECTIONS", "Projected", "Projection"]
 
@@ -69,13 +69,7 @@ class Projected(Quantizer):
         ends: bool = False,
     ) -> None:
         super().__init__(clip=clip, include=include, exclude=exclude, ends=ends)
-        if isinstance(projection, str):
-            if projection not in PROJECTIONS:
-                raise ArgumentError(
-                    f"projection {projection!r} is not one of {', '.join(PROJECTIONS)}, nor a "
-                    "function of the weight"
-                )
-            projection = PROJECTIONS[projection]
+        projection = rule_of(projection, PROJECTIONS, "the weight")
         if projection is binary.stochastic and generator is None:
             raise ArgumentError("a stochastic projection draws: give generator=")
         self.projection: Projection = projection
@@ -86,16 +80,9 @@ class Projected(Quantizer):
     def _project(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         found = self.projection(weight)
         value, slope = found if isinstance(found, tuple) else (found, None)
-        for what in (value,) if slope is None else (value, slope):
-            if what.shape != weight.shape or what.dtype != weight.dtype:
-                raise ArgumentError(
-                    f"the projection of {name} is {what.dtype} of shape {tuple(what.shape)}; the "
-                    f"weight is {weight.dtype} of shape {tuple(weight.shape)}"
-                )
-        if not torch.isfinite(value).all():
-            raise ArgumentError(f"the projection of {name} gives NaN or infinity")
-        # a tensor of its own, without gradient: a function may return what it was given
-        return value.detach().clone(), slope
+        if slope is not None:
+            slope = fitting(slope, weight, f"the slope of {name}")
+        return fitting(value, weight, name), slope
 
     def _module(self, name: str, weight: Tensor) -> Computed:
         return Straight(weight, *self._project(name, weight))

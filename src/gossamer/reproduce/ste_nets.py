@@ -20,6 +20,7 @@ from gossamer.datasets import Dataset
 from gossamer.quantize import QuantizedReLU, normalize_, quantize_activations_
 from gossamer.quantize.activations import ESTIMATORS
 from gossamer.reproduce import Claim, Context, Outcome, experiment, spread
+from gossamer.reproduce.layout import channels_last_
 from gossamer.reproduce.lenets import error, mnist
 from gossamer.training import TrainConfig, evaluate, train
 
@@ -28,15 +29,19 @@ __all__ = ["lenet", "resnet_reduced"]
 PAGE = "straight-through"
 BITS = (2, 4)
 
-# LeNet-5: 4 epochs float, 3 epochs a cell; the learning rate of a cell is the best of RATES on
-# the validation split, tried for one epoch from the first seed's float network.
-FLOAT = TrainConfig(4, lr=0.05, weight_decay=5e-4, schedule="cosine")
-CELL = TrainConfig(3, weight_decay=5e-4, schedule="cosine")
-RATES = (0.1, 0.02)
+# LeNet-5: 5 epochs float, then 16 a cell of 2 bits and 3 of 4 bits. As in the paper all cells have
+# one schedule. Its rate: over 3 epochs from one float network the 2-bit cells were, on validation
+# images, at 98.96 (ReLU) and 98.70 % (identity) with .05 and batches of 64, 98.92 and 98.60 with
+# .1; batches of 128 take twice that.
+FLOAT = TrainConfig(5, batch_size=128, lr=0.1, weight_decay=5e-4, schedule="cosine")
+CELL = {
+    bits: TrainConfig(epochs, batch_size=128, lr=0.2, weight_decay=5e-4, schedule="cosine")
+    for bits, epochs in ((2, 16), (4, 3))
+}
 
 
-def _short(config: TrainConfig, seed: int, quick: bool, **changes: Any) -> TrainConfig:
-    return replace(config, seed=seed, epochs=1 if quick else config.epochs, **changes)
+def _short(config: TrainConfig, seed: int, quick: bool) -> TrainConfig:
+    return replace(config, seed=seed, epochs=1 if quick else config.epochs)
 
 
 def quantized(model: nn.Module, bits: int, estimator: str) -> nn.Module:
@@ -63,43 +68,26 @@ def lenet_float(seed: int, work: Path, quick: bool) -> tuple[nn.Module, Dataset]
     data = _few(mnist(quick), quick)
     model = nets.build("lenet-5", seed=seed)
     normalize_(model, torch.zeros(2, 1, 28, 28))
+    channels_last_(model)
     train(model, data, _short(FLOAT, seed, quick), checkpoint=work / f"float-{seed}.pt")
     return model, data
 
 
-def lenet_tried(
-    bits: int, estimator: str, rate: float, seed: int, work: Path, quick: bool
-) -> float:
-    """Validation accuracy, percent, after one epoch at a learning rate."""
-    model, data = lenet_float(seed, work, quick)
-    student = quantized(model, bits, estimator)
-    history = train(
-        student,
-        data,
-        replace(CELL, seed=seed + 50, lr=rate, epochs=1),
-        checkpoint=work / f"tried-{bits}-{estimator}-{rate:g}-{seed}.pt",
-    )
-    return 100 * float(history.epochs[-1]["validation_accuracy"])
-
-
-def lenet_cell(
-    bits: int, estimator: str, rate: float, seed: int, work: Path, quick: bool
-) -> dict[str, Any]:
+def lenet_cell(bits: int, estimator: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """One cell: test accuracy in percent at the end, and the training loss."""
     model, data = lenet_float(seed, work, quick)
     student = quantized(model, bits, estimator)
     history = train(
         student,
         data,
-        _short(CELL, seed + 100, quick, lr=rate),
-        checkpoint=work / f"cell-{bits}-{estimator}-{rate:g}-{seed}.pt",
+        _short(CELL[bits], seed + 100, quick),
+        checkpoint=work / f"cell-{bits}-{estimator}-{seed}.pt",
     )
     last = history.epochs[-1]
     return {
         "bits": bits,
         "estimator": estimator,
         "seed": seed,
-        "lr": rate,
         "accuracy": 100 - error(evaluate(student, data.test)),
         "validation": 100 * last["validation_accuracy"],
         "train_loss": last["train_loss"],
@@ -109,19 +97,12 @@ def lenet_cell(
 
 @experiment("ste-lenet")
 def lenet(context: Context) -> Outcome:
-    """Straight-through 4: LeNet-5, 2 and 4 bits, three estimators; 4 + 3 epochs (shortened)."""
+    """Straight-through 4: LeNet-5, 2 and 4 bits, three estimators; 5 + 16 and 3 epochs (short)."""
     grid = [(bits, estimator) for bits in BITS for estimator in ESTIMATORS]
     where = (context.work, context.quick)
     # the float networks first: every other job starts from one
     context.map(_only_float, [(seed, *where) for seed in context.seeds])
-    first = context.seeds[0]
-    trials = [(b, e, rate) for b, e in grid for rate in RATES]
-    found = context.map(lenet_tried, [(*trial, first, *where) for trial in trials])
-    tried = dict(zip(trials, found, strict=True))
-    rates = {(b, e): max(RATES, key=lambda rate: tried[b, e, rate]) for b, e in grid}
-    rows = context.map(
-        lenet_cell, [(b, e, rates[b, e], s, *where) for b, e in grid for s in context.seeds]
-    )
+    rows = context.map(lenet_cell, [(b, e, s, *where) for b, e in grid for s in context.seeds])
     table = {
         f"{b} bits, {e}": spread(
             [r["accuracy"] for r in rows if (r["bits"], r["estimator"]) == (b, e)]
@@ -155,9 +136,8 @@ def lenet(context: Context) -> Outcome:
             "float_accuracy": spread(
                 [next(r["float_accuracy"] for r in rows if r["seed"] == s) for s in context.seeds]
             ),
-            "lr": {f"{b} bits, {e}": rates[b, e] for b, e in grid},
-            "tried": {f"{b} bits, {e}, lr {r:g}": value for (b, e, r), value in tried.items()},
-            "epochs": {"float": FLOAT.epochs, "cell": CELL.epochs},
+            "epochs": {"float": FLOAT.epochs, **{f"{b} bits": c.epochs for b, c in CELL.items()}},
+            "lr": {f"{b} bits": c.lr for b, c in CELL.items()},
             "runs": rows,
         },
     )
@@ -186,6 +166,7 @@ def resnet_float(seed: int, work: Path, quick: bool) -> tuple[nn.Module, Dataset
     data = _cifar(quick)
     model = nets.build("resnet-20", seed=seed, width=0.25 if quick else WIDTH)
     normalize_(model, torch.zeros(2, 3, 32, 32))
+    channels_last_(model)
     train(model, data, _short(RESNET_FLOAT, seed, quick), checkpoint=work / f"float-{seed}.pt")
     return model, data
 

@@ -22,6 +22,7 @@ from gossamer.quantize import TTQ, Projected
 from gossamer.quantize.ttq import codes, ternary
 from gossamer.quantizer import Quantizer, chosen
 from gossamer.reproduce import Claim, Context, Outcome, experiment, spread
+from gossamer.reproduce.layout import channels_last_
 from gossamer.reproduce.lenets import error, mnist
 from gossamer.training import TrainConfig, evaluate, train
 
@@ -122,7 +123,7 @@ def retrained(setting: Setting, kind: str, seed: int, work: Path, quick: bool) -
     before = error(evaluate(model, data.test))
     config = replace(setting.retrain, seed=seed + 100)
     method = quantizer(kind, setting.options)
-    hook = model.register_forward_pre_hook(_channels_last) if setting.last else None
+    hook = channels_last_(model) if setting.last else None
     history = train(
         model,
         data,
@@ -155,10 +156,6 @@ def retrained(setting: Setting, kind: str, seed: int, work: Path, quick: bool) -
         "trajectory": scales,
         **file_of(setting.name, model, seen, list(quantized), data, folder / f"{kind}-{seed}.gsm"),
     }
-
-
-def _channels_last(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    return inputs[0].contiguous(memory_format=torch.channels_last)
 
 
 def file_of(

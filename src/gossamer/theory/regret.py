@@ -1,17 +1,41 @@
 """What quantized weights and gradients cost an online learner: bounds, and the errors in them.
 
-Hou, Zhang, Kwok, *Analysis of Quantized Models*, ICLR 2019, theorems 1-3 and section 3.3.
+Hou, Zhang, Kwok, *Analysis of Quantized Models*, ICLR 2019: the forms of its bounds. The constants
+are derived here, from these assumptions. Losses f_t are convex with L-Lipschitz gradients, each
+with a minimum in the domain. The domain contains 0; two of its points are at most D apart, and
+D_inf in a coordinate. Gradients g_t = f_t'(q_t) are taken at the quantized weights q_t = Q(w_t);
+their coordinates are at most G. Learning is by RMSProp,
 
-Notation: d coordinates; Delta_w and Delta_g the spacing of the weights' and gradients' levels on
-[-1, 1] (``1 / (2^(m-1) - 1)`` for m bits); SQm rounds ``|g| / s`` stochastically to neighbouring
-levels, without bias, with s = max|g|.
+    v_t = beta v_(t-1) + (1 - beta) g_t^2,   w_(t+1) = w_t - (eta / sqrt t) g_t / sqrt(v_t),
 
-- average regret: order d/sqrt(T), times a factor of the gradients' quantization, plus a floor that
-  grows with d and Delta_w
-- unclipped factor: sqrt((1 + sqrt(2d - 1))/2 Delta_g + 1)
-- clipped at c sigma: sqrt(sqrt(2/pi) c Delta_g + 1), plus D E||clip(g) - g||
-- E||q - g||^2 <= Delta_g ||g||_inf ||g||_1
-- E||clip(g) - g||^2 = d sigma^2 sqrt(2/pi) F(c) for g ~ N(0, sigma^2 I)
+and sqrt(t v_t) does not fall (in each coordinate; so assume all proofs of this kind).
+
+Regret is of q_t against any fixed w*: R(T) = sum f_t(q_t) - f_t(w*). By convexity a step's is at
+most <g_t, w_t - w*> + <g_t, q_t - w_t>, the two terms below.
+
+1. *Rate.* With a = sqrt(t v_t) / eta, the update gives in each coordinate
+   ``g (w_t - w*) = a ((w_t - w*)^2 - (w_(t+1) - w*)^2) / 2 + g^2 / (2 a)``. The first part sums to
+   at most D_inf^2 sqrt(T v_T) / (2 eta), since a does not fall. In the second
+   g^2 / sqrt(v_t) <= |g| / sqrt(1 - beta), and sum 1/sqrt(t) <= 2 sqrt(T). Over coordinates, with
+   sum |x_i| <= sqrt(d) ||x|| and ||g_t|| <= sqrt(d) G: at most d sqrt(T) times
+   G (D_inf^2 / (2 eta) + eta / sqrt(1 - beta)) (:func:`rate_scale`).
+2. *Floor.* ||g_t|| <= L D, from the minimum of f_t. Coordinates of w_t within the range of the
+   levels are at most alpha Delta_w / 2 from theirs; beyond it, at most their distance to the
+   range, hence to 0, and these sum to at most D^2 in square. So a step adds at most
+   L D sqrt(D^2 + d alpha^2 Delta_w^2 / 4) (:func:`weight_floor`).
+3. *Quantized gradients.* SQm rounds |g| / s, s = max|g|, stochastically to levels Delta_g apart,
+   without bias: with x = |g_i| / s between levels low and high the variance is
+   s^2 (x - low)(high - x) <= s^2 x Delta_g, so E||q - g||^2 <= Delta_g ||g||_inf ||g||_1
+   (:func:`variance_bound`). The quotient ||g||_inf ||g||_1 / ||g||^2 is at most (1 + sqrt(d)) / 2,
+   for one coordinate of 1 and the others of 1 / (1 + sqrt d); the published
+   (1 + sqrt(2d - 1)) / 2 is no smaller. Both parts of 1. are linear in norms of the gradients, so
+   that E||q||^2 <= k ||g||^2 multiplies the rate by sqrt(k) (:func:`dimension_factor`).
+4. *Clipped at c sigma* for g ~ N(0, sigma^2 I): then s <= c sigma, E||g||_1 = d sigma sqrt(2/pi)
+   and E||g||^2 = d sigma^2, so that k = 1 + sqrt(2/pi) c Delta_g at any d (:func:`clip_factor`).
+   The bias costs a step at most D E||clip(g) - g|| more (:func:`clip_regret`); its square is
+   d sigma^2 sqrt(2/pi) F(c), by integration of the normal tail (:func:`clip_error`).
+
+Delta_w and Delta_g are the spacing of the levels on [-1, 1], ``1 / (2^(m-1) - 1)`` for m bits.
 
 Beyond the paper: the exact variance of SQm (:func:`variance`) and the ratio E||q||^2 / E||g||^2
 for normal gradients (:func:`clipped_ratio`, :func:`unclipped_ratio`), by integration.
@@ -33,6 +57,7 @@ __all__ = [
     "clip_regret",
     "clipped_ratio",
     "dimension_factor",
+    "rate_scale",
     "spacing",
     "unclipped_ratio",
     "variance",
@@ -78,7 +103,7 @@ def average_regret(
     """``factor scale d / sqrt(T) + floor``: the form of the bounds on R(T)/T.
 
     Args:
-        scale: what depends on the learning rate and the diameters, not on d, T or the bits.
+        scale: :func:`rate_scale`.
         factor: :func:`dimension_factor` or :func:`clip_factor`; 1 for exact gradients.
         floor: :func:`weight_floor`, plus :func:`clip_regret` where gradients are clipped.
     """
@@ -88,13 +113,28 @@ def average_regret(
     return factor * scale * d / math.sqrt(steps) + floor
 
 
+def rate_scale(*, gradient: float, diameter: float, rate: float, beta: float) -> float:
+    """``G (D_inf^2 / (2 eta) + eta / sqrt(1 - beta))``: the rate over d/sqrt(T) (part 1).
+
+    Args:
+        gradient: G, the largest size of a gradient's coordinate.
+        diameter: D_inf, the largest distance of two weights in a coordinate.
+        rate: eta, of the learning rate eta / sqrt(t).
+        beta: of the second moment, in [0, 1).
+
+    >>> rate_scale(gradient=2.0, diameter=1.0, rate=0.5, beta=0.75)
+    4.0
+    """
+    _positive(gradient=gradient, diameter=diameter, rate=rate)
+    if not 0 <= beta < 1:
+        raise ArgumentError(f"beta={beta} is outside [0, 1)")
+    return gradient * (diameter**2 / (2 * rate) + rate / math.sqrt(1 - beta))
+
+
 def weight_floor(
     d: int, delta_w: float, *, alpha: float, diameter: float, lipschitz: float
 ) -> float:
-    """``L D sqrt(D^2 + d alpha^2 Delta_w^2 / 4)``: what no number of steps removes (theorem 1).
-
-    Weights within the range are at most alpha Delta_w / 2 from their level, so d of them are off
-    by at most ``d alpha^2 Delta_w^2 / 4`` squared; the D^2 covers those beyond it.
+    """``L D sqrt(D^2 + d alpha^2 Delta_w^2 / 4)``: what no number of steps removes (part 2).
 
     Args:
         alpha: scale of the levels.
@@ -108,9 +148,10 @@ def weight_floor(
 
 
 def dimension_factor(d: int, delta_g: float) -> float:
-    """``sqrt((1 + sqrt(2d - 1))/2 Delta_g + 1)``: slower by this with unclipped SQm (theorem 2).
+    """``sqrt((1 + sqrt(2d - 1))/2 Delta_g + 1)``: slower by this with unclipped SQm (part 3).
 
-    Its square bounds E||q||^2 / ||g||^2 for every g.
+    Its square bounds E||q||^2 / ||g||^2 for every g; so does, closer, the same with sqrt(d) in
+    place of sqrt(2d - 1), which some g attain in the variance bound.
 
     >>> dimension_factor(1, 0.0), round(dimension_factor(50_000, 1.0), 1)
     (1.0, 12.6)
@@ -121,7 +162,7 @@ def dimension_factor(d: int, delta_g: float) -> float:
 
 
 def clip_factor(c: float, delta_g: float) -> float:
-    """``sqrt(sqrt(2/pi) c Delta_g + 1)``: slower by this when clipped at c sigma, at any d."""
+    """``sqrt(sqrt(2/pi) c Delta_g + 1)``: slower by this clipped at c sigma, at any d (part 4)."""
     _positive(c=c)
     _not_negative(delta_g=delta_g)
     return math.sqrt(math.sqrt(2 / math.pi) * c * delta_g + 1)
