@@ -20,6 +20,7 @@ from gossamer.distribute.exchange import Plan, exchange, simulate
 from gossamer.distribute.feedback import ErrorFeedback
 from gossamer.distribute.group import Distributed
 from gossamer.distribute.planes import FORMS, Form
+from gossamer.distribute.processes import Processes
 from gossamer.distribute.qsgd import QSGD
 from gossamer.distribute.random import Key, dither_shift, parameter_hash
 from gossamer.distribute.signsgd import SignSGD
@@ -38,6 +39,7 @@ __all__ = [
     "GradientExchange",
     "Key",
     "Plan",
+    "Processes",
     "SQm",
     "SignSGD",
     "TernGrad",

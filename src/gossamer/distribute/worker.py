@@ -52,9 +52,9 @@ class Worker:
             raise self.failure
 
     def close(self) -> None:
-        """End the thread when all is done."""
+        """End the thread; one that waits for a dead rank is left behind."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(_IDLE)
 
     def _work(self) -> None:
         while True:
