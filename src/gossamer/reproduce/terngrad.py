@@ -7,9 +7,9 @@ weight decay .004 on fully-connected layers, 24 x 24 crops, batch 128, 300,000 i
 :data:`CIFAR_STEPS`, named as reduced.
 
 N workers play in one process, with the bits of N processes (one test starts two): each takes its
-part of the batch, their gradients are exchanged as ``auto`` does, one optimizer steps. Weight decay
-is the optimizer's, after the exchange, so it is not ternarised. Deviations: no moving average of
-parameters; LeNet without SAME padding, and with a ReLU after each convolution.
+part of the batch, their gradients are exchanged under one scale a tensor, one optimizer steps.
+Weight decay is the optimizer's, after the exchange, so it is not ternarised. Deviations: no moving
+average of parameters; LeNet without SAME padding, and with a ReLU after each convolution.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ from gossamer.training.checkpoints import load_checkpoint, save_atomic
 __all__ = ["Setup", "cifarnet", "gradients", "lenet_workers", "parts", "train_workers"]
 
 PAGE = "terngrad"
-THRESHOLD = 64  # elements; biases of 10 and 20 stay float
+EXCHANGE: dict[str, Any] = {
+    "topology": "all_gather",
+    "shared_scale": True,  # scaler sharing, section 3.3
+    "threshold": 64,  # elements; biases of 10 and 20 stay float
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def _adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, lr=2e-4)
 
 
-LENET_STEPS = 2500
+LENET_STEPS = 4000
 CIFAR_STEPS = 2500
 LENET = Setup("lenet-5", 64, LENET_STEPS, _momentum, 0.5, None)
 CIFARNET = Setup("cifarnet", 128, CIFAR_STEPS, _adam, 0.0, 24)
@@ -131,9 +135,7 @@ def train_workers(
             found.append(gradients(model, data.train, index, setup.crop, g))
         mean = found[0][1]
         if workers:
-            mean = simulate(
-                [own for _, own in found], TernGrad(), step=step, seed=seed, threshold=THRESHOLD
-            )
+            mean = simulate([own for _, own in found], TernGrad(), step=step, seed=seed, **EXCHANGE)
         for name, p in names.parameters(model).items():
             p.grad = mean[name]
         optimizer.step()
@@ -213,7 +215,7 @@ def _loss_figure(rows: list[dict[str, Any]], path: Path) -> int:
 
 @experiment("terngrad-lenet-workers")
 def lenet_workers(context: Context) -> Outcome:
-    """TernGrad 5: LeNet on MNIST, 2 to 16 workers against float; shortened to 2,500 iterations."""
+    """TernGrad 5: LeNet on MNIST, 2 to 16 workers against float; shortened to 4,000 iterations."""
     counts = (2,) if context.quick else (2, 4, 8, 16)
     jobs = [(n, s, context.work, context.quick) for n in (0, *counts) for s in context.seeds]
     rows = context.map(_lenet_job, jobs)

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -34,8 +34,8 @@ class Job:
     """What one worker does.
 
     Attributes:
-        hook: of :data:`gossamer.distribute.bench.hooks.HOOKS`, or "link": the link
-            itself, "forms": one large tensor's.
+        hook: of :data:`gossamer.distribute.bench.hooks.HOOKS`, or "forms": one
+            large tensor's.
         address: of the rendezvous, ``tcp://host:port``.
         shapes: of the parameters.
         warm, steps: steps before and while measuring.
@@ -137,17 +137,16 @@ def _all_gather(out: Tensor, mine: Tensor) -> None:
     gather(out, mine)
 
 
-def _link(job: Job) -> dict[str, Any]:
+def _link(job: Job) -> dict[str, float]:
     """Bytes a second of large messages and seconds of the smallest, nothing compressed."""
     each = 1 << 23
     mine = torch.full((each,), job.rank, dtype=torch.uint8)
-    all_of_them = torch.empty(each * job.workers, dtype=torch.uint8)
-    tiny, tiny_all = torch.zeros(8), torch.empty(8 * job.workers)
-    large = _timed(job, partial(_all_gather, all_of_them, mine))
-    small = _timed(job, partial(_all_gather, tiny_all, tiny))
+    out = torch.empty(each * job.workers, dtype=torch.uint8)
+    brief = replace(job, warm=1, steps=3)
+    large = _timed(brief, partial(_all_gather, out, mine))["seconds"]
+    small = _timed(brief, partial(_all_gather, torch.empty(8 * job.workers), torch.zeros(8)))
     return {
-        **large,
-        "bandwidth": each * (job.workers - 1) / min(large["seconds"]),
+        "bandwidth": each * (job.workers - 1) / min(large),
         "latency": min(small["seconds"]) / (job.workers - 1),
     }
 
@@ -184,7 +183,7 @@ def main(text: str) -> None:
         world_size=job.workers,
         timeout=timedelta(seconds=job.timeout),
     )
-    rows = {"link": _link, "forms": _forms}.get(job.hook, _steps)(job)
+    rows = _forms(job) if job.hook == "forms" else {**_link(job), **_steps(job)}
     everyone: list[Any] = [None] * job.workers
     dist.all_gather_object(everyone, rows)
     if job.rank == 0:
