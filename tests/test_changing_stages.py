@@ -16,7 +16,7 @@ from gossamer.pipeline import layers
 from gossamer.pipeline.run import _Job
 from gossamer.progress import Reporter
 
-FAST = {"epochs": 1, "lr": 0.02}
+FAST = {"epochs": 1, "lr": 0.02, "batch_size": 128}
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_changed_networks_resume_to_the_same_bits(tmp_path: Path, trained: nn.Mo
         {"quantize": {"method": "ttq", "ends": True, "train": FAST}},
     ]
     whole, rows, _ = job(given, trained, tmp_path / "whole").stages()
-    for after in (1, 3, 3, 2):
+    for after in (1, 3):
         with pytest.raises(Stop):
             job(given, trained, tmp_path / "broken", Killed(after)).stages()
     again, rows_again, _ = job(given, trained, tmp_path / "broken").stages()

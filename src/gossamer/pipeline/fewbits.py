@@ -18,7 +18,7 @@ from gossamer.masks import Masks
 from gossamer.method import Masked, Method
 from gossamer.pipeline.layers import per_layer, quantized_weights
 from gossamer.pipeline.state import State, ends_of
-from gossamer.quantize import LSQ, TTQ, LossAware, Projected, loss_aware, projected
+from gossamer.quantize import LSQ, TTQ, FixedWeights, LossAware, Projected, loss_aware, projected
 from gossamer.quantize.ttq import SparsityWarning
 from gossamer.quantizer import Quantizer, Trajectory, on_kept
 from gossamer.recipe.fewbits import Quantize
@@ -26,6 +26,7 @@ from gossamer.recipe.fewbits import Quantize
 __all__ = ["quantize"]
 
 _ROWS = 60  # of a trajectory
+_SEARCHED = 100  # optimizer steps between two searches of fractional lengths
 _FALLEN = 1e-4  # of the other scale
 _THRESHOLD = 0.05  # of TTQ, the authors'
 
@@ -88,11 +89,14 @@ def _quantizer(state: State, stage: Quantize, bits: int | None, layers: list[str
             density=stage.density,
             start=stage.start,
             weight_decay=0.0,
+            lr_factor=stage.lr_factor,
             every=1 << 40,  # Trajectory logs for all methods
             include=layers,
         )
-    if method == "lsq":
+    if method in ("lsq", "fixed"):
         assert bits is not None  # the recipe has checked it
+        if method == "fixed":
+            return FixedWeights(bits, every=_SEARCHED, include=layers)
         return LSQ(bits=bits, weight_decay=0.0, include=layers)
     if method in ("lab", "lat", "laq"):
         # without training nothing has moments: every weight counts the same
@@ -133,8 +137,8 @@ def _fallen(methods: Sequence[Quantizer]) -> list[str]:
             if len(book) and float(book.min()) < _FALLEN * float(book.max()):
                 told.append(
                     f"{name}: one of its two scales has fallen to {float(book.min()):.2g}; the "
-                    "gradient of a scale sums over all its weights: lower lr, or use optimizer: "
-                    "adam"
+                    "gradient of a scale sums over all its weights: give lr_factor, such as "
+                    "0.01, or use optimizer: adam"
                 )
     return told
 

@@ -14,6 +14,7 @@ from gossamer.recipe.base import (
     LayerDensity,
     Layers,
     NotNegative,
+    Positive,
     Strict,
     Training,
 )
@@ -23,7 +24,7 @@ __all__ = ["METHODS", "Activations", "FixedPoint", "Quantize", "Svd"]
 Width = Annotated[int, Field(ge=2, le=16)]
 
 METHODS: dict[str, tuple[str, ...]] = {
-    "ttq": ("threshold", "density", "start"),
+    "ttq": ("threshold", "density", "start", "lr_factor"),
     "twn": (),
     "bwn": ("per_filter",),
     "binary-connect": ("stochastic",),
@@ -32,11 +33,12 @@ METHODS: dict[str, tuple[str, ...]] = {
     "lab": ("beta", "clip"),
     "lat": ("scales", "exact", "beta", "clip"),
     "laq": ("bits", "levels", "scales", "beta", "clip"),
+    "fixed": ("bits",),
     "uniform": ("bits",),
 }
 """Method of the stage ``quantize`` -> the axes it has."""
 
-_WIDTHS = {"dorefa": (1, 8), "lsq": (2, 8), "laq": (2, 8), "uniform": (2, 8)}
+_WIDTHS = {"dorefa": (1, 8), "lsq": (2, 8), "laq": (2, 8), "fixed": (2, 16), "uniform": (2, 8)}
 _LOSS_AWARE = ("lab", "lat", "laq")
 
 
@@ -49,13 +51,15 @@ class Quantize(Layers):
     Attributes:
         method: ``ttq`` (trained ternary), ``twn`` (ternary weight network), ``bwn`` (binary, one
             scale), ``binary-connect`` (-1 and 1), ``dorefa``, ``lsq`` (learned step), ``lab``,
-            ``lat`` and ``laq`` (loss-aware binary, ternary and m bits), ``uniform`` (a plain
-            grid).
-        bits: of dorefa, lsq, laq and uniform; one number, or one by layer pattern (a layer that
-            none names stays float).
+            ``lat`` and ``laq`` (loss-aware binary, ternary and m bits), ``fixed`` (power-of-two
+            grids), ``uniform`` (a plain grid).
+        bits: of dorefa, lsq, laq, fixed and uniform; one number, or one by layer pattern (a layer
+            that none names stays float).
         ends: without ``include``, the first and the last layer too.
         threshold: ttq: weights within this part of the largest one are zero; or ``density``, the
             fraction that is not.
+        lr_factor: ttq: the scales' learning rate over that of the weights; their gradients are
+            sums, so SGD without batch-norm takes about 0.01, Adam 1.
         start: ttq: both scales begin at 1 (``ones``), or where they fit the weights (``fit``).
         per_filter: bwn: a scale for each filter.
         stochastic: binary-connect: draw the signs.
@@ -79,6 +83,7 @@ class Quantize(Layers):
         "lab",
         "lat",
         "laq",
+        "fixed",
         "uniform",
     ]
     bits: Bits | None = None
@@ -86,6 +91,7 @@ class Quantize(Layers):
     threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
     density: Fraction | None = None
     start: Literal["ones", "fit"] = "fit"
+    lr_factor: Positive = 1.0
     per_filter: bool = False
     stochastic: bool = False
     scales: Literal[1, 2] = 1
