@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from gossamer import nets
 from gossamer.analysis import canvas
-from gossamer.quantize import LossAware, loss_aware, normalize_
+from gossamer.quantize import LossAware, Projected, loss_aware, normalize_
 from gossamer.reproduce import Claim, Context, Outcome, experiment, spread
 from gossamer.reproduce.lenets import mnist
 from gossamer.theory.regret import spacing
@@ -41,9 +41,14 @@ PART = 0.6  # of the regret at the start: the threshold of speed, above every fl
 
 
 def attached(model: nn.Module, bits: int | None, rate: float) -> tuple[Any, Any]:
-    """Optimizer and schedule, with weights of so many bits (1: LAB, more: LAQ; None: float)."""
+    """Optimizer and schedule, with weights of so many bits (1: LAB, more: LAQ; None: float).
+
+    All weights stay in [-1, 1], float ones too.
+    """
     optimizer = torch.optim.RMSprop(model.parameters(), rate)
-    if bits is not None:
+    if bits is None:
+        Projected(lambda w: w, clip=1.0, ends=True).attach(model, optimizer)
+    else:
         rule = "lab" if bits == 1 else partial(loss_aware.linear, bits=bits)
         LossAware(rule, beta=None, clip=1.0, ends=True).attach(model, optimizer)
     slower = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: (t + 1) ** -0.5)
@@ -159,7 +164,7 @@ def _least_growth(rows: list[dict[str, dict[str, Any]]], key: str) -> float:
     return min(b / a for a, b in pairwise(means))
 
 
-HIDDEN = (64, 256)
+HIDDEN = (32, 64, 128)
 BITS = (1, 2, 3, 4, None)
 
 
@@ -217,7 +222,7 @@ def draw_perceptron(rows: list[dict[str, Any]], path: Path) -> Path:
 @experiment("laq-weight-bits")
 def weight_bits(context: Context) -> Outcome:
     """Loss-aware 5, weight half: a perceptron on MNIST with weights of 1 to 4 bits, and float."""
-    steps = 60 if context.quick else 1500
+    steps = 60 if context.quick else 2500
     widths = HIDDEN[:1] if context.quick else HIDDEN
     jobs = [(h, bits, steps, s) for h in widths for bits in BITS for s in context.seeds]
     rows = context.map(perceptron_run, jobs)
