@@ -25,7 +25,7 @@ from gossamer.distribute import (
     parameter_hash,
     planes,
 )
-from gossamer.distribute.codec import statistics
+from gossamer.distribute.backends import statistics
 from gossamer.distribute.random import tie_words, words
 from gossamer.errors import ArgumentError, FormatError
 from gossamer.native import kernel
