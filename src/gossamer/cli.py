@@ -97,12 +97,27 @@ def train(
     weights: Weights = None,
     seed: Seed = 0,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    exchange: Annotated[
+        str | None, typer.Option(help="Gradients between torchrun's processes; none: float32.")
+    ] = None,
+    topology: Annotated[
+        str, typer.Option(help="Of the exchange: auto, all_gather, two_phase, server.")
+    ] = "auto",
+    timeout: Annotated[
+        float, typer.Option(help="Seconds before a process that hangs ends the others.")
+    ] = 300.0,
     threads: Threads = None,
 ) -> None:
     """Train a network. Killed, the same command goes on where it was.
 
     Beside OUT it keeps OUT.checkpoint.pt and OUT.metrics.jsonl.
+
+    Under `torchrun --nproc-per-node 2 -m gossamer train ... --exchange terngrad` the processes
+    share every batch and send gradients as terngrad, sq2 to sq8, qsgd-STEPS, signsgd, dorefa-BITS.
     """
+    import contextlib
+    import os
+
     from gossamer import datasets, training
     from gossamer.pipeline import inputs
 
@@ -117,7 +132,23 @@ def train(
     )
     data = datasets.load(dataset)
     network = inputs.network(model, data, seed=seed, weights=weights)
-    with console() as show:
+    with contextlib.ExitStack() as stack:
+        workers = None
+        if exchange is not None:
+            from gossamer.distribute import Processes, by_name
+
+            codec = None if exchange == "none" else by_name(exchange)
+            workers = stack.enter_context(
+                Processes.launched(codec, topology=topology, seed=seed, timeout=timeout)
+            )
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ArgumentError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']} processes would each train this network "
+                "and write the same files; add --exchange terngrad, or --exchange none for "
+                "float32 gradients"
+            )
+        first = workers is None or not workers.rank
+        show = stack.enter_context(console()) if first else None
         training.train(
             network,
             data,
@@ -125,8 +156,11 @@ def train(
             checkpoint=out.with_name(out.name + ".checkpoint.pt"),
             metrics=out.with_name(out.name + ".metrics.jsonl"),
             tensorboard=tensorboard,
-            progress=lambda p: show.training("train", p),
+            progress=None if show is None else lambda p: show.training("train", p),
+            workers=workers,
         )
+    if not first:
+        return
     inputs.save_safetensors(network, out)
     print(f"{_accuracy(training.evaluate(network, data.test), 'test')}\nweights  {out}")
 

@@ -14,8 +14,13 @@ import re
 from collections.abc import Callable
 
 from gossamer.distribute.codec import GradCodec, backend, clip_slope
+from gossamer.distribute.ddp import GradientExchange, exchange_hook
 from gossamer.distribute.dorefa import DoReFa
+from gossamer.distribute.exchange import Plan, exchange, simulate
+from gossamer.distribute.feedback import ErrorFeedback
+from gossamer.distribute.group import Distributed
 from gossamer.distribute.planes import FORMS, Form
+from gossamer.distribute.processes import Processes
 from gossamer.distribute.qsgd import QSGD
 from gossamer.distribute.random import Key, dither_shift, parameter_hash
 from gossamer.distribute.signsgd import SignSGD
@@ -26,10 +31,15 @@ from gossamer.errors import ArgumentError
 __all__ = [
     "FORMS",
     "QSGD",
+    "Distributed",
     "DoReFa",
+    "ErrorFeedback",
     "Form",
     "GradCodec",
+    "GradientExchange",
     "Key",
+    "Plan",
+    "Processes",
     "SQm",
     "SignSGD",
     "TernGrad",
@@ -37,7 +47,10 @@ __all__ = [
     "by_name",
     "clip_slope",
     "dither_shift",
+    "exchange",
+    "exchange_hook",
     "parameter_hash",
+    "simulate",
 ]
 
 _NAMES: tuple[tuple[str, Callable[..., GradCodec]], ...] = (

@@ -1,5 +1,6 @@
 """Gradients of a few bits in DistributedDataParallel: one line on any DDP model.
 
+>>> from gossamer.distribute import TernGrad
 >>> model = torch.nn.Linear(64, 64)
 >>> state = GradientExchange(model, TernGrad())  # then: ddp.register_comm_hook(state, state.hook)
 
@@ -12,8 +13,6 @@ State is kept by parameter name: buckets are rebuilt after the first step. The d
 of ranks, whatever ``no_sync``, ``join`` or unused parameters leave of the gradients.
 """
 
-import queue
-import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -28,86 +27,15 @@ from gossamer import names
 from gossamer.distribute.codec import GradCodec
 from gossamer.distribute.exchange import THRESHOLD, Dither, Plan
 from gossamer.distribute.feedback import ErrorFeedback
-from gossamer.distribute.group import TIMEOUT, Distributed, Program, Request
+from gossamer.distribute.group import TIMEOUT, Distributed
 from gossamer.distribute.message import Layout
-from gossamer.distribute.terngrad import TernGrad
 from gossamer.distribute.topology import Topology
-from gossamer.errors import ArgumentError, ExchangeError, FormatError
+from gossamer.distribute.worker import Worker
+from gossamer.errors import ArgumentError, FormatError
 
-__all__ = ["GradientExchange", "TernGrad", "exchange_hook"]
+__all__ = ["GradientExchange", "exchange_hook"]
 
 _FORMAT = 1
-_IDLE = 1.0  # seconds between two looks for other ranks' reports when there is nothing to do
-
-
-class _Worker:
-    """One thread that runs programs in the order they come; after a failure all others fail."""
-
-    def __init__(self, group: Distributed) -> None:
-        self._group = group
-        self._jobs: queue.SimpleQueue[tuple[Program, Request | None, Tensor, Future] | None]
-        self._jobs = queue.SimpleQueue()
-        self._idle = threading.Condition()
-        self._open = 0
-        self.failure: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name="gossamer-exchange", daemon=True)
-        self._thread.start()
-
-    def submit(
-        self, program: Program, request: Request | None, result: Tensor, future: "Future[Tensor]"
-    ) -> None:
-        with self._idle:
-            self._open += 1
-        self._jobs.put((program, request, result, future))
-
-    def drain(self) -> None:
-        """Wait until nothing is open; raise what went wrong."""
-        with self._idle:
-            self._idle.wait_for(lambda: not self._open)
-        self.check()
-
-    def check(self) -> None:
-        if self.failure is not None:
-            raise self.failure
-
-    def close(self) -> None:
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get(timeout=_IDLE)
-            except queue.Empty:
-                self._guard(self._group.watch)
-                continue
-            if job is None:
-                return
-            program, request, result, future = job
-            if self.failure is None:
-                self._guard(lambda p=program, r=request: self._run(p, r, result))
-            if self.failure is None:
-                future.set_result(result)
-            else:
-                program.close()
-                future.set_exception(self.failure)
-            with self._idle:
-                self._open -= 1
-                self._idle.notify_all()
-
-    def _run(self, program: Program, request: Request | None, result: Tensor) -> None:
-        with torch.no_grad():
-            self._group.go_on(program, request)
-            if result.is_cuda:
-                torch.cuda.current_stream(result.device).synchronize()
-
-    def _guard(self, action: Any) -> None:
-        # The thread's caller is the main thread's next wait: whatever went wrong is raised there.
-        if self.failure is None:
-            try:
-                action()
-            except Exception as e:
-                self.failure = e
 
 
 class GradientExchange:
@@ -155,7 +83,7 @@ class GradientExchange:
         self._layouts: dict[tuple[str, ...], Layout] = {}
         self._process_group = process_group
         self._group: Distributed | None = None
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
         self._size: int | None = None  # of the run that a loaded state is of
 
     @staticmethod
@@ -227,7 +155,7 @@ class GradientExchange:
                 use_local_synchronization=True,
             )
             group = Distributed(own, timeout=self.timeout)
-            self._worker = _Worker(group)
+            self._worker = Worker(group)
         else:
             warnings.warn(
                 "gradients of one rank are quantized with nobody to exchange them with; start more "
@@ -287,12 +215,13 @@ class GradientExchange:
         try:
             if started:
                 self._fits(group.size)
-            if self.errors is not None and not resize:
-                if state["errors"] is None or started and state["rank"] != group.rank:
-                    raise ArgumentError(
-                        f"the saved errors are of rank {state['rank']}, this is rank "
-                        f"{group.rank}: save and load one state a rank, or pass resize=True"
-                    )
+            other = state["errors"] is None or (started and state["rank"] != group.rank)
+            if self.errors is not None and not resize and other:
+                raise ArgumentError(
+                    f"errors of rank {group.rank} are fed back; the state is rank "
+                    f"{state['rank']}'s{', without errors' if state['errors'] is None else ''}: "
+                    "save and load one state a rank, or pass resize=True to start them at zero"
+                )
         except ArgumentError:
             self._size = before
             raise

@@ -22,8 +22,9 @@ from gossamer import names
 from gossamer.distribute.codec import GradCodec
 from gossamer.distribute.feedback import ErrorFeedback
 from gossamer.distribute.group import TIMEOUT, Distributed, Program, lockstep
+from gossamer.distribute.job import Job
 from gossamer.distribute.message import Layout, Slot
-from gossamer.distribute.topology import TOPOLOGIES, Job, Topology
+from gossamer.distribute.topology import TOPOLOGIES, Topology
 from gossamer.errors import ArgumentError
 
 __all__ = ["THRESHOLD", "Plan", "exchange", "simulate"]
@@ -105,9 +106,7 @@ class Plan:
             return frozenset()
         return frozenset(names.select(everything, self.exclude))
 
-    def layout(
-        self, tensors: Mapping[str, Tensor], excluded: frozenset[str], size: int
-    ) -> Layout:
+    def layout(self, tensors: Mapping[str, Tensor], excluded: frozenset[str], size: int) -> Layout:
         """What ``size`` ranks must agree on to exchange these tensors.
 
         Raises :class:`ArgumentError` for a tensor that cannot be averaged.
@@ -127,8 +126,8 @@ class Plan:
             coded = t.numel() >= max(1, self.threshold) and name not in excluded
             slots.append(Slot(name, tuple(t.shape), t.dtype, coded))
         settings = (
-            f"{self.codec!r} {self.way(size)} over {size} ranks, shared_scale={self._shared(size)}, "
-            f"dither={self.dither}, seed={self.seed}"
+            f"{self.codec!r} {self.way(size)} over {size} ranks, "
+            f"shared_scale={self._shared(size)}, dither={self.dither}, seed={self.seed}"
         )
         return Layout(settings, tuple(slots))
 
@@ -242,7 +241,9 @@ def simulate(
         raise ArgumentError("gradients is empty: give one mapping a rank, with a gradient or more")
     if feedback is not None and len(feedback) != size:
         raise ArgumentError(f"{len(feedback)} feedback for {size} ranks: one a rank")
-    result = {name: g.clone(memory_format=torch.contiguous_format) for name, g in gradients[0].items()}
+    result = {
+        name: g.clone(memory_format=torch.contiguous_format) for name, g in gradients[0].items()
+    }
     programs = []
     for rank, own in enumerate([result, *gradients[1:]]):
         layout = plan.layout(own, plan.excluded(own), size)

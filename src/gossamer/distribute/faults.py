@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -36,13 +37,15 @@ class Roll:
         self.rank, self.size = rank, size
         self._lost = False
 
-    def report(self, reason: str) -> None:
-        """Tell the others, unless another rank has told already."""
+    def report(self, reason: str, *, leave: bool = False) -> None:
+        """Tell the others, unless another rank has told already; ``leave``: without a call."""
 
         def tell() -> None:
             if not self._store.check([f"{self._prefix}/failed"]):
                 self._store.set(f"{self._prefix}/failed", reason)
             self._store.set(f"{self._prefix}/here/{self.rank}", "1")
+            if leave:
+                self._store.set(f"{self._prefix}/done/{self.rank}", "1")
 
         self._ask(tell)
 
@@ -55,17 +58,20 @@ class Roll:
 
         return self._ask(read)
 
-    def call(self) -> str:
-        """The first report, and who does not answer within some seconds."""
+    def call(self, reason: str) -> str:
+        """The first report (or ``reason``), and who does not answer within some seconds."""
         deadline = time.monotonic() + _CALL
         silent = set(range(self.size)) - {self.rank}
         while silent and not self._lost and time.monotonic() < deadline:
-            for rank in list(silent):
-                if self._ask(lambda r=rank: self._store.check([f"{self._prefix}/here/{r}"])):
-                    silent.discard(rank)
-            if silent:
+            silent = {rank for rank in silent if not self._there("here", rank)}
+            time.sleep(0.1)
+        told = self.look() or reason
+        self._ask(lambda: self._store.set(f"{self._prefix}/done/{self.rank}", "1"))
+        if self.rank == 0:  # the store may live in this process: let the others finish asking
+            left = set(range(1, self.size)) - silent
+            while left and not self._lost and time.monotonic() < deadline + _CALL:
+                left = {r for r in left if not self._there("done", r)}
                 time.sleep(0.1)
-        told = self.look() or "the exchange failed"
         if self._lost:
             return (
                 f"{told}; the store that rank 0 (or the launcher) keeps does not answer either: "
@@ -79,6 +85,9 @@ class Roll:
             f"{_CALL:g} seconds: killed, hung or ended by an error of its own ({told}). Restart "
             "all ranks from the last checkpoint"
         )
+
+    def _there(self, what: str, rank: int) -> bool:
+        return bool(self._ask(partial(self._store.check, [f"{self._prefix}/{what}/{rank}"])))
 
     def _ask(self, question: Callable[[], T]) -> T | None:
         # A store whose host is stopped answers never: ask from a thread that may be left behind.

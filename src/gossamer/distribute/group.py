@@ -16,8 +16,9 @@ bits. Requests:
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -158,7 +159,8 @@ class Distributed:
         if not timeout > 0:
             raise ArgumentError(f"timeout={timeout} must be more than 0 seconds")
         self.timeout = timeout
-        self.rank, self.size, self.roll = 0, 1, None
+        self.rank, self.size = 0, 1
+        self.roll: Roll | None = None
         if not (dist.is_available() and dist.is_initialized()):
             return
         group = dist.group.WORLD if process_group is None else process_group
@@ -167,7 +169,7 @@ class Distributed:
         self.group: dist.ProcessGroup = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.nccl = dist.get_backend(group) == "nccl"
-        self.roll: Roll | None = Roll(group, self.rank, self.size) if self.size > 1 else None
+        self.roll = Roll(group, self.rank, self.size) if self.size > 1 else None
 
     def run(self, program: Program) -> None:
         """Run a program to its end."""
@@ -175,10 +177,8 @@ class Distributed:
 
     def start(self, program: Program) -> Request | None:
         """Run a program up to its first request, without communicating."""
-        try:
-            return next(program)
-        except StopIteration:
-            return None
+        with self._telling():
+            return next(program, None)
 
     def go_on(self, program: Program, request: Request | None) -> None:
         """Run a started program to its end."""
@@ -186,16 +186,22 @@ class Distributed:
             if request is not None:
                 lockstep([_resumed(program, request)])
             return
+        with self._telling():
+            try:
+                while request is not None:
+                    request = program.send(self._answer(request))
+            except StopIteration:
+                return
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
         try:
-            while request is not None:
-                request = program.send(self._answer(request))
-        except StopIteration:
-            return
+            yield
         except ExchangeError:
             raise
-        except Exception as e:
-            # The others would wait for this rank until the timeout.
-            self.roll.report(f"rank {self.rank} failed: {type(e).__name__}: {e}")
+        except Exception as e:  # the others would wait for this rank until the timeout
+            if self.roll is not None:
+                self.roll.report(f"rank {self.rank} failed: {type(e).__name__}: {e}", leave=True)
             raise
 
     def _answer(self, request: Request) -> Any:
@@ -260,14 +266,17 @@ class Distributed:
 
     def watch(self) -> None:
         """Raise :class:`ExchangeError` if another rank has reported a failure."""
-        if self.roll is not None and (told := self.roll.look()) is not None:
+        if self.roll is None or not dist.is_initialized():
+            return
+        if (told := self.roll.look()) is not None:
             raise self._failed(told)
 
     def _failed(self, reason: str) -> ExchangeError:
         if self.roll is None:
             return ExchangeError(reason)
-        self.roll.report(f"rank {self.rank} saw: {reason.splitlines()[0][:200]}")
-        return ExchangeError(self.roll.call())
+        told = f"rank {self.rank} saw: {reason.splitlines()[0][:200]}"
+        self.roll.report(told)
+        return ExchangeError(self.roll.call(told))
 
 
 def _resumed(program: Program, request: Request) -> Program:

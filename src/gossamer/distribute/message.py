@@ -16,8 +16,8 @@ offset bytes   what
 ...            payloads in order, each padded with zeros to 8 bytes
 ====== ======= ==========================================================================
 
-Forms are those of :mod:`gossamer.distribute.planes`, and :data:`EXACT` for plain floats. A part is
-a parameter, or in two-phase exchanges the piece of one that a rank sums.
+Forms are those of :mod:`gossamer.distribute.planes`, and 255 for plain floats. A part is a
+parameter, or in two-phase exchanges the piece of one that a rank sums.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gossamer.distribute.planes import FORMS
+from gossamer.distribute.planes import FORMS, Form
 from gossamer.errors import FormatError
 
-__all__ = ["CODES", "EXACT", "SUMS", "Layout", "Part", "Slot", "Writer", "difference", "read"]
+__all__ = ["CODES", "SUMS", "Layout", "Part", "Slot", "Writer", "difference", "read"]
 
 CODES, SUMS = 0, 1
-EXACT = "exact"
 
-_FORMS = (*FORMS, EXACT)
+_EXACT = 255
 _MAGIC, _VERSION = b"GSMX", 1
 _HEAD = struct.Struct("<4sBBHQQQ")
 _ROW = np.dtype([("scale", "<f4"), ("form", "<u4"), ("length", "<u8")])
@@ -98,16 +97,16 @@ def difference(texts: Sequence[str]) -> str:
     for rank, text in enumerate(texts):
         for theirs, first in zip_longest(text.split("\n"), texts[0].split("\n")):
             if theirs != first:
-                has = "nothing" if theirs is None else repr(theirs)
-                return f"rank {rank} has {has} where rank 0 has {first and repr(first)}"
+                has, had = (repr(line) if line else "nothing" for line in (theirs, first))
+                return f"rank {rank} has {has} where rank 0 has {had}"
     return "no rank differs"
 
 
 class Part(NamedTuple):
-    """A payload and how to read it."""
+    """A payload and how to read it: codes of a form, or plain floats where that is None."""
 
     scale: float
-    form: str
+    form: Form | None
     payload: Tensor
 
 
@@ -131,9 +130,9 @@ class Writer:
         """Where the next payload goes."""
         return self._data[self._end :]
 
-    def add(self, length: int, form: str, scale: float) -> None:
+    def add(self, length: int, form: Form | None, scale: float = 0.0) -> None:
         """Take the first ``length`` bytes of ``space`` as the next part."""
-        self._rows[self._done] = scale, _FORMS.index(form), length
+        self._rows[self._done] = scale, _EXACT if form is None else FORMS.index(form), length
         self._done += 1
         end = self._end + _padded(length)
         self._data[self._end + length : end] = 0
@@ -166,12 +165,13 @@ def read(
             raise FormatError(f"a message with {field} {is_!r} where {should!r} was expected")
     parts, at = [], fixed
     for scale, form, length in np.frombuffer(front, _ROW, offset=_HEAD.size).tolist():
-        if form >= len(_FORMS) or length > data.numel() - at:
+        if (form != _EXACT and form >= len(FORMS)) or length > data.numel() - at:
             raise FormatError(
-                f"a message part of form {form}, {length} bytes; forms are 0..{len(_FORMS) - 1} "
-                f"and {data.numel() - at} bytes are left"
+                f"a message part of form {form}, {length} bytes; forms are 0..{len(FORMS) - 1} or "
+                f"{_EXACT}, and {data.numel() - at} bytes are left"
             )
-        parts.append(Part(scale, _FORMS[form], data[at : at + length]))
+        name = None if form == _EXACT else FORMS[form]
+        parts.append(Part(scale, name, data[at : at + length]))
         at += _padded(length)
     return parts
 

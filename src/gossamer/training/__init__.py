@@ -5,12 +5,14 @@ from gossamer.training.checkpoints import load_checkpoint, save_atomic
 from gossamer.training.config import History, Progress, TrainConfig
 from gossamer.training.evaluation import Evaluation, evaluate
 from gossamer.training.loop import train
+from gossamer.training.workers import Workers
 
 __all__ = [
     "Evaluation",
     "History",
     "Progress",
     "TrainConfig",
+    "Workers",
     "evaluate",
     "load_checkpoint",
     "save_atomic",

@@ -20,6 +20,7 @@ from gossamer.method import Method
 from gossamer.training.config import History, Progress, TrainConfig
 from gossamer.training.evaluation import cross_entropy, device_of, modes_kept
 from gossamer.training.run import Run
+from gossamer.training.workers import Workers
 
 __all__ = ["train"]
 
@@ -41,6 +42,7 @@ def train(
     evaluate_every: int = 1,
     evaluate_every_steps: int | None = None,
     monitor: Mapping[str, Split] | None = None,
+    workers: Workers | None = None,
 ) -> History:
     """Train ``model`` in place, on the device it is on; its modules keep their modes.
 
@@ -67,6 +69,9 @@ def train(
             always evaluated.
         evaluate_every_steps: evaluate every so many steps besides (early-stopping metrics).
         monitor: more splits to evaluate, by name; never used for a choice.
+        workers: the processes that train together: every batch of ``config.batch_size`` is shared
+            among them, and only the first writes files and tells of progress. All read the
+            checkpoint, so all must see the folder. ``train_loss`` is of the first one's share.
 
     Raises :class:`ArgumentError` for a checkpoint of another configuration, naming the field that
     differs; :class:`~gossamer.errors.FormatError` for a corrupt one;
@@ -77,6 +82,8 @@ def train(
             f"evaluate_every={evaluate_every}, evaluate_every_steps={evaluate_every_steps}: "
             "must be at least 1"
         )
+    if workers is not None and workers.rank:
+        metrics = tensorboard = progress = None
     device = device_of(model)
     cuda = [device] if device.type == "cuda" else []
     # Dropout and the like draw from torch's global generator: seeded here, given back after.
@@ -105,6 +112,7 @@ def train(
             evaluate_every=evaluate_every,
             evaluate_every_steps=evaluate_every_steps,
             device=device,
+            workers=workers,
         )
         run.resume()
         if not run.complete:

@@ -22,6 +22,7 @@ from gossamer.method import Method
 from gossamer.training.checkpoints import load_checkpoint, save_atomic
 from gossamer.training.config import History, Progress, TrainConfig
 from gossamer.training.evaluation import evaluate
+from gossamer.training.workers import Workers, share
 
 __all__ = ["Run"]
 
@@ -47,6 +48,7 @@ class Run:
     evaluate_every: int
     evaluate_every_steps: int | None
     device: torch.device
+    workers: Workers | None = None
     writer: Any = None
 
     def __post_init__(self) -> None:
@@ -74,6 +76,8 @@ class Run:
     def go(self) -> None:
         """Train from where the run is to its end."""
         config, model, optimizer, split = self.config, self.model, self.optimizer, self.split
+        workers = self.workers
+        network = model if workers is None else workers.wrap(model)
         size, augment, every = config.batch_size, self.dataset.augment, self.evaluate_every_steps
         decayed = list(names.weights(model).values()) if config.l1 else []
         trained = [p for g in optimizer.param_groups for p in g["params"]]
@@ -95,9 +99,16 @@ class Run:
                     group["lr"] = group["initial_lr"] * rate
                 first = self.batch * size
                 inputs, targets = split.batch(order[first : first + size], augment, self.augmenting)
+                count, weight = len(targets), 1.0
+                if workers is not None:
+                    inputs, targets, weight = share(inputs, targets, workers.rank, workers.size)
+                    # Dropout differs from rank to rank, and is known again after a resume.
+                    torch.manual_seed(
+                        ((config.seed * 1_000_003 + step) * workers.size + workers.rank) % (1 << 63)
+                    )
                 optimizer.zero_grad(set_to_none=True)
-                value = self.loss(inputs, model(inputs), targets)
-                value.backward()
+                value = self.loss(inputs, network(inputs), targets)
+                (value if weight == 1.0 else value * weight).backward()
                 if decayed:
                     for p in decayed:
                         if p.grad is not None:
@@ -105,7 +116,7 @@ class Run:
                 if config.grad_clip is not None:
                     nn.utils.clip_grad_norm_(trained, config.grad_clip)
                 optimizer.step()
-                self.total.add_(value.detach(), alpha=len(targets))
+                self.total.add_(value.detach(), alpha=count)
                 self.batch += 1
                 if (step + 1) % _CHECK == 0:
                     self._check()
@@ -168,6 +179,8 @@ class Run:
         splits = {"validation": self.dataset.validation, **self.monitor}
         if not len(self.dataset.validation):
             del splits["validation"]
+        if self.workers is not None:
+            self.workers.settle(self.model)
         for name, split in splits.items():
             found = evaluate(self.model, split)
             if not math.isfinite(found.loss):
@@ -197,6 +210,8 @@ class Run:
             "evaluate_every": self.evaluate_every,
             "evaluate_every_steps": self.evaluate_every_steps,
             "monitor": sorted(self.monitor),
+            "workers.size": None if self.workers is None else self.workers.size,
+            "workers.about": None if self.workers is None else self.workers.about,
             "dataset.name": data.name,
             "dataset.train": [*train.stored.shape],
             # Another seed or subset holds other examples, in as many rows.
@@ -204,7 +219,7 @@ class Run:
         }
 
     def _save(self) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or (self.workers is not None and self.workers.rank):
             return
         self._check()
         self.saved = time.monotonic()
@@ -221,6 +236,7 @@ class Run:
                 "model": _state(self.model),
                 "optimizer": self.optimizer.state_dict(),
                 "methods": [m.state_dict() for m in self.methods],
+                "workers": None if self.workers is None else self.workers.state_dict(),
                 "augmenting": self.augmenting.get_state(),
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(self.device)
@@ -255,6 +271,8 @@ class Run:
         theirs = state.get("fingerprint", {})
         for name, value in mine.items():
             if theirs.get(name) != value:
+                if name == "workers.size" and theirs.get(name):
+                    advice = f"start {theirs[name]} processes again, {advice}"
                 raise ArgumentError(
                     f"checkpoint {path} is of another run: {name} was "
                     f"{_short(theirs.get(name))}, now it is {_short(value)}; {advice}"
@@ -264,6 +282,8 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
             for method, saved in zip(self.methods, state["methods"], strict=True):
                 method.load_state_dict(saved)
+            if self.workers is not None:
+                self.workers.load_state_dict(state["workers"])
             self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
             self.total.copy_(state["total"])
             self.seconds = float(state["seconds"])
