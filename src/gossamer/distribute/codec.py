@@ -99,17 +99,19 @@ def clipped_scale(g: Tensor, clip: float | None, scaler: Scaler) -> Tensor:
     With sigma the standard deviation about the mean (of n values, divided by n): ``max`` gives
     min(max|g|, clip sigma), the largest magnitude after clipping (TernGrad, equation 13 and on);
     ``sigma`` gives clip sigma even where no gradient is so large (TernGrad's published code, and
-    Hou et al.). ``clip=None``: max|g|.
+    Hou et al.). ``clip=None``: max|g|, and so where sigma is 0, as of a single element, which
+    either rule would turn to 0.
     """
     total, squares, largest = statistics(g)
     if clip is None or not g.numel():
         return largest
-    mean = total / g.numel()
-    sigma = (squares / g.numel() - mean * mean).clamp(min=0).sqrt()
-    bound = (sigma * clip).float()
-    if scaler == "sigma":
-        return bound + largest * 0  # NaN where the largest is
-    return torch.minimum(largest, bound)
+    mean, square = total / g.numel(), squares / g.numel()
+    variance = square - mean * mean
+    bound = (variance.clamp(min=0).sqrt() * clip).float()
+    if scaler == "max":
+        bound = torch.minimum(largest, bound)
+    # what rounding leaves of equal elements' variance is none
+    return torch.where(variance > 1e-12 * square, bound, largest) + largest * 0
 
 
 class GradCodec(ABC):
@@ -225,7 +227,7 @@ class GradCodec(ABC):
     def decode_mean(
         self,
         payloads: Sequence[Tensor],
-        scales: Tensor | Sequence[float],
+        scales: Tensor | Sequence[Tensor | float],
         out: Tensor,
         divisor: int,
         *,

@@ -106,7 +106,7 @@ class QSGD(GradCodec):
     def decode_mean(
         self,
         payloads: Sequence[Tensor],
-        scales: Tensor | Sequence[float],
+        scales: Tensor | Sequence[Tensor | float],
         out: Tensor,
         divisor: int,
         *,

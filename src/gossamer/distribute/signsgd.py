@@ -67,7 +67,7 @@ class SignSGD(GradCodec):
     def decode_mean(
         self,
         payloads: Sequence[Tensor],
-        scales: Tensor | Sequence[float],
+        scales: Tensor | Sequence[Tensor | float],
         out: Tensor,
         divisor: int,
         *,
