@@ -26,9 +26,9 @@ from gossamer.reproduce.panels import draw, kept
 __all__ = ["linear_dimension", "run"]
 
 PAGE = "loss-aware"
-DIMENSIONS = (32, 64, 128, 256, 512, 1024, 2048)
+DIMENSIONS = (64, 128, 256, 512, 1024, 2048, 4096)
 GRADIENTS: dict[str, GradCodec | None] = {"FP": None, "SQ2": SQm(2), "SQ3": SQm(3)}
-STEPS = 4000
+STEPS = 3000
 PART = 0.25  # of the way from the start's loss to the best one's that may be left
 NOISE = 0.2
 
@@ -100,7 +100,7 @@ def _means(rows: Iterable[dict[str, Any]], key: str) -> dict[str, dict[int, floa
 def linear_dimension(context: Context) -> Outcome:
     """Loss-aware gradients 5: LAB on a linear model against its dimension, FP, SQ2 and SQ3."""
     sizes = DIMENSIONS[:3] if context.quick else DIMENSIONS
-    steps = 150 if context.quick else STEPS
+    steps = 120 if context.quick else STEPS
     jobs = [(d, g, s, steps, context.work) for d in sizes for g in GRADIENTS for s in context.seeds]
     rows = context.map(_job, jobs)
     figures = {
