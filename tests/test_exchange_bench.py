@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -136,4 +137,4 @@ def test_bytes_between_namespaces() -> None:
     # 125 MB/s at most, and not the machine's own speed; the first burst is free
     assert found["link"]["bandwidth"] < 160e6
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-    assert "gossamer-" not in left
+    assert f"gossamer-{os.getpid()}-" not in left
