@@ -175,3 +175,9 @@ def test_linear_dimension_quickly(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_others_quickly(name: str, tmp_path: Path) -> None:
     assert all("what" in c for c in _quick(name, tmp_path))
+
+
+def test_processes_quickly(tmp_path: Path) -> None:
+    claims = _quick("laq-processes", tmp_path)
+    assert {c["id"] for c in claims} == {"loss-aware.6"}
+    assert all(c["holds"] for c in claims)

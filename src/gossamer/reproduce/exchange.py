@@ -63,7 +63,7 @@ def exchange_bench(context: Context) -> Outcome:
         if small
         else ["none", "fp16", "powersgd-1", "terngrad", "terngrad-two-phase", "terngrad-server"],
         divisor=256 if small else 1,
-        steps=1 if small else 5,
+        steps=1 if small else 8,
         rounds=1 if small else 2,
         forms=not small,
     )
