@@ -45,7 +45,8 @@ class GradientExchange:
         model: the model that DDP wraps (or the DDP model): for the names of its parameters.
         codec: how gradients are coded.
         process_group: DDP's; None: the default one. The exchange makes a group of its own over the
-            same ranks at the first step.
+            same ranks at the first step; for a group of some ranks only, torch asks that they have
+            made equally many groups before.
         feedback: error feedback, for biased codecs.
         timeout: seconds a rank may keep the others waiting (in evaluation, or because it hangs)
             before they end with an error; a killed rank ends them in some seconds.
@@ -152,7 +153,8 @@ class GradientExchange:
                 dist.get_process_group_ranks(group.group),
                 timeout=timedelta(seconds=self.timeout),
                 backend=dist.get_backend(group.group),
-                use_local_synchronization=True,
+                # where some ranks are not in the group, they are not here either
+                use_local_synchronization=group.size < dist.get_world_size(),
             )
             group = Distributed(own, timeout=self.timeout)
             self._worker = Worker(group)

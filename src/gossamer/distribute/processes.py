@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from gossamer.distribute.codec import GradCodec
@@ -21,6 +23,8 @@ from gossamer.distribute.topology import Topology
 from gossamer.errors import ArgumentError
 
 __all__ = ["Processes"]
+
+_TIMES = itertools.count()  # that this process has joined the others
 
 
 class Processes:
@@ -81,7 +85,16 @@ class Processes:
             cuda = torch.cuda.is_available()
             if cuda:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
+            store, rank, size = next(rendezvous("env://", timeout=limit))
+            # After a restart torchrun's store still holds the addresses of the processes before.
+            life = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}.{next(_TIMES)}"
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                store=dist.PrefixStore(f"gossamer/{life}", store),
+                rank=rank,
+                world_size=size,
+                timeout=limit,
+            )
         workers = None
         try:
             workers = cls(codec, timeout=timeout, **options)
