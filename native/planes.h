@@ -219,37 +219,44 @@ GOSSAMER_AVX512 void encode_avx512(const float* g, size_t groups, uint32_t first
     words_avx512(hash_avx512(at, k1), shift, w);
     words_avx512(hash_avx512(_mm512_add_epi32(at, _mm512_set1_epi32(16)), k1), shift, w + 2);
     at = _mm512_add_epi32(at, _mm512_set1_epi32(32));
-    __mmask16 neg[4], bit[P ? P : 1][4], none[4];
+    __mmask16 neg[4], bit[4];
+    __m512i q[4];
     for (int h = 0; h < 4; h++) {
       // two pages ahead, which the hardware's prefetcher does not look
       _mm_prefetch((const char*)(g + 16 * h) + 8192, _MM_HINT_T0);
       const __m512 a = _mm512_loadu_ps(g + 16 * h);
       neg[h] = _mm512_movepi32_mask(_mm512_castps_si512(a));
       __m512 v = _mm512_mul_ps(_mm512_abs_ps(a), inv);
-      __m512i q = _mm512_setzero_si512();
       if (P > 1 || Half) {
         v = _mm512_min_ps(v, top);
         if (Half) v = _mm512_add_ps(v, _mm512_set1_ps(0.5f));
-        q = _mm512_cvttps_epi32(v);
+        q[h] = _mm512_cvttps_epi32(v);
         v = _mm512_reduce_ps(v, 0x0b);  // v - trunc(v)
       }
       const __m512 d = _mm512_fmsub_ps(v, steps, _mm512_cvtepi32_ps(w[h]));
       least = _mm512_min_epu32(least, _mm512_castps_si512(d));
       // unordered counts as above
       const __mmask16 up = _mm512_cmp_ps_mask(d, one, _CMP_NLT_UQ);
-      if (P == 1 && !Half) {
-        bit[0][h] = up;
-        continue;
-      }
-      q = _mm512_mask_add_epi32(q, up, q, unit);
-      if (P > 1 || Half) none[h] = _mm512_testn_epi32_mask(q, q);
-      if (Half) q = _mm512_maskz_sub_epi32(__mmask16(~none[h]), q, unit);
-      for (int b = 0; b < P; b++) bit[b][h] = _mm512_test_epi32_mask(q, _mm512_set1_epi32(1 << b));
+      if (P > 1 || Half) q[h] = _mm512_mask_add_epi32(q[h], up, q[h], unit);
+      else bit[h] = up;
     }
     const uint64_t signs = join_masks(neg);
-    for (int b = 0; b < P; b++) out[b] = join_masks(bit[b]);
-    if (P == 1 && !Half) out[1] = signs & out[0];
-    else out[P] = Half ? signs ^ join_masks(none) : signs & ~join_masks(none);
+    if (P == 1 && !Half) {
+      out[0] = join_masks(bit);
+      out[1] = signs & out[0];
+    } else {
+      for (int h = 0; h < 4; h++) bit[h] = _mm512_testn_epi32_mask(q[h], q[h]);
+      const uint64_t none = join_masks(bit);
+      if (Half)
+        for (int h = 0; h < 4; h++)
+          q[h] = _mm512_maskz_sub_epi32(__mmask16(~bit[h]), q[h], unit);
+      for (int b = 0; b < P; b++) {
+        const __m512i one_bit = _mm512_set1_epi32(1 << b);
+        for (int h = 0; h < 4; h++) bit[h] = _mm512_test_epi32_mask(q[h], one_bit);
+        out[b] = join_masks(bit);
+      }
+      out[P] = Half ? signs ^ none : signs & ~none;
+    }
     // of floats as integers, those from 0 to below 1 are the smallest
     if (__builtin_expect(_mm512_cmplt_epu32_mask(least, _mm512_castps_si512(one)), 0))
       encode_portable<P, Half>(g, 1, first + uint32_t(i), c, out);

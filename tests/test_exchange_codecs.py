@@ -25,7 +25,7 @@ from gossamer.distribute import (
     parameter_hash,
     planes,
 )
-from gossamer.distribute.codec import statistics
+from gossamer.distribute.backends import statistics
 from gossamer.distribute.random import tie_words, words
 from gossamer.errors import ArgumentError, FormatError
 from gossamer.native import kernel
@@ -384,7 +384,7 @@ def test_threads_do_not_matter(codec: GradCodec, way: Callable[[str], None]) -> 
 @pytest.mark.skipif(len(WAYS) == 1, reason="no compiled kernel")
 def test_large_and_misaligned(way: Callable[[str], None]) -> None:
     """Stores past the cache, targets and payloads at odd places."""
-    codec, n = TernGrad(), (1 << 20) + 13
+    codec, n = TernGrad(), (1 << 21) + 13
     g = randn(n)
     scale = codec.scale(g)
     for form in codec.forms:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gossamer.distribute import QSGD, DoReFa, SignSGD, SQm, TernGrad, backend
-from gossamer.distribute.codec import GradCodec, statistics
+from gossamer.distribute.backends import statistics
+from gossamer.distribute.codec import GradCodec
 from gossamer.distribute.planes import Form
 from gossamer.distribute.random import Key
 from gossamer.reproduce import Claim, Context, Outcome, experiment
