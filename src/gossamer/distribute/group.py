@@ -160,16 +160,27 @@ class Distributed:
             raise ArgumentError(f"timeout={timeout} must be more than 0 seconds")
         self.timeout = timeout
         self.rank, self.size = 0, 1
+        self._given: dist.ProcessGroup | None = None
         self.roll: Roll | None = None
         if not (dist.is_available() and dist.is_initialized()):
             return
         group = dist.group.WORLD if process_group is None else process_group
         if group is None or group == dist.GroupMember.NON_GROUP_MEMBER:
             raise ArgumentError("process_group does not have this process among its members")
-        self.group: dist.ProcessGroup = group
+        # The default group is looked up, not held: destroy_process_group() is to end its threads,
+        # which must not outlive the interpreter.
+        self._given = process_group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.nccl = dist.get_backend(group) == "nccl"
         self.roll = Roll(group, self.rank, self.size) if self.size > 1 else None
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """The process group."""
+        group = dist.group.WORLD if self._given is None else self._given
+        if group is None:
+            raise ExchangeError("the process group has been destroyed; make a new Distributed")
+        return group
 
     def run(self, program: Program) -> None:
         """Run a program to its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Worker:
         self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="gossamer-exchange", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread must not outlive the interpreter
 
     def submit(
         self, program: Program, request: Request | None, result: Tensor, future: Future[Tensor]
@@ -53,6 +55,7 @@ class Worker:
 
     def close(self) -> None:
         """End the thread; one that waits for a dead rank is left behind."""
+        atexit.unregister(self.close)
         self._jobs.put(None)
         self._thread.join(_IDLE)
 
