@@ -34,7 +34,7 @@ enum Form { kPlanes = 0, kSparse = 1, kBase3 = 2 };
 
 constexpr size_t kChunk = 40;                    // groups that stay in the first-level cache
 constexpr size_t kThreaded = size_t(1) << 17;    // elements that a thread must have
-constexpr size_t kStreamed = size_t(1) << 20;    // elements from which stores pass by the cache
+constexpr size_t kStreamed = size_t(1) << 21;    // elements from which stores pass by the cache
 constexpr int kMostPlanes = 8;
 
 size_t groups_of(size_t n) { return (n + 63) / 64; }

@@ -22,20 +22,20 @@ inline uint64_t load_word(const uint8_t* p) {
   return w;
 }
 
-// Bits one after another in little-endian words; writes only whole words.
+// Bits one after another in little-endian words.
 struct BitWriter {
   uint8_t* out;
   uint64_t held = 0;
   unsigned fill = 0;
 
+  // Stores the unfinished word, too: room for a word a call is needed.
   __attribute__((always_inline)) inline void put(uint64_t bits, unsigned count) {
     held |= bits << fill;
+    std::memcpy(out, &held, 8);
+    const uint64_t rest = bits >> 1 >> (63 - fill);
     const unsigned total = fill + count;
-    if (total >= 64) {
-      std::memcpy(out, &held, 8);
-      out += 8;
-      held = fill ? bits >> (64 - fill) : 0;
-    }
+    out += total >> 6 << 3;
+    held = total >> 6 ? rest : held;
     fill = total & 63;
   }
 
@@ -97,8 +97,8 @@ inline uint64_t count_portable(const uint8_t* in, size_t groups, int p) {
 }
 
 #ifdef GOSSAMER_X86
-GOSSAMER_AVX2 inline void squeeze_bmi2(const uint64_t* planes, size_t groups, int p, uint8_t* out,
-                                       BitWriter& signs) {
+GOSSAMER_AVX2 __attribute__((always_inline)) inline void squeeze_any(
+    const uint64_t* planes, size_t groups, int p, uint8_t* out, BitWriter& signs) {
   BitWriter own = signs;  // in registers
   for (size_t i = 0; i < groups; i++, planes += p + 1, out += 8 * p) {
     uint64_t where = 0;
@@ -111,25 +111,46 @@ GOSSAMER_AVX2 inline void squeeze_bmi2(const uint64_t* planes, size_t groups, in
   signs = own;
 }
 
-GOSSAMER_AVX2 inline uint64_t spread_bmi2(const uint8_t* in, size_t groups, int p,
-                                          const uint8_t* signs, size_t words, uint64_t at,
-                                          uint64_t* planes) {
+GOSSAMER_AVX2 inline void squeeze_bmi2(const uint64_t* planes, size_t groups, int p, uint8_t* out,
+                                       BitWriter& signs) {
+  if (p == 1) squeeze_any(planes, groups, 1, out, signs);
+  else squeeze_any(planes, groups, p, out, signs);
+}
+
+GOSSAMER_AVX2 __attribute__((always_inline)) inline uint64_t spread_any(
+    const uint8_t* in, size_t groups, int p, const uint8_t* signs, size_t words, uint64_t at,
+    uint64_t* planes) {
   for (size_t i = 0; i < groups; i++, planes += p + 1, in += 8 * p) {
     uint64_t where = 0;
     for (int b = 0; b < p; b++) {
       planes[b] = load_word(in + 8 * b);
       where |= planes[b];
     }
-    planes[p] = _pdep_u64(bits_at(signs, words, at), where);
-    at += uint64_t(__builtin_popcountll(where));
+    const uint64_t count = uint64_t(__builtin_popcountll(where));
+    // mostly one unaligned load has all
+    const uint64_t bits = count <= 57 && (at >> 3) + 8 <= 8 * words
+                              ? load_word(signs + (at >> 3)) >> (at & 7)
+                              : bits_at(signs, words, at);
+    planes[p] = _pdep_u64(bits, where);
+    at += count;
   }
   return at;
 }
 
+GOSSAMER_AVX2 inline uint64_t spread_bmi2(const uint8_t* in, size_t groups, int p,
+                                          const uint8_t* signs, size_t words, uint64_t at,
+                                          uint64_t* planes) {
+  return p == 1 ? spread_any(in, groups, 1, signs, words, at, planes)
+                : spread_any(in, groups, p, signs, words, at, planes);
+}
+
 GOSSAMER_AVX2 inline uint64_t count_bmi2(const uint8_t* in, size_t groups, int p) {
   uint64_t count = 0;
-  for (size_t i = 0; i < groups; i++, in += 8 * p)
-    count += uint64_t(__builtin_popcountll(any_of(in, p)));
+  if (p == 1)
+    for (size_t i = 0; i < groups; i++) count += uint64_t(__builtin_popcountll(load_word(in + 8 * i)));
+  else
+    for (size_t i = 0; i < groups; i++)
+      count += uint64_t(__builtin_popcountll(any_of(in + 8 * size_t(p) * i, p)));
   return count;
 }
 #endif
@@ -352,6 +373,7 @@ GOSSAMER_AVX512 Statistics statistics_avx512(const float* g, size_t n) {
   __m512i most = _mm512_setzero_si512();
   size_t e = 0;
   for (; e + 16 <= n; e += 16) {
+    _mm_prefetch((const char*)(g + e) + 8192, _MM_HINT_T0);
     __m512i raw = _mm512_loadu_si512(g + e);
     const __m512i bits = _mm512_and_si512(raw, magnitude);
     most = _mm512_max_epu32(most, bits);

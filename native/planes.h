@@ -134,8 +134,8 @@ GOSSAMER_AVX2 void encode_avx2(const float* g, size_t groups, uint32_t first, co
         if (Half) v = _mm256_add_ps(v, _mm256_set1_ps(0.5f));
         __m256i q = _mm256_cvttps_epi32(v);
         const __m256 f = _mm256_sub_ps(v, _mm256_cvtepi32_ps(q));
-        const __m256 d =
-            _mm256_sub_ps(_mm256_mul_ps(f, _mm256_set1_ps(65536.0f)), _mm256_cvtepi32_ps(w));
+        // 65536 f is exact: fused or not, one rounding
+        const __m256 d = _mm256_fmsub_ps(f, _mm256_set1_ps(65536.0f), _mm256_cvtepi32_ps(w));
         __m256 up = _mm256_cmp_ps(d, one, _CMP_GE_OQ);
         const __m256 tie = _mm256_andnot_ps(up, _mm256_cmp_ps(d, _mm256_setzero_ps(), _CMP_GT_OQ));
         if (const int tied = _mm256_movemask_ps(tie)) {
@@ -176,78 +176,90 @@ GOSSAMER_AVX2 inline void signs_avx2(const float* g, size_t groups, uint64_t* ou
   }
 }
 
-GOSSAMER_AVX512 GOSSAMER_INLINE __m512i hash_avx512(__m512i c, __m512i a, __m512i b) {
-  __m512i x = _mm512_add_epi32(c, a);
+// Before the last x ^= x >> 16.
+GOSSAMER_AVX512 GOSSAMER_INLINE __m512i hash_avx512(__m512i x, __m512i b) {
   x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
   x = _mm512_mullo_epi32(x, _mm512_set1_epi32(0x7feb352d));
   x = _mm512_ternarylogic_epi32(x, _mm512_srli_epi32(x, 15), b, 0x96);
-  x = _mm512_mullo_epi32(x, _mm512_set1_epi32(int(0x846ca68bu)));
-  return _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
+  return _mm512_mullo_epi32(x, _mm512_set1_epi32(int(0x846ca68bu)));
 }
 
-// 16 elements: magnitude bits and signs into `bits`. With one plane, v = top means 65536 f - w >= 1
-// if f is taken as v itself, so that nothing needs to be truncated.
-template <int P, bool Half>
-GOSSAMER_AVX512 GOSSAMER_INLINE void lanes_avx512(const float* g, __m512i w, uint32_t e,
-                                                  const Coding& c, __mmask16* bits) {
-  const __m512 a = _mm512_loadu_ps(g);
-  __m512 v = _mm512_min_ps(_mm512_mul_ps(_mm512_abs_ps(a), _mm512_set1_ps(c.inv)),
-                           _mm512_set1_ps(c.top));
-  if (Half) v = _mm512_add_ps(v, _mm512_set1_ps(0.5f));
-  __m512i q = _mm512_setzero_si512();
-  if (P > 1 || Half) {
-    q = _mm512_cvttps_epi32(v);
-    v = _mm512_sub_ps(v, _mm512_cvtepi32_ps(q));
-  }
-  const __m512 d =
-      _mm512_sub_ps(_mm512_mul_ps(v, _mm512_set1_ps(65536.0f)), _mm512_cvtepi32_ps(w));
-  __mmask16 up = _mm512_cmp_ps_mask(d, _mm512_set1_ps(1.0f), _CMP_GE_OQ);
-  const __mmask16 some = _mm512_cmp_ps_mask(d, _mm512_setzero_ps(), _CMP_GT_OQ);
-  if (__builtin_expect(some != up, 0)) {
-    float own[16];
-    _mm512_storeu_ps(own, d);
-    up |= __mmask16(break_ties(uint32_t(some & ~up) & 0xffff, own, e, c));
-  }
-  __mmask16 neg = _mm512_movepi32_mask(_mm512_castps_si512(a));
-  if (P == 1 && !Half) {
-    bits[0] = up;
-    bits[1] = neg & up;
-    return;
-  }
-  q = _mm512_mask_add_epi32(q, up, q, _mm512_set1_epi32(1));
-  if (Half) {
-    const __mmask16 none = _mm512_testn_epi32_mask(q, q);
-    neg ^= none;
-    q = _mm512_maskz_sub_epi32(__mmask16(~none), q, _mm512_set1_epi32(1));
+// The two 16-bit words of 16 hashes: (low, high).
+GOSSAMER_AVX512 GOSSAMER_INLINE void words_avx512(__m512i x, uint32_t shift, __m512i* w) {
+  const __m512i low = _mm512_set1_epi32(0xffff), high = _mm512_srli_epi32(x, 16);
+  if (shift) {
+    x = _mm512_add_epi16(_mm512_xor_si512(x, high), _mm512_set1_epi16(short(shift)));
+    w[0] = _mm512_and_si512(x, low);
+    w[1] = _mm512_srli_epi32(x, 16);
   } else {
-    neg &= _mm512_test_epi32_mask(q, q);
+    w[0] = _mm512_ternarylogic_epi32(x, high, low, 0x28);  // (x ^ high) & low
+    w[1] = high;
   }
-  for (int b = 0; b < P; b++) bits[b] = _mm512_test_epi32_mask(q, _mm512_set1_epi32(1 << b));
-  bits[P] = neg;
 }
 
+GOSSAMER_AVX512 GOSSAMER_INLINE uint64_t join_masks(const __mmask16* m) {
+  return _mm512_kunpackd(_mm512_kunpackw(m[3], m[2]), _mm512_kunpackw(m[1], m[0]));
+}
+
+// 65536 f is exact, so that the fused difference is rounded once as the two operations are.
+// With one plane f is v itself: v >= 1 gives d >= 1, and nothing needs to be truncated. A group
+// where some 0 <= d < 1, about one in a thousand, is encoded again by the portable version.
 template <int P, bool Half>
 GOSSAMER_AVX512 void encode_avx512(const float* g, size_t groups, uint32_t first, const Coding& c,
                                    uint64_t* out) {
-  const __m512i k0 = _mm512_set1_epi32(int(c.k0)), k1 = _mm512_set1_epi32(int(c.k1));
-  const __m512i low = _mm512_set1_epi32(0xffff), shift = _mm512_set1_epi32(int(c.shift));
-  const __m512i lanes =
-      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i k1 = _mm512_set1_epi32(int(c.k1)), unit = _mm512_set1_epi32(1);
+  const __m512 inv = _mm512_set1_ps(c.inv), top = _mm512_set1_ps(c.top);
+  const __m512 one = _mm512_set1_ps(1.0f), steps = _mm512_set1_ps(65536.0f);
+  const uint32_t shift = c.shift;
+  __m512i at = _mm512_add_epi32(
+      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+      _mm512_set1_epi32(int(32 * first + c.k0)));
   for (size_t i = 0; i < groups; i++, g += 64, out += P + 1) {
-    const uint32_t group = first + uint32_t(i);
-    const __m512i at = _mm512_add_epi32(lanes, _mm512_set1_epi32(int(32 * group)));
-    const __m512i x = hash_avx512(at, k0, k1);
-    const __m512i y = hash_avx512(_mm512_add_epi32(at, _mm512_set1_epi32(16)), k0, k1);
-    const __m512i w[4] = {_mm512_and_si512(_mm512_add_epi32(x, shift), low),
-                          _mm512_and_si512(_mm512_add_epi32(_mm512_srli_epi32(x, 16), shift), low),
-                          _mm512_and_si512(_mm512_add_epi32(y, shift), low),
-                          _mm512_and_si512(_mm512_add_epi32(_mm512_srli_epi32(y, 16), shift), low)};
-    __mmask16 bits[4][P + 1];
-    for (int h = 0; h < 4; h++)
-      lanes_avx512<P, Half>(g + 16 * h, w[h], 64 * group + 16 * uint32_t(h), c, bits[h]);
-    for (int b = 0; b <= P; b++)
-      out[b] = uint64_t(bits[0][b]) | uint64_t(bits[1][b]) << 16 | uint64_t(bits[2][b]) << 32 |
-               uint64_t(bits[3][b]) << 48;
+    __m512i w[4], least = _mm512_set1_epi32(-1);
+    words_avx512(hash_avx512(at, k1), shift, w);
+    words_avx512(hash_avx512(_mm512_add_epi32(at, _mm512_set1_epi32(16)), k1), shift, w + 2);
+    at = _mm512_add_epi32(at, _mm512_set1_epi32(32));
+    __mmask16 neg[4], bit[4];
+    __m512i q[4];
+    for (int h = 0; h < 4; h++) {
+      // two pages ahead, which the hardware's prefetcher does not look
+      _mm_prefetch((const char*)(g + 16 * h) + 8192, _MM_HINT_T0);
+      const __m512 a = _mm512_loadu_ps(g + 16 * h);
+      neg[h] = _mm512_movepi32_mask(_mm512_castps_si512(a));
+      __m512 v = _mm512_mul_ps(_mm512_abs_ps(a), inv);
+      if (P > 1 || Half) {
+        v = _mm512_min_ps(v, top);
+        if (Half) v = _mm512_add_ps(v, _mm512_set1_ps(0.5f));
+        q[h] = _mm512_cvttps_epi32(v);
+        v = _mm512_reduce_ps(v, 0x0b);  // v - trunc(v)
+      }
+      const __m512 d = _mm512_fmsub_ps(v, steps, _mm512_cvtepi32_ps(w[h]));
+      least = _mm512_min_epu32(least, _mm512_castps_si512(d));
+      // unordered counts as above
+      const __mmask16 up = _mm512_cmp_ps_mask(d, one, _CMP_NLT_UQ);
+      if (P > 1 || Half) q[h] = _mm512_mask_add_epi32(q[h], up, q[h], unit);
+      else bit[h] = up;
+    }
+    const uint64_t signs = join_masks(neg);
+    if (P == 1 && !Half) {
+      out[0] = join_masks(bit);
+      out[1] = signs & out[0];
+    } else {
+      for (int h = 0; h < 4; h++) bit[h] = _mm512_testn_epi32_mask(q[h], q[h]);
+      const uint64_t none = join_masks(bit);
+      if (Half)
+        for (int h = 0; h < 4; h++)
+          q[h] = _mm512_maskz_sub_epi32(__mmask16(~bit[h]), q[h], unit);
+      for (int b = 0; b < P; b++) {
+        const __m512i one_bit = _mm512_set1_epi32(1 << b);
+        for (int h = 0; h < 4; h++) bit[h] = _mm512_test_epi32_mask(q[h], one_bit);
+        out[b] = join_masks(bit);
+      }
+      out[P] = Half ? signs ^ none : signs & ~none;
+    }
+    // of floats as integers, those from 0 to below 1 are the smallest
+    if (__builtin_expect(_mm512_cmplt_epu32_mask(least, _mm512_castps_si512(one)), 0))
+      encode_portable<P, Half>(g, 1, first + uint32_t(i), c, out);
   }
 }
 

@@ -33,6 +33,6 @@ import pytest
 
 assert "build/asan" in gossamer.__file__, gossamer.__file__
 tests = ["bits", "huffman", "ans", "gaps", "context", "pack", "pack_hostile", "kmeans"]
-tests += ["exchange_codecs"]
+tests.append("exchange_codecs")
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *[f"tests/test_{t}.py" for t in tests]]))
 PY

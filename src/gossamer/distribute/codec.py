@@ -1,115 +1,32 @@
-"""What all gradient codecs share: scales, payloads, averages, and the choice of a back end.
+"""What all gradient codecs share: payloads, averages, exact sums.
 
 A codec is a frozen set of settings without state. Codes are integers in ``[-levels, levels]``; a
-worker's value is ``scale / levels * code``. Three back ends give the same bits: ``native`` (the
-compiled kernel, CPU), ``triton`` (CUDA) and ``eager`` (torch, anywhere); the last is the oracle,
-see :mod:`gossamer.distribute.eager` for the arithmetic and :mod:`gossamer.distribute.planes` for
-the bytes.
+worker's value is ``scale / levels * code``. All back ends give the same bits
+(:mod:`gossamer.distribute.backends`); :mod:`gossamer.distribute.eager` states the arithmetic,
+:mod:`gossamer.distribute.planes` the bytes.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
-from types import ModuleType
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gossamer.distribute import compiled, eager, planes
+from gossamer.distribute import planes
+from gossamer.distribute.backends import backend, module
 from gossamer.distribute.eager import Layout
 from gossamer.distribute.planes import FORMS, Form
 from gossamer.distribute.random import Key
+from gossamer.distribute.scales import clip_slope
 from gossamer.errors import ArgumentError
-from gossamer.native import kernel
 
-__all__ = [
-    "GradCodec",
-    "Scaler",
-    "backend",
-    "check_clip",
-    "clip_slope",
-    "clipped_scale",
-    "flat",
-    "room",
-    "statistics",
-]
-
-Scaler = Literal["max", "sigma"]
+__all__ = ["GradCodec", "backend", "clip_slope", "flat", "room"]
 
 LIMIT = 1 << 33
 """Elements a tensor must stay below: the generator counts so far."""
-
-
-@cache
-def _triton_found() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def backend(tensor: Tensor) -> str:
-    """``native``, ``triton`` or ``eager``: what works on this tensor."""
-    if tensor.device.type == "cpu":
-        return "native" if kernel("exchange") is not None else "eager"
-    return "triton" if tensor.is_cuda and _triton_found() else "eager"
-
-
-def _module(tensor: Tensor) -> ModuleType:
-    name = backend(tensor)
-    if name == "triton":
-        # imported here: triton is there on CUDA machines only
-        return importlib.import_module("gossamer.distribute.triton_kernels")
-    return compiled if name == "native" else eager
-
-
-def statistics(g: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`gossamer.distribute.eager.statistics` of flat float32, by the tensor's back end."""
-    found: tuple[Tensor, Tensor, Tensor] = _module(g).statistics(g, absolute)
-    return found
-
-
-def clip_slope(clip: float | None) -> float:
-    """``E[x f(x)] / E[x**2]`` of a Gaussian x under clipping f at ``clip`` standard deviations.
-
-    What clipping does to the expected gradient: 1 is unbiased. Equals ``erf(clip / sqrt(2))``.
-
-    >>> round(clip_slope(2.5), 4), clip_slope(None)
-    (0.9876, 1.0)
-    """
-    return 1.0 if clip is None else math.erf(clip / math.sqrt(2))
-
-
-def check_clip(clip: float | None, scaler: Scaler) -> None:
-    """Raise :class:`ArgumentError` unless the pair can be used."""
-    if scaler not in ("max", "sigma"):
-        raise ArgumentError(f"scaler={scaler!r} is not one of 'max', 'sigma'")
-    if clip is None and scaler == "sigma":
-        raise ArgumentError("scaler='sigma' needs clip, in standard deviations")
-    if clip is not None and not 0 < clip < math.inf:
-        raise ArgumentError(f"clip={clip} must lie above 0; None is no clipping")
-
-
-def clipped_scale(g: Tensor, clip: float | None, scaler: Scaler) -> Tensor:
-    """The largest value sent of flat float32 ``g``: float32 ``()``, NaN if g is not finite.
-
-    With sigma the standard deviation about the mean (of n values, divided by n): ``max`` gives
-    min(max|g|, clip sigma), the largest magnitude after clipping (TernGrad, equation 13 and on);
-    ``sigma`` gives clip sigma even where no gradient is so large (TernGrad's published code, and
-    Hou et al.). ``clip=None``: max|g|.
-    """
-    total, squares, largest = statistics(g)
-    if clip is None or not g.numel():
-        return largest
-    mean = total / g.numel()
-    sigma = (squares / g.numel() - mean * mean).clamp(min=0).sqrt()
-    bound = (sigma * clip).float()
-    if scaler == "sigma":
-        return bound + largest * 0  # NaN where the largest is
-    return torch.minimum(largest, bound)
 
 
 class GradCodec(ABC):
@@ -191,7 +108,7 @@ class GradCodec(ABC):
             raise ArgumentError(f"shift={shift} must lie in 0..65535")
         out = room(out, self.payload_bytes(g.numel(), form), g.device)
         scale = torch.as_tensor(scale, dtype=torch.float32, device=g.device).reshape(())
-        return out[: _module(g).encode(g, scale, self.layout, key, shift, form, out)]
+        return out[: module(g).encode(g, scale, self.layout, key, shift, form, out)]
 
     def encode_smallest(
         self,
@@ -225,7 +142,7 @@ class GradCodec(ABC):
     def decode_mean(
         self,
         payloads: Sequence[Tensor],
-        scales: Tensor | Sequence[float],
+        scales: Tensor | Sequence[Tensor | float],
         out: Tensor,
         divisor: int,
         *,
@@ -252,7 +169,7 @@ class GradCodec(ABC):
                 "payload, divisor 1 or more"
             )
         values = torch.as_tensor(scales, dtype=torch.float32, device=out.device)
-        _module(out).decode_mean(payloads, names, values, self.layout, out, divisor)
+        module(out).decode_mean(payloads, names, values, self.layout, out, divisor)
 
     def sum_codes(
         self, payloads: Sequence[Tensor], numel: int, *, forms: Form | Sequence[Form] = "planes"
@@ -264,7 +181,7 @@ class GradCodec(ABC):
         """
         self._need_sums()
         names = self._forms(payloads, forms)
-        sums: Tensor = _module(payloads[0]).sum_codes(payloads, names, numel, self.layout)
+        sums: Tensor = module(payloads[0]).sum_codes(payloads, names, numel, self.layout)
         return sums
 
     def sum_bits(self, workers: int) -> int:
@@ -280,7 +197,7 @@ class GradCodec(ABC):
             )
         if form not in ("planes", "sparse"):
             raise ArgumentError(f"form={form!r}: sums go as 'planes' or 'sparse'")
-        packed: Tensor = _module(sums).pack_sums(sums.reshape(-1), bits, form)
+        packed: Tensor = module(sums).pack_sums(sums.reshape(-1), bits, form)
         return packed
 
     def decode_sums(
@@ -309,7 +226,7 @@ class GradCodec(ABC):
         if form not in ("planes", "sparse"):
             raise ArgumentError(f"form={form!r}: sums go as 'planes' or 'sparse'")
         value = torch.as_tensor(scale, dtype=torch.float32, device=out.device).reshape(())
-        _module(out).decode_sums(packed, bits, form, value / self._mean_of(divisor), out)
+        module(out).decode_sums(packed, bits, form, value / self._mean_of(divisor), out)
 
     def _mean_of(self, divisor: int) -> float:
         """What a shared scale is divided by to become the value of a sum's unit."""

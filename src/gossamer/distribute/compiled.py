@@ -1,4 +1,4 @@
-"""Gradient codecs by the compiled kernel, on CPU: the functions of :mod:`gossamer.distribute.eager`.
+"""The functions of :mod:`gossamer.distribute.eager` by the compiled kernel, on CPU.
 
 Bits depend neither on the instruction set (``GOSSAMER_ISA``) nor on the number of threads, which is
 torch's.

@@ -21,8 +21,9 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from gossamer.distribute.codec import GradCodec, clipped_scale, flat
+from gossamer.distribute.codec import GradCodec, flat
 from gossamer.distribute.eager import Layout
+from gossamer.distribute.scales import clipped_scale
 from gossamer.errors import ArgumentError
 
 __all__ = ["DoReFa"]

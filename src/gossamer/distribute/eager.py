@@ -68,15 +68,20 @@ def fold(parts: Tensor) -> Tensor:
     return parts[0]
 
 
+def fold_lanes(lanes: Tensor) -> Tensor:
+    """Rows of 16 lanes to their sums, in halves."""
+    for half in (8, 4, 2, 1):
+        lanes = lanes[:, :half] + lanes[:, half : 2 * half]
+    return lanes[:, 0]
+
+
 def lane_sums(rows: Tensor) -> Tensor:
     """Sums of rows (count, length) in float64, over 16 lanes in order; length divides by 16."""
     lanes = rows.reshape(rows.shape[0], rows.shape[1] // LANES, LANES)
     total = torch.zeros(rows.shape[0], LANES, dtype=torch.float64, device=rows.device)
     for i in range(lanes.shape[1]):
         total += lanes[:, i]
-    for half in (8, 4, 2, 1):
-        total = total[:, :half] + total[:, half : 2 * half]
-    return total[:, 0]
+    return fold_lanes(total)
 
 
 def statistics(g: Tensor, absolute: bool = False) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gossamer.distribute.codec import GradCodec, flat, room, statistics
+from gossamer.distribute.backends import statistics
+from gossamer.distribute.codec import GradCodec, flat, room
 from gossamer.distribute.eager import Layout, lane_sums
 from gossamer.distribute.planes import Form
 from gossamer.distribute.random import Key
@@ -106,7 +107,7 @@ class QSGD(GradCodec):
     def decode_mean(
         self,
         payloads: Sequence[Tensor],
-        scales: Tensor | Sequence[float],
+        scales: Tensor | Sequence[Tensor | float],
         out: Tensor,
         divisor: int,
         *,

@@ -20,7 +20,8 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from gossamer.distribute.codec import GradCodec, flat, statistics
+from gossamer.distribute.backends import statistics
+from gossamer.distribute.codec import GradCodec, flat
 from gossamer.distribute.eager import Layout
 from gossamer.distribute.planes import Form
 from gossamer.errors import ArgumentError
@@ -67,7 +68,7 @@ class SignSGD(GradCodec):
     def decode_mean(
         self,
         payloads: Sequence[Tensor],
-        scales: Tensor | Sequence[float],
+        scales: Tensor | Sequence[Tensor | float],
         out: Tensor,
         divisor: int,
         *,

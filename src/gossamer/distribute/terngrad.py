@@ -6,7 +6,7 @@ Distributed Deep Learning*, NeurIPS 2017, arXiv 1705.07878.
 Equations 1 to 3: ``s sign(g) b`` with ``P(b = 1) = |g| / s``, s the largest magnitude; equation 13
 and on: first clip at ``clip`` standard deviations, 2.5 in the paper; one s a tensor. ``scaler``
 tells the paper (``max``) from its published code (``sigma``), see
-:func:`~gossamer.distribute.codec.clipped_scale`. Sharing one s among workers (section 3.3) is what
+:func:`~gossamer.distribute.scales.clipped_scale`. Sharing one s among workers (section 3.3) is what
 a caller does who passes the largest of all to ``encode``.
 
 ``E[q] = g`` and ``E|q|**2 = s |g|_1`` for what is left after clipping, which keeps ``bias`` of a
@@ -20,15 +20,9 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from gossamer.distribute.codec import (
-    GradCodec,
-    Scaler,
-    check_clip,
-    clip_slope,
-    clipped_scale,
-    flat,
-)
+from gossamer.distribute.codec import GradCodec, flat
 from gossamer.distribute.eager import Layout
+from gossamer.distribute.scales import Scaler, check_clip, clip_slope, clipped_scale
 
 __all__ = ["TernGrad"]
 
