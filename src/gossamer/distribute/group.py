@@ -49,6 +49,10 @@ TIMEOUT = 300.0
 
 _POLL = 1.0  # seconds between two looks for another rank's report
 
+# The last piece of work is kept: were gloo's thread the last to let go of its tensors, while the
+# interpreter ends, the process would abort.
+_last: list[dist.Work | None] = []
+
 
 @dataclass(frozen=True)
 class AllGather:
@@ -260,6 +264,7 @@ class Distributed:
             work = begin()
         except RuntimeError as e:
             raise self._failed(str(e)) from e
+        _last[:] = [work]
         while work is not None:
             left = deadline - time.monotonic()
             try:
