@@ -193,3 +193,6 @@ def main(text: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    sys.stdout.flush()
+    # gloo's threads now and then abort an interpreter that is being torn down
+    os._exit(0)
