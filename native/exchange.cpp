@@ -504,19 +504,23 @@ size_t pack_all(const T* sums, size_t n, int bits, bool sparse, uint8_t* out) {
       at += 8 * bits;
       continue;
     }
-    T size[64];
-    for (int e = 0; e < 64; e++) size[e] = T(v[e] < 0 ? -v[e] : v[e]);
-    split(level, size, bits, word);
-    int need = bits;
-    while (need && !word[need - 1]) need--;
+    // magnitudes bit by bit: where negative, all bits turned, plus one
+    split(level, v, bits, word);
+    const uint64_t neg = word[bits - 1];
+    uint64_t carry = neg;
+    planes[0] = 0;
+    planes[1] = neg;
+    int need = 0;
+    for (int b = 0; b < bits; b++) {
+      const uint64_t turned = word[b] ^ neg;
+      word[b] = turned ^ carry;
+      carry &= turned;
+      planes[0] |= word[b];
+      if (word[b]) need = b + 1;
+    }
     out[i] = uint8_t(need);
     std::memcpy(at, word, 8 * size_t(need));
     at += 8 * need;
-    // the sign is bit 31 of what is shorter, too
-    planes[0] = 0;
-    for (int b = 0; b < need; b++) planes[0] |= word[b];
-    planes[1] = 0;
-    for (int e = 0; e < 64; e++) planes[1] |= uint64_t(v[e] < 0) << e;
     uint8_t where[8];
     squeeze(level, planes, 1, 1, where, writer);
   }

@@ -56,8 +56,9 @@ def test_bytes_of_servers_and_of_more_bits() -> None:
 
 def test_a_step_by_hand() -> None:
     constants = Constants(
-        encode=1e-9, decode=2e-9, add=3e-9, bandwidth=1e8, latency=1e-3, rate=6e9, buckets=4
-    )
+        encode=1e-9, decode=2e-9, add=3e-9, bandwidth=1e8, latency=1e-3, rate=6e9, buckets=4,
+        sum=4e-9, pack=5e-9, unpack=6e-9,
+    )  # fmt: skip
     network = Network("small", conv=10**6, dense=3 * 10**6, conv_macs=9, dense_macs=1, batch=10**8)
     assert network.compute(constants) == 1.0
     assert all(s.step(network, 1, constants) == 1.0 for s in (FLOAT, SPARSE, PHASES, SERVER))
@@ -65,9 +66,9 @@ def test_a_step_by_hand() -> None:
     assert FLOAT.step(network, 4, constants) == pytest.approx(1 + 0.24 + 0.009 / 4 + 0.024)
     # work 4e6 (1 + 2 * 2) ns = .02 s; wire 4e6 * .165 / 1e8 = .0066 s; one round, 4 buckets
     assert SPARSE.step(network, 2, constants) == pytest.approx(1 + 0.02 + 0.0066 / 4 + 0.004)
-    # 4 ranks: encode, a quarter of the codes of each, all sums
-    assert PHASES.work(4, constants) == pytest.approx(1e-9 + 2 * 2e-9)
-    assert SERVER.work(4, constants) == pytest.approx(1e-9 + 5 * 2e-9)
+    # 4 ranks: encode, sum a quarter of the codes of each, write that quarter, read all sums
+    assert PHASES.work(4, constants) == pytest.approx(1e-9 + 4e-9 + 5e-9 / 4 + 6e-9)
+    assert SERVER.work(4, constants) == pytest.approx(1e-9 + 4 * 4e-9 + 5e-9 + 6e-9)
     assert [s.rounds(4) for s in (FLOAT, SPARSE, PHASES, SERVER)] == [6, 3, 6, 2]
     found = speed_up(SPARSE, FLOAT, network, 2, constants)
     assert found == FLOAT.step(network, 2, constants) / SPARSE.step(network, 2, constants)
@@ -89,8 +90,9 @@ def test_networks_are_the_published_ones() -> None:
 
 def test_the_orders_of_the_paper() -> None:
     constants = Constants(
-        encode=2e-10, decode=1e-10, add=3e-10, bandwidth=1.2e8, latency=1e-4, rate=8e10, buckets=8
-    )
+        encode=2e-10, decode=1e-10, add=3e-10, bandwidth=1.2e8, latency=1e-4, rate=8e10, buckets=8,
+        sum=1e-10, pack=3e-10, unpack=3e-10,
+    )  # fmt: skip
     fast = replace(constants, bandwidth=1.2e9)
     for network in NETWORKS.values():
         by_workers = [speed_up(PHASES, FLOAT, network, n, constants) for n in (2, 4, 8)]
@@ -123,7 +125,8 @@ def test_bad_arguments_are_named() -> None:
         FLOAT.bytes(0)
     with pytest.raises(ArgumentError, match=r"share=1\.5"):
         mixed(NETWORKS["alexnet"], 1.5)
-    good = {"encode": 0.0, "decode": 0.0, "add": 0.0, "latency": 0.0, "bandwidth": 1.0, "rate": 1.0}
+    times = ("encode", "decode", "add", "sum", "pack", "unpack", "latency")
+    good = {**dict.fromkeys(times, 0.0), "bandwidth": 1.0, "rate": 1.0}
     for change in ({"bandwidth": 0.0}, {"rate": math.inf}, {"encode": -1.0}, {"buckets": 0}):
         with pytest.raises(ArgumentError, match=f"{next(iter(change))}="):
             Constants(**({**good, "buckets": 1} | change))  # type: ignore[arg-type]

@@ -64,6 +64,11 @@ class GradCodec(ABC):
         return True
 
     @property
+    def grain(self) -> int:
+        """Elements that are coded together, a multiple of 64: a gradient may be cut between."""
+        return planes.GROUP
+
+    @property
     def bias(self) -> float:
         """Slope of the expected value of a Gaussian gradient, 1 where unbiased."""
         return 1.0

@@ -4,10 +4,11 @@
 >>> model = torch.nn.Linear(64, 64)
 >>> state = GradientExchange(model, TernGrad())  # then: ddp.register_comm_hook(state, state.hook)
 
-A bucket is encoded in the hook's body where scales are not shared; one worker thread communicates
-in the order of the buckets, over a process group of its own, and decodes into the bucket.
-(Collectives issued from a future's callback hang, or mix buckets without a word.) The hook of the
-last bucket waits for the thread, so that a failure is raised by ``backward()`` as it is.
+The hook's body encodes a bucket's first spans where scales are not shared; one worker thread
+encodes the rest, communicates in the order of the buckets, over a process group of its own, and
+decodes into the bucket. (Collectives issued from a future's callback hang, or mix buckets without a
+word.) A bucket's last spans travel while the next bucket's are encoded. The hook of the last bucket
+waits for the thread, so that a failure is raised by ``backward()`` as it is.
 
 State is kept by parameter name: buckets are rebuilt after the first step. The divisor is the number
 of ranks, whatever ``no_sync``, ``join`` or unused parameters leave of the gradients.
@@ -100,7 +101,13 @@ class GradientExchange:
         tensors = self._views(bucket, buffer)
         layout = self._layout(tensors, group.size)
         program = self.plan.program(
-            layout, list(tensors.values()), group.rank, group.size, self.step, self.errors
+            layout,
+            list(tensors.values()),
+            group.rank,
+            group.size,
+            self.step,
+            self.errors,
+            None if self._worker is None else self._worker.flights,
         )
         last = bucket.is_last()
         self.step += last
@@ -113,7 +120,7 @@ class GradientExchange:
             group.go_on(program, request)
             future.set_result(buffer)
             return future
-        self._worker.submit(program, request, buffer, future)
+        self._worker.submit(program, request, buffer, future, last)
         if last:
             self._worker.drain()
         return future

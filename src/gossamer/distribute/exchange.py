@@ -24,7 +24,8 @@ from gossamer.distribute.feedback import ErrorFeedback
 from gossamer.distribute.group import TIMEOUT, Distributed, Program, lockstep
 from gossamer.distribute.job import Job
 from gossamer.distribute.message import Layout, Slot
-from gossamer.distribute.topology import TOPOLOGIES, Topology
+from gossamer.distribute.spans import Flights
+from gossamer.distribute.topology import TOPOLOGIES, Topology, program
 from gossamer.errors import ArgumentError
 
 __all__ = ["THRESHOLD", "Plan", "exchange", "simulate"]
@@ -144,8 +145,12 @@ class Plan:
         size: int,
         step: int,
         feedback: ErrorFeedback | None = None,
+        flights: Flights | None = None,
     ) -> Program:
-        """One rank's part, to be run by a group; averages flat tensors in place."""
+        """One rank's part, to be run by a group; averages flat tensors in place.
+
+        With ``flights`` that is done when these have landed.
+        """
         job = Job(
             codec=self.codec,
             layout=layout,
@@ -158,7 +163,7 @@ class Plan:
             shifted=self.dither == "shifted",
             feedback=feedback,
         )
-        return TOPOLOGIES[self.way(size)](job)
+        return program(job, self.way(size), flights)
 
 
 @torch.no_grad()

@@ -10,17 +10,21 @@ bits. Requests:
 - :class:`AllToAll`: one piece for each rank; comes back as a list by rank.
 - :class:`Gather`: equally long bytes, to rank 0; None elsewhere.
 - :class:`Broadcast`: from rank 0, ``length`` bytes.
+- :class:`Start` any of these and go on; a handle comes back, and :class:`Wait` for it brings the
+  answer. All ranks start and wait in the same order.
 
-``last`` marks the request after which all ranks do the same with the same data.
+``last`` marks a request whose answer is the same on all ranks, which all do the same with.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +45,8 @@ __all__ = [
     "Group",
     "Program",
     "Request",
+    "Start",
+    "Wait",
     "lockstep",
 ]
 
@@ -49,9 +55,9 @@ TIMEOUT = 300.0
 
 _POLL = 1.0  # seconds between two looks for another rank's report
 
-# The last piece of work is kept: were gloo's thread the last to let go of its tensors, while the
+# The last pieces of work are kept: were gloo's thread the last to let go of its tensors, while the
 # interpreter ends, the process would abort.
-_last: list[dist.Work | None] = []
+_last: deque[dist.Work | None] = deque(maxlen=4)
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,33 @@ class Broadcast:
     last: bool = False
 
 
-Request = AllGather | AllMax | AllToAll | Gather | Broadcast
+Collective = AllGather | AllMax | AllToAll | Gather | Broadcast
+
+
+@dataclass(frozen=True)
+class Start:
+    """See the module."""
+
+    request: Collective
+
+
+@dataclass(frozen=True)
+class Wait:
+    """See the module."""
+
+    handle: Any
+
+
+Request = Collective | Start | Wait
 Program = Generator[Request, Any, None]
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A collective under way, and how to read its answer once it has ended."""
+
+    work: dist.Work | None
+    answer: Callable[[], Any]
 
 
 class Group(Protocol):
@@ -113,7 +144,8 @@ class Group(Protocol):
 def lockstep(programs: Sequence[Program]) -> None:
     """Run the programs of all ranks, in rank order, in this process.
 
-    After the request marked ``last`` only rank 0's goes on: the others would do the same.
+    A request marked ``last`` is answered to rank 0 alone, None to the others: they would do the
+    same with it.
     """
     running = list(programs)
     answers: list[Any] = [None] * len(running)
@@ -127,13 +159,20 @@ def lockstep(programs: Sequence[Program]) -> None:
         if not requests:
             return
         answers = _answers(requests)
-        if requests[0].last:
-            for program in running[1:]:
-                program.close()
-            running, answers = running[:1], answers[:1]
 
 
 def _answers(requests: Sequence[Any]) -> list[Any]:
+    first, size = requests[0], len(requests)
+    if isinstance(first, Start):  # the handle is the answer
+        return _answers([r.request for r in requests])
+    if isinstance(first, Wait):
+        return [r.handle for r in requests]
+    if first.last:
+        return [*_of_all(requests)[:1], *[None] * (size - 1)]
+    return _of_all(requests)
+
+
+def _of_all(requests: Sequence[Any]) -> list[Any]:
     first, size = requests[0], len(requests)
     if isinstance(first, AllGather):
         return [[r.data for r in requests]] * size
@@ -220,51 +259,53 @@ class Distributed:
             raise
 
     def _answer(self, request: Request) -> Any:
-        device = torch.device("cuda", torch.cuda.current_device()) if self.nccl else None
+        if isinstance(request, Start):
+            return self._begin(request.request)
+        return self._end(request.handle if isinstance(request, Wait) else self._begin(request))
+
+    def _begin(self, request: Collective) -> _Flight:
+        device = torch.device("cuda", torch.cuda.current_device()) if self.nccl else "cpu"
+        begin: Callable[[], dist.Work | None]
         if isinstance(request, AllToAll):
             home = request.data[0].device
-            data = torch.cat(request.data).to(device or "cpu")
+            data = torch.cat(request.data).to(device)
             out = data.new_empty(sum(request.lengths))
             sent = [piece.numel() for piece in request.data]
-            self._wait(
-                lambda: dist.all_to_all_single(
-                    out, data, request.lengths, sent, group=self.group, async_op=True
-                )
-            )
-            return list(out.to(home).split(request.lengths))
+            begin = partial(dist.all_to_all_single, out, data, request.lengths, sent)
+            return self._flying(begin, lambda: list(out.to(home).split(request.lengths)))
         if isinstance(request, Broadcast):
             home = torch.device("cpu") if request.data is None else request.data.device
             if request.data is None:
-                data = torch.empty(request.length, dtype=torch.uint8, device=device or "cpu")
+                data = torch.empty(request.length, dtype=torch.uint8, device=device)
             else:
-                data = request.data.to(device or "cpu")
-            source = dist.get_global_rank(self.group, 0)
-            self._wait(lambda: dist.broadcast(data, source, group=self.group, async_op=True))
-            return data.to(home)
+                data = request.data.to(device)
+            begin = partial(dist.broadcast, data, dist.get_global_rank(self.group, 0))
+            return self._flying(begin, lambda: data.to(home))
         home = request.data.device
-        data = request.data.to(device or "cpu")
+        data = request.data.to(device)
         if isinstance(request, AllMax):
             data = data.clone()
-            self._wait(
-                lambda: dist.all_reduce(data, dist.ReduceOp.MAX, group=self.group, async_op=True)
-            )
-            return data.to(home)
+            begin = partial(dist.all_reduce, data, dist.ReduceOp.MAX)
+            return self._flying(begin, lambda: data.to(home))
         if isinstance(request, AllGather):
             out = data.new_empty(self.size * data.numel())
-            self._wait(lambda: _all_gather(out, data, group=self.group, async_op=True))
-            return list(out.to(home).view(self.size, -1))
+            begin = partial(_all_gather, out, data)
+            return self._flying(begin, lambda: list(out.to(home).view(self.size, -1)))
         parts = [torch.empty_like(data) for _ in range(self.size)] if self.rank == 0 else None
-        target = dist.get_global_rank(self.group, 0)
-        self._wait(lambda: dist.gather(data, parts, target, group=self.group, async_op=True))
-        return parts and [part.to(home) for part in parts]
+        begin = partial(dist.gather, data, parts, dist.get_global_rank(self.group, 0))
+        return self._flying(begin, lambda: parts and [part.to(home) for part in parts])
 
-    def _wait(self, begin: Callable[[], dist.Work | None]) -> None:
-        deadline = time.monotonic() + self.timeout
+    def _flying(self, begin: Callable[..., dist.Work | None], answer: Callable[[], Any]) -> _Flight:
         try:
-            work = begin()
+            work = begin(group=self.group, async_op=True)
         except RuntimeError as e:
             raise self._failed(str(e)) from e
-        _last[:] = [work]
+        _last.append(work)
+        return _Flight(work, answer)
+
+    def _end(self, flight: _Flight) -> Any:
+        deadline = time.monotonic() + self.timeout
+        work = flight.work
         while work is not None:
             left = deadline - time.monotonic()
             try:
@@ -272,13 +313,14 @@ class Distributed:
                     work.wait()
                 else:
                     work.wait(timedelta(seconds=max(0.01, min(_POLL, left))))
-                return
+                break
             except RuntimeError as e:
                 if work.is_completed():
                     raise self._failed(str(e)) from e
             if left <= _POLL:
                 raise self._failed(f"no answer within timeout={self.timeout:g} seconds")
             self.watch()
+        return flight.answer()
 
     def watch(self) -> None:
         """Raise :class:`ExchangeError` if another rank has reported a failure."""

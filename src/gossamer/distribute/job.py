@@ -15,6 +15,8 @@ from gossamer.distribute.codec import GradCodec
 from gossamer.distribute.feedback import ErrorFeedback
 from gossamer.distribute.group import AllGather, AllMax
 from gossamer.distribute.message import (
+    CODES,
+    SUMS,
     Layout,
     Part,
     Slot,
@@ -24,24 +26,19 @@ from gossamer.distribute.message import (
 )
 from gossamer.distribute.planes import Form
 from gossamer.distribute.random import Key, dither_shift, parameter_hash
+from gossamer.distribute.spans import Piece
 from gossamer.errors import ExchangeError
 
 __all__ = [
     "Job",
-    "add_sum",
     "agree",
-    "codes",
-    "decode_sum",
-    "encode",
-    "exact",
-    "float32",
-    "floats",
-    "mean",
+    "decode_mean",
+    "decode_sums",
+    "message_of",
     "padded",
     "prepared",
     "scales_of",
-    "sum_room",
-    "wide",
+    "sums_of",
 ]
 
 _UNIT = 64  # elements of a group
@@ -77,11 +74,11 @@ class Job:
         """Of the tensors."""
         return self.tensors[0].device
 
-    def key(self, name: str) -> tuple[Key, int]:
-        """Random stream and shift of a parameter, or of a piece of one."""
+    def key(self, name: str, start: int = 0) -> tuple[Key, int]:
+        """Random stream of a parameter from an element on, and its shift."""
         rank = None if self.shifted else self.rank
         shift = dither_shift(self.rank, self.size) % 65536 if self.shifted else 0
-        return Key(self.seed, self.step, rank, parameter_hash(name)), shift
+        return Key(self.seed, self.step, rank, parameter_hash(name), start), shift
 
     def read(self, data: Tensor, kind: int, count: int) -> list[Part]:
         """The parts of another rank's message."""
@@ -133,7 +130,7 @@ def padded(data: Tensor, size: int) -> Tensor:
     return out
 
 
-def wide(slot: Slot) -> torch.dtype:
+def _wide(slot: Slot) -> torch.dtype:
     """What a gradient is sent and summed in where it is not coded."""
     return torch.float64 if slot.dtype == torch.float64 else torch.float32
 
@@ -143,7 +140,7 @@ def prepared(job: Job) -> list[Tensor]:
     out = []
     for slot, tensor in job.rows():
         if not slot.coded:
-            out.append(tensor.to(wide(slot)))
+            out.append(tensor.to(_wide(slot)))
         elif job.feedback is None:
             out.append(tensor.float())
         else:
@@ -164,34 +161,47 @@ def scales_of(job: Job, gradients: Sequence[Tensor]) -> Generator[Any, Any, list
     return list((yield AllMax(own)).unbind())
 
 
-def encode(
-    job: Job, writer: Writer, name: str, gradient: Tensor, scale: Tensor, value: float
-) -> Tensor | None:
-    """Add a coded part; what it decodes to, if error feedback needs it."""
-    key, shift = job.key(name)
-    payload, form = job.codec.encode_smallest(gradient, scale, key, shift=shift, out=writer.space)
-    decoded = None
-    if job.feedback is not None:
-        decoded = job.codec.decode(payload, value, gradient.numel(), form=form)
-    writer.add(payload.numel(), form, value)
-    return decoded
+def message_of(job: Job, pieces: Sequence[Piece]) -> Tensor:
+    """A message with the codes of pieces, or their floats; notes what they decode to."""
+    room = [
+        job.codec.payload_bytes(p.numel) if p.slot.coded else p.numel * p.gradient.element_size()
+        for p in pieces
+    ]
+    writer = Writer(room, job.device)
+    for piece in pieces:
+        if not piece.slot.coded:
+            _exact(writer, piece.gradient)
+            continue
+        # an empty piece may begin in the middle of a group, at the gradient's end
+        key, shift = job.key(piece.slot.name, piece.start if piece.numel else 0)
+        payload, form = job.codec.encode_smallest(
+            piece.gradient, piece.scale, key, shift=shift, out=writer.space
+        )
+        if piece.decoded is not None:
+            value = job.codec.decode(payload, piece.value, piece.numel, form=form)
+            piece.decoded.copy_(value)
+        writer.add(payload.numel(), form, piece.value)
+    return job.message(writer, CODES)
 
 
-def exact(writer: Writer, gradient: Tensor) -> None:
+def _exact(writer: Writer, gradient: Tensor) -> None:
     """Add a part of plain floats."""
     data = gradient.contiguous().view(torch.uint8)
     writer.space[: data.numel()] = data
     writer.add(data.numel(), None)
 
 
-def floats(part: Part, slot: Slot, numel: int) -> Tensor:
+def _floats(part: Part, piece: Piece) -> Tensor:
     """What a part of plain floats holds."""
-    if part.form is not None or part.payload.numel() != numel * wide(slot).itemsize:
-        raise ExchangeError(f"a part of {part.payload.numel()} bytes does not hold {numel} floats")
-    return part.payload.view(wide(slot))
+    dtype = _wide(piece.slot)
+    if part.form is not None or part.payload.numel() != piece.numel * dtype.itemsize:
+        raise ExchangeError(
+            f"a part of {part.payload.numel()} bytes does not hold {piece.numel} floats"
+        )
+    return part.payload.view(dtype)
 
 
-def codes(parts: Sequence[Part]) -> tuple[list[Tensor], list[Form]]:
+def _codes(parts: Sequence[Part]) -> tuple[list[Tensor], list[Form]]:
     """Payloads and forms of coded parts."""
     forms = [part.form for part in parts if part.form is not None]
     if len(forms) != len(parts):
@@ -199,7 +209,7 @@ def codes(parts: Sequence[Part]) -> tuple[list[Tensor], list[Form]]:
     return [part.payload for part in parts], forms
 
 
-def mean(parts: Sequence[Tensor], size: int) -> Tensor:
+def _mean(parts: Sequence[Tensor], size: int) -> Tensor:
     """The sum, in order, divided."""
     total = parts[0].clone()
     for part in parts[1:]:
@@ -208,7 +218,7 @@ def mean(parts: Sequence[Tensor], size: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def float32(target: Tensor) -> Iterator[Tensor]:
+def _float32(target: Tensor) -> Iterator[Tensor]:
     """The tensor itself where it is float32, or one whose values it takes on."""
     if target.dtype == torch.float32:
         yield target
@@ -218,34 +228,50 @@ def float32(target: Tensor) -> Iterator[Tensor]:
     target.copy_(other)
 
 
-def add_sum(job: Job, slot: Slot, parts: Sequence[Part], numel: int, writer: Writer) -> None:
-    """Add the sum of one gradient's parts, or of a piece's, to a message of sums."""
-    if not slot.coded:
-        exact(writer, mean([floats(part, slot, numel) for part in parts], job.size))
-        return
-    payloads, forms = codes(parts)
-    sums = job.codec.sum_codes(payloads, numel, forms=forms)
-    bits = job.codec.sum_bits(job.size)
-    packed = job.codec.pack_sums(sums, bits, form="sparse")
-    writer.space[: packed.numel()] = packed
-    writer.add(packed.numel(), "sparse", parts[0].scale)
+def sums_of(job: Job, pieces: Sequence[Piece], messages: Sequence[Sequence[Part]]) -> Tensor:
+    """A message with the sums of pieces over all ranks' messages."""
+    writer = Writer([_sum_room(job, piece) for piece in pieces], job.device)
+    for i, piece in enumerate(pieces):
+        parts = [parts[i] for parts in messages]
+        if not piece.slot.coded:
+            _exact(writer, _mean([_floats(part, piece) for part in parts], job.size))
+            continue
+        payloads, forms = _codes(parts)
+        sums = job.codec.sum_codes(payloads, piece.numel, forms=forms)
+        packed = job.codec.pack_sums(sums, job.codec.sum_bits(job.size), form="sparse")
+        writer.space[: packed.numel()] = packed
+        writer.add(packed.numel(), "sparse", parts[0].scale)
+    return job.message(writer, SUMS)
 
 
-def sum_room(job: Job, slot: Slot, numel: int) -> int:
-    """The most bytes a sum takes."""
-    if not slot.coded:
-        return numel * wide(slot).itemsize
+def _sum_room(job: Job, piece: Piece) -> int:
+    if not piece.slot.coded:
+        return piece.numel * _wide(piece.slot).itemsize
     # sparse sums at their largest: one byte a group, all words, all signs
-    groups = -(-numel // _UNIT)
+    groups = -(-piece.numel // _UNIT)
     return groups + 7 + 8 * (job.codec.sum_bits(job.size) + 1) * groups
 
 
-def decode_sum(job: Job, slot: Slot, part: Part, out: Tensor) -> None:
-    """Write the mean that a part of sums stands for over ``out``."""
-    if not slot.coded:
-        out.copy_(floats(part, slot, out.numel()))
-        return
+def decode_mean(job: Job, pieces: Sequence[Piece], messages: Sequence[Sequence[Part]]) -> None:
+    """Write the means of all ranks' codes over the pieces' targets."""
+    for i, piece in enumerate(pieces):
+        parts = [parts[i] for parts in messages]
+        if not piece.slot.coded:
+            piece.target.copy_(_mean([_floats(part, piece) for part in parts], job.size))
+            continue
+        payloads, forms = _codes(parts)
+        scales = torch.tensor([part.scale for part in parts], device=job.device)
+        with _float32(piece.target) as out:
+            job.codec.decode_mean(payloads, scales, out, job.size, forms=forms)
+
+
+def decode_sums(job: Job, pieces: Sequence[Piece], parts: Sequence[Part]) -> None:
+    """Write the means that a message of sums stands for over the pieces' targets."""
     bits = job.codec.sum_bits(job.size)
-    (payload,), (form,) = codes([part])
-    with float32(out) as to:
-        job.codec.decode_sums(payload, part.scale, to.numel(), bits, job.size, to, form=form)
+    for piece, part in zip(pieces, parts, strict=True):
+        if not piece.slot.coded:
+            piece.target.copy_(_floats(part, piece))
+            continue
+        (payload,), (form,) = _codes([part])
+        with _float32(piece.target) as to:
+            job.codec.decode_sums(payload, part.scale, to.numel(), bits, job.size, to, form=form)

@@ -16,8 +16,8 @@ offset bytes   what
 ...            payloads in order, each padded with zeros to 8 bytes
 ====== ======= ==========================================================================
 
-Forms are those of :mod:`gossamer.distribute.planes`, and 255 for plain floats. A part is a
-parameter, or in two-phase exchanges the piece of one that a rank sums.
+Forms are those of :mod:`gossamer.distribute.planes`, and 255 for plain floats. A part is what a
+span holds of a parameter, or in two-phase exchanges the piece of that which a rank sums.
 """
 
 from __future__ import annotations

@@ -38,8 +38,11 @@ class Constants:
 
     Attributes:
         encode: seconds an element, scale included.
-        decode: seconds an element of one payload, as often as payloads arrive.
+        decode: seconds an element of one payload's mean, as often as payloads arrive.
         add: seconds an element of float sums.
+        sum: seconds an element of one payload's exact sum, as often as payloads arrive.
+        pack: seconds an element of writing sums.
+        unpack: seconds an element of sums' mean.
         bandwidth: bytes a second, each way.
         latency: seconds a round of messages.
         rate: floating-point operations a second of forward and backward.
@@ -56,9 +59,13 @@ class Constants:
     latency: float
     rate: float
     buckets: int
+    sum: float
+    pack: float
+    unpack: float
 
     def __post_init__(self) -> None:
-        for name in ("encode", "decode", "add", "latency", "bandwidth", "rate"):
+        nonnegative = ("encode", "decode", "add", "sum", "pack", "unpack", "latency")
+        for name in (*nonnegative, "bandwidth", "rate"):
             value = getattr(self, name)
             least = "more than 0" if name in ("bandwidth", "rate") else "at least 0"
             if not math.isfinite(value) or value < 0 or (value == 0 and least != "at least 0"):
@@ -160,7 +167,8 @@ class Scheme:
         if self.topology == "all_gather":
             return constants.encode + workers * constants.decode
         # every payload of its own part, then the sums of all parts
-        return constants.encode + (workers * share + 1) * constants.decode
+        sums = share * (workers * constants.sum + constants.pack)
+        return constants.encode + sums + constants.unpack
 
     def step(self, network: Network, workers: int, constants: Constants) -> float:
         """Seconds a step; one worker exchanges nothing."""

@@ -68,6 +68,11 @@ class QSGD(GradCodec):
         return self.bucket is None
 
     @property
+    def grain(self) -> int:
+        """A bucket."""
+        return self.bucket or super().grain
+
+    @property
     def forms(self) -> tuple[Form, ...]:
         """Planes and sparse."""
         return ("planes", "sparse")

@@ -57,6 +57,8 @@ class Key:
         step: number of the exchange, from 0, below 2**64.
         rank: of the worker, from 0; ``None`` where all ranks share the stream.
         parameter: 64 bits, :func:`parameter_hash` of the clean name.
+        start: the element the stream begins at, a multiple of 64: that of a piece is part of the
+            whole's.
 
     Raises :class:`ArgumentError` for anything else.
     """
@@ -65,9 +67,12 @@ class Key:
     step: int
     rank: int | None
     parameter: int
+    start: int = 0
 
     def __post_init__(self) -> None:
         """Check."""
+        if not isinstance(self.start, int) or self.start < 0 or self.start % 64:
+            raise ArgumentError(f"start={self.start!r} must be a multiple of 64 from 0")
         for name in ("seed", "step", "rank", "parameter"):
             value = getattr(self, name)
             if name == "rank" and value is None:
@@ -81,12 +86,13 @@ class Key:
 
     @property
     def words(self) -> tuple[int, int, int, int]:
-        """k0..k3, 32 bits each."""
+        """k0..k3, 32 bits each; counters are added to k0 and k2, and so is where they start."""
         state = self.seed
         for part in (self.step, _ALL_RANKS if self.rank is None else self.rank, self.parameter):
             state = _splitmix(state ^ _splitmix(part))
         one, two = _splitmix(state), _splitmix(state ^ _M64)
-        return one & _M32, one >> 32, two & _M32, two >> 32
+        k0, k2 = one + self.start // 2, two + self.start
+        return k0 & _M32, one >> 32, k2 & _M32, two >> 32
 
 
 def dither_shift(rank: int, world: int) -> int:

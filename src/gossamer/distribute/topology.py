@@ -11,156 +11,137 @@
     the papers, with its traffic.
 
 ``auto`` is ``all_gather`` up to three ranks and from four on ``two_phase``, if the codec has sums.
-Scales are shared by one maximum over all ranks (TernGrad, section 3.3). Every exchange starts with
-48 bytes or so from each rank that say layout and step, so that ranks that do not fit find out
+Scales are shared by one maximum over all ranks (TernGrad, section 3.3). Messages are announced by
+some bytes from each rank that say layout, step and lengths, so that ranks that do not fit find out
 before they misread each other. What travels in floating point is summed in rank order and divided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gossamer.distribute.group import AllGather, AllToAll, Broadcast, Gather, Program
+from gossamer.distribute.group import AllGather, AllToAll, Broadcast, Gather, Program, Start
 from gossamer.distribute.job import (
     Job,
-    add_sum,
     agree,
-    codes,
-    decode_sum,
-    encode,
-    exact,
-    float32,
-    floats,
-    mean,
+    decode_mean,
+    decode_sums,
+    message_of,
     padded,
     prepared,
     scales_of,
-    sum_room,
+    sums_of,
 )
-from gossamer.distribute.message import CODES, SUMS, Writer
+from gossamer.distribute.message import CODES, SUMS, Slot
+from gossamer.distribute.spans import Flights, Piece, batches, spans
 
-__all__ = ["TOPOLOGIES", "Topology"]
+__all__ = ["TOPOLOGIES", "Topology", "program"]
 
 Topology = Literal["auto", "all_gather", "two_phase", "server"]
 
-_UNIT = 64  # elements of a group: pieces end on one
+_UNIT = 64  # elements of a group: cuts are between groups
+
+# spans announced together, at first and after that: a short start, then few rounds
+_AGREED = (2, 8)
+
+Shares = list[list[Piece]]
+Lengths = list[list[int]]
+Way = Callable[[Job, Shares, list[Tensor], Lengths], Program]
 
 
-def _whole(job: Job) -> Generator[Any, Any, Tensor]:
-    """This rank's message with every gradient in full."""
+def program(job: Job, topology: str, flights: Flights | None = None) -> Program:
+    """One rank's part in an exchange, span by span.
+
+    Args:
+        flights: where the last spans are left under way, to be landed by the caller; None: the
+            program ends when all have ended.
+    """
     gradients = prepared(job)
     scales = yield from scales_of(job, gradients)
     values = torch.stack(scales).tolist()
-    room = [
-        job.codec.payload_bytes(slot.numel) if slot.coded else g.numel() * g.element_size()
-        for slot, g in zip(job.layout.slots, gradients, strict=True)
+    pieces = [
+        Piece(slot, 0, gradient, target, scale, value, _noted(job, slot, gradient))
+        for (slot, target), gradient, scale, value in zip(
+            job.rows(), gradients, scales, values, strict=True
+        )
     ]
-    writer = Writer(room, job.device)
-    for slot, g, scale, value in zip(job.layout.slots, gradients, scales, values, strict=True):
-        if not slot.coded:
-            exact(writer, g)
-            continue
-        decoded = encode(job, writer, slot.name, g, scale, value)
-        if job.feedback is not None and decoded is not None:
-            job.feedback.record(slot.name, g, decoded)
-    return job.message(writer, CODES)
-
-
-def _all_gather(job: Job) -> Program:
-    message = yield from _whole(job)
-    lengths = yield from agree(job, message.numel())
-    most = max(length for (length,) in lengths)
-    found = yield AllGather(padded(message, most), last=True)
-    messages = [job.read(data, CODES, len(job.layout.slots)) for data in found]
-    for i, (slot, tensor) in enumerate(job.rows()):
-        parts = [parts[i] for parts in messages]
-        if not slot.coded:
-            tensor.copy_(mean([floats(part, slot, slot.numel) for part in parts], job.size))
-            continue
-        payloads, forms = codes(parts)
-        scales = torch.tensor([part.scale for part in parts], device=job.device)
-        with float32(tensor) as out:
-            job.codec.decode_mean(payloads, scales, out, job.size, forms=forms)
-
-
-def _server(job: Job) -> Program:
-    message = yield from _whole(job)
-    lengths = yield from agree(job, message.numel())
-    found = yield Gather(padded(message, max(length for (length,) in lengths)))
-    count, answer = len(job.layout.slots), None
-    if found is not None:
-        messages = [job.read(data, CODES, count) for data in found]
-        writer = Writer([sum_room(job, s, s.numel) for s in job.layout.slots], job.device)
-        for i, slot in enumerate(job.layout.slots):
-            add_sum(job, slot, [parts[i] for parts in messages], slot.numel, writer)
-        answer = job.message(writer, SUMS)
-    lengths = yield from agree(job, 0 if answer is None else answer.numel())
-    data = (yield Broadcast(answer, lengths[0][0], last=True)).to(job.device)
-    parts = job.read(data, SUMS, count)
-    for (slot, tensor), part in zip(job.rows(), parts, strict=True):
-        decode_sum(job, slot, part, tensor)
-
-
-def _pieces(numel: int, size: int) -> list[slice]:
-    """One piece a rank, of whole groups; the same whatever bucket a gradient is in."""
-    step = -(-numel // (_UNIT * size)) * _UNIT
-    return [slice(min(r * step, numel), min((r + 1) * step, numel)) for r in range(size)]
-
-
-def _two_phase(job: Job) -> Program:
-    slots, gradients = job.layout.slots, prepared(job)
-    scales = yield from scales_of(job, gradients)
-    values = torch.stack(scales).tolist()
-    cuts = [_pieces(slot.numel, job.size) for slot in slots]
-    keep = job.feedback is not None
-    decoded = [
-        torch.empty_like(g) if keep and slot.coded else None
-        for slot, g in zip(slots, gradients, strict=True)
-    ]
-    messages = []
-    for rank in range(job.size):
-        parts = [g[cut[rank]] for g, cut in zip(gradients, cuts, strict=True)]
-        room = [
-            job.codec.payload_bytes(g.numel()) if slot.coded else g.numel() * g.element_size()
-            for slot, g in zip(slots, parts, strict=True)
-        ]
-        writer = Writer(room, job.device)
-        for i, (slot, g) in enumerate(zip(slots, parts, strict=True)):
-            if not slot.coded:
-                exact(writer, g)
-                continue
-            # a piece has a random stream of its own
-            found = encode(job, writer, f"{slot.name}/{rank}", g, scales[i], values[i])
-            if (whole := decoded[i]) is not None and found is not None:
-                whole[cuts[i][rank]] = found
-        messages.append(job.message(writer, CODES))
+    shared, way = TOPOLOGIES[topology]
+    under_way = Flights() if flights is None else flights
+    for batch in batches(spans(pieces, job.codec.grain), *_AGREED):
+        shares = [shared(span, job.size) for span in batch]
+        messages = [[message_of(job, share) for share in of_span] for of_span in shares]
+        lengths = yield from agree(job, *(m.numel() for of_span in messages for m in of_span))
+        for i, (of_span, own) in enumerate(zip(shares, messages, strict=True)):
+            each = slice(i * len(own), (i + 1) * len(own))
+            yield from under_way.start(way(job, of_span, own, [row[each] for row in lengths]))
     if job.feedback is not None:
-        for slot, g, own in zip(slots, gradients, decoded, strict=True):
-            if own is not None:
-                job.feedback.record(slot.name, g, own)
-    lengths = yield from agree(job, *(m.numel() for m in messages))
-    found = yield AllToAll(messages, [row[job.rank] for row in lengths])
-    theirs = [job.read(data, CODES, len(slots)) for data in found]
-    sizes = [[cut[r].stop - cut[r].start for cut in cuts] for r in range(job.size)]
-    mine = sizes[job.rank]
-    writer = Writer([sum_room(job, s, n) for s, n in zip(slots, mine, strict=True)], job.device)
-    for i, slot in enumerate(slots):
-        add_sum(job, slot, [parts[i] for parts in theirs], mine[i], writer)
-    message = job.message(writer, SUMS)
+        for piece in pieces:
+            if piece.decoded is not None:
+                job.feedback.record(piece.slot.name, piece.gradient, piece.decoded)
+    if flights is None:
+        yield from under_way.land()
+
+
+def _noted(job: Job, slot: Slot, gradient: Tensor) -> Tensor | None:
+    return torch.empty_like(gradient) if job.feedback is not None and slot.coded else None
+
+
+def _whole(span: list[Piece], size: int) -> Shares:
+    """Everything, in one message."""
+    return [span]
+
+
+def _shares(span: list[Piece], size: int) -> Shares:
+    """What each rank sums: a part of every piece, of whole groups."""
+    steps = [-(-piece.numel // (_UNIT * size)) * _UNIT for piece in span]
+    return [
+        [
+            piece.part(min(rank * step, piece.numel), min((rank + 1) * step, piece.numel))
+            for piece, step in zip(span, steps, strict=True)
+        ]
+        for rank in range(size)
+    ]
+
+
+def _all_gather(job: Job, shares: Shares, messages: list[Tensor], lengths: Lengths) -> Program:
+    (span,), (message,) = shares, messages
+    found = yield Start(AllGather(_padded(message, lengths), last=True))
+    decode_mean(job, span, [job.read(data, CODES, len(span)) for data in found])
+
+
+def _server(job: Job, shares: Shares, messages: list[Tensor], lengths: Lengths) -> Program:
+    (span,), (message,) = shares, messages
+    found = yield Start(Gather(_padded(message, lengths)))
+    answer = None
+    if found is not None:
+        answer = sums_of(job, span, [job.read(data, CODES, len(span)) for data in found])
+    lengths = yield from agree(job, 0 if answer is None else answer.numel())
+    data = (yield Start(Broadcast(answer, lengths[0][0], last=True))).to(job.device)
+    decode_sums(job, span, job.read(data, SUMS, len(span)))
+
+
+def _two_phase(job: Job, shares: Shares, messages: list[Tensor], lengths: Lengths) -> Program:
+    mine = shares[job.rank]
+    found = yield Start(AllToAll(messages, [row[job.rank] for row in lengths]))
+    message = sums_of(job, mine, [job.read(data, CODES, len(mine)) for data in found])
     lengths = yield from agree(job, message.numel())
-    most = max(length for (length,) in lengths)
-    found = yield AllGather(padded(message, most), last=True)
-    for rank, data in enumerate(found):
-        for i, part in enumerate(job.read(data, SUMS, len(slots))):
-            decode_sum(job, slots[i], part, job.tensors[i][cuts[i][rank]])
+    found = yield Start(AllGather(_padded(message, lengths), last=True))
+    for share, data in zip(shares, found, strict=True):
+        decode_sums(job, share, job.read(data, SUMS, len(share)))
 
 
-TOPOLOGIES: dict[str, Callable[[Job], Program]] = {
-    "all_gather": _all_gather,
-    "two_phase": _two_phase,
-    "server": _server,
+def _padded(message: Tensor, lengths: Lengths) -> Tensor:
+    """Of the length that all ranks' messages have at most."""
+    return padded(message, max(length for (length,) in lengths))
+
+
+TOPOLOGIES: dict[str, tuple[Callable[[list[Piece], int], Shares], Way]] = {
+    "all_gather": (_whole, _all_gather),
+    "two_phase": (_shares, _two_phase),
+    "server": (_whole, _server),
 }
+"""Name -> what each message of a span holds, and one rank's part in the exchange of a span."""

@@ -13,19 +13,27 @@ from torch import Tensor
 from torch.futures import Future
 
 from gossamer.distribute.group import Distributed, Program, Request
+from gossamer.distribute.spans import Flights
 
 __all__ = ["Worker"]
 
 _IDLE = 1.0  # seconds between two looks for other ranks' reports when there is nothing to do
 
-_Task = tuple[Program, Request | None, Tensor, Future[Tensor]]
+_Task = tuple[Program, Request | None, Tensor, Future[Tensor], bool]
 
 
 class Worker:
-    """One thread that runs programs in the order they come; after a failure all others fail."""
+    """One thread that runs programs in the order they come; after a failure all others fail.
+
+    Attributes:
+        flights: for the programs, to leave what travels in.
+        failure: what went wrong.
+    """
 
     def __init__(self, group: Distributed) -> None:
         self._group = group
+        self.flights = Flights()
+        self._answers: list[tuple[Future[Tensor], Tensor]] = []
         self._jobs: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._idle = threading.Condition()
         self._open = 0
@@ -35,12 +43,20 @@ class Worker:
         atexit.register(self.close)  # a thread must not outlive the interpreter
 
     def submit(
-        self, program: Program, request: Request | None, result: Tensor, future: Future[Tensor]
+        self,
+        program: Program,
+        request: Request | None,
+        result: Tensor,
+        future: Future[Tensor],
+        last: bool,
     ) -> None:
-        """Run a started program when its turn comes, and give ``result`` to the future."""
+        """Run a started program when its turn comes.
+
+        After the ``last`` one and what it leaves under way, all results go to their futures.
+        """
         with self._idle:
             self._open += 1
-        self._jobs.put((program, request, result, future))
+        self._jobs.put((program, request, result, future, last))
 
     def drain(self) -> None:
         """Wait until nothing is open; raise what went wrong."""
@@ -68,20 +84,30 @@ class Worker:
                 continue
             if job is None:
                 return
-            program, request, result, future = job
-            if self.failure is None:
-                self._guard(partial(self._run, program, request, result))
+            program, request, result, future, last = job
+            self._answers.append((future, result))
+            self._guard(partial(self._run, result, program, request))
+            if last:
+                self._guard(partial(self._run, result, self.flights.land()))
+            if last or self.failure is not None:
+                program.close()
+                self._answer()
+
+    def _answer(self) -> None:
+        for future, result in self._answers:
             if self.failure is None:
                 future.set_result(result)
             else:
-                program.close()
                 future.set_exception(self.failure)  # type: ignore[arg-type]  # its stub's slip
-            with self._idle:
-                self._open -= 1
-                self._idle.notify_all()
+        with self._idle:
+            self._open -= len(self._answers)
+            self._idle.notify_all()
+        self._answers.clear()
 
-    def _run(self, program: Program, request: Request | None, result: Tensor) -> None:
+    def _run(self, result: Tensor, program: Program, request: Request | None = None) -> None:
         with torch.no_grad():
+            if request is None:
+                request = self._group.start(program)
             self._group.go_on(program, request)
             if result.is_cuda:
                 torch.cuda.current_stream(result.device).synchronize()

@@ -152,15 +152,21 @@ def measured(elements: int, rounds: int) -> dict[str, float]:
     g = torch.randn(elements, generator=torch.Generator().manual_seed(0))
     codec, key, out = TernGrad(), Key(0, 0, 0, 0), torch.empty_like(g)
     payload, scale = codec.encode(g, codec.scale(g), key, form="sparse"), codec.scale(g)
+    four, bits = [payload] * 4, codec.sum_bits(4)
+    sums = codec.sum_codes(four, elements, forms="sparse")
+    packed = codec.pack_sums(sums, bits, form="sparse")
     net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))
     x = torch.randn(8, 64, 28, 28, requires_grad=True)
     operations = 6 * 8 * 2 * 64 * 64 * 9 * 28 * 28
-    encode, decode, add, train = best_of(
+    encode, decode, add, train, total, pack, unpack = best_of(
         [
             lambda: codec.encode(g, codec.scale(g), key, form="sparse"),
-            lambda: codec.decode_mean([payload] * 4, [float(scale)] * 4, out, 4, forms="sparse"),
+            lambda: codec.decode_mean(four, [float(scale)] * 4, out, 4, forms="sparse"),
             lambda: torch.add(g, out, out=out),
             lambda: net(x).sum().backward(),
+            lambda: codec.sum_codes(four, elements, forms="sparse"),
+            lambda: codec.pack_sums(sums, bits, form="sparse"),
+            lambda: codec.decode_sums(packed, scale, elements, bits, 4, out, form="sparse"),
         ],
         rounds,
     )
@@ -169,6 +175,9 @@ def measured(elements: int, rounds: int) -> dict[str, float]:
         "decode": decode / elements / 4,
         "add": add / elements,
         "rate": operations / train,
+        "sum": total / elements / 4,
+        "pack": pack / elements,
+        "unpack": unpack / elements,
     }
 
 

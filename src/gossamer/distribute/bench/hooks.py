@@ -1,19 +1,19 @@
 """The hooks that ``gossamer bench exchange`` compares."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from gossamer.distribute import GradCodec, SQm, TernGrad
 from gossamer.distribute.ddp import GradientExchange
 from gossamer.distribute.topology import Topology
 
-__all__ = ["HOOKS", "register"]
+__all__ = ["HOOKS", "Close", "register"]
 
 Close = Callable[[], None]
 
@@ -23,6 +23,18 @@ def _nothing() -> None:
 
 
 def _none(ddp: DistributedDataParallel, model: nn.Module) -> Close:
+    return _nothing
+
+
+# DDP reads the annotations: they must not be strings
+def _unchanged(_: object, bucket: dist.GradBucket) -> Future[Tensor]:
+    future: Future[Tensor] = Future()
+    future.set_result(bucket.buffer())
+    return future
+
+
+def _local(ddp: DistributedDataParallel, model: nn.Module) -> Close:
+    ddp.register_comm_hook(None, _unchanged)
     return _nothing
 
 
@@ -47,6 +59,7 @@ def _ours(
 
 HOOKS: dict[str, Callable[[DistributedDataParallel, nn.Module], Close]] = {
     "none": _none,
+    "local": _local,
     "fp16": _fp16,
     "powersgd-1": _powersgd,
     "terngrad": partial(_ours, codec=TernGrad(), topology="all_gather"),
@@ -54,7 +67,7 @@ HOOKS: dict[str, Callable[[DistributedDataParallel, nn.Module], Close]] = {
     "terngrad-server": partial(_ours, codec=TernGrad(), topology="server"),
     "sq3": partial(_ours, codec=SQm(3, clip=3.0), topology="all_gather"),
 }
-"""Name -> what registers it and returns what ends it."""
+"""Name -> what registers it and returns what ends it. ``local`` exchanges nothing."""
 
 
 def register(name: str, ddp: DistributedDataParallel, model: nn.Module) -> Close:

@@ -2,7 +2,7 @@
 
 ``python -m gossamer.distribute.bench.worker JOB``, a JSON object; rank 0 prints all ranks' figures
 as one JSON line. The backward pass hands out the same random gradients every time, so that a step
-is its exchange and the copying of gradients into buckets.
+is its exchange and the copying of gradients into buckets; ``local`` is the latter alone.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gossamer.distribute import Key, TernGrad
-from gossamer.distribute.bench.hooks import register
+from gossamer.distribute.bench.hooks import Close, register
 from gossamer.distribute.bench.links import counters
-from gossamer.timing import best_of
 
 __all__ = ["Job", "main"]
 
@@ -74,7 +73,9 @@ class _Fixed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
-        return (None, *ctx.gradients)
+        # aliases, which DDP copies into its buckets; of the tensors themselves autograd would make
+        # copies first, as no network's backward pass does
+        return (None, *(g.detach() for g in ctx.gradients))
 
 
 class _Parameters(nn.Module):
@@ -113,39 +114,50 @@ def _steps(job: Job) -> dict[str, Any]:
     model = _Parameters(job.shapes)
     # PowerSGD issues collectives in callbacks, which hang with more than one bucket on gloo
     cap = 4096 if job.hook.startswith("powersgd") else 25
-    ddp = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=cap)
-    close = register(job.hook, ddp, model)
 
-    def step() -> None:
-        for p in model.parameters():
-            p.grad = None
-        ddp(gradients).backward()
+    def ddp(hook: str) -> tuple[Callable[[], None], Close]:
+        wrapped = DistributedDataParallel(
+            model, gradient_as_bucket_view=True, bucket_cap_mb=cap, init_sync=False
+        )
+        close = register(hook, wrapped, model)
 
+        def step() -> None:
+            for p in model.parameters():
+                p.grad = None
+            wrapped(gradients).backward()
+
+        return step, close
+
+    step, close = ddp(job.hook)
     rows: dict[str, Any] = _timed(job, step)
-    equal = [float(p.grad.double().sum()) for p in model.parameters() if p.grad is not None]
-    with ddp.no_sync():
-        (rows["local"],) = best_of([step], 3)
-    rows["checksum"] = equal
+    rows["checksum"] = [
+        float(p.grad.double().sum()) for p in model.parameters() if p.grad is not None
+    ]
     close()
+    step, _ = ddp("local")
+    rows["local"] = min(_timed(replace(job, steps=3), step)["seconds"])
     return rows
 
 
-def _all_gather(out: Tensor, mine: Tensor) -> None:
-    # renamed in torch 2.13, which warns of the older name
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(out, mine)
+# renamed in torch 2.13, which warns of the older name
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def _link(job: Job) -> dict[str, float]:
-    """Bytes a second of large messages and seconds of the smallest, nothing compressed."""
-    each = 1 << 24
+    """Bytes a second of large messages, some at a time, and seconds of the smallest."""
+    each, at_once = 1 << 23, 4
     mine = torch.full((each,), job.rank, dtype=torch.uint8)
-    out = torch.empty(each * job.workers, dtype=torch.uint8)
+    outs = [torch.empty(each * job.workers, dtype=torch.uint8) for _ in range(at_once)]
+
+    def several() -> None:
+        for work in [_all_gather(out, mine, async_op=True) for out in outs]:
+            work.wait()
+
     brief = replace(job, warm=1, steps=3)
-    large = _timed(brief, partial(_all_gather, out, mine))["seconds"]
+    large = _timed(brief, several)["seconds"]
     small = _timed(brief, partial(_all_gather, torch.empty(8 * job.workers), torch.zeros(8)))
     return {
-        "bandwidth": each * (job.workers - 1) / min(large),
+        "bandwidth": at_once * each * (job.workers - 1) / min(large),
         "latency": min(small["seconds"]) / (job.workers - 1),
     }
 
