@@ -41,6 +41,8 @@ class Setting:
         retrain: the budget of every quantizer, from the float network's weights.
         options: of TTQ.
         last: inputs go in with channels last, a third faster for small convolutions on a CPU.
+        rates: kind of quantizer -> learning rate; None: ``retrain``'s.
+        tag: in the names of its files, where a network has several settings.
     """
 
     name: str
@@ -49,6 +51,13 @@ class Setting:
     retrain: TrainConfig
     options: Mapping[str, Any]
     last: bool
+    rates: Mapping[str, float] | None = None
+    tag: str = ""
+
+    def budget(self, kind: str, seed: int) -> TrainConfig:
+        """How a quantizer's network is trained."""
+        rate = self.retrain.lr if self.rates is None else self.rates[kind]
+        return replace(self.retrain, lr=rate, seed=seed + 100)
 
 
 def cifar10(quick: bool) -> Dataset:
@@ -121,7 +130,7 @@ def retrained(setting: Setting, kind: str, seed: int, work: Path, quick: bool) -
     folder.mkdir(parents=True, exist_ok=True)
     model, data = reference(setting, seed, work, quick)
     before = error(evaluate(model, data.test))
-    config = replace(setting.retrain, seed=seed + 100)
+    config, name = setting.budget(kind, seed), f"{kind}{setting.tag}-{seed}"
     method = quantizer(kind, setting.options)
     hook = channels_last_(model) if setting.last else None
     history = train(
@@ -129,7 +138,7 @@ def retrained(setting: Setting, kind: str, seed: int, work: Path, quick: bool) -
         data,
         replace(config, epochs=1) if quick else config,
         methods=[method],
-        checkpoint=folder / f"{kind}-{seed}.pt",
+        checkpoint=folder / f"{name}.pt",
         monitor={"test": data.test},
     )
     if hook is not None:
@@ -147,6 +156,7 @@ def retrained(setting: Setting, kind: str, seed: int, work: Path, quick: bool) -
         "seed": seed,
         "float": before,
         "final": found,
+        "validation": 100 * (1 - history.epochs[-1]["validation_accuracy"]),
         "best_epoch": best["epoch"],
         "best_by_validation": 100 * (1 - best["test_accuracy"]),
         "best_of_all_epochs": 100 * (1 - max(r["test_accuracy"] for r in history.epochs)),
@@ -154,7 +164,7 @@ def retrained(setting: Setting, kind: str, seed: int, work: Path, quick: bool) -
         "values": {name: len(q.codebook) for name, q in quantized.items()},
         "density": densities,
         "trajectory": scales,
-        **file_of(setting.name, model, seen, list(quantized), data, folder / f"{kind}-{seed}.gsm"),
+        **file_of(setting.name, model, seen, list(quantized), data, folder / f"{name}.gsm"),
     }
 
 
