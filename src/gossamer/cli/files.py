@@ -1,0 +1,90 @@
+"""Commands on packed files: pack, unpack, inspect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gossamer.cli.options import AsJson, Threads
+from gossamer.cli.program import app
+from gossamer.progress import console
+
+__all__ = ["inspect", "pack", "unpack"]
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="A .safetensors, .pt or .pth file.")],
+    file: Annotated[Path, typer.Argument(help="The .gsm file to write.")],
+    profile: Annotated[str, typer.Option(help="smallest, fast or huffman.")] = "smallest",
+    threads: Threads = None,
+) -> None:
+    """Pack tensors losslessly into a small file."""
+    from gossamer.pack import pack as write
+    from gossamer.pipeline import inputs
+
+    state = inputs.read_state(source)
+    with (
+        console() as show,
+        write(
+            state,
+            file,
+            profile=profile,
+            progress=lambda name, done, total: show.count("pack", done, total, name),
+        ) as archive,
+    ):
+        size, dense = archive.file_bytes, archive.dense_bytes
+    print(f"{file}: {size:,} bytes for {dense:,}: {dense / size:.2f}x smaller, lossless")
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(help="A .gsm file.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+) -> None:
+    """Decode a packed file to a plain safetensors file."""
+    from gossamer.pack import unpack as read
+    from gossamer.pipeline import inputs
+
+    tensors = read(file)
+    inputs.save_safetensors(tensors, target)
+    print(f"{target}: {len(tensors)} tensors")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A .gsm file.")], as_json: AsJson = False
+) -> None:
+    """What a packed file holds, tensor by tensor, and where its bytes go."""
+    from gossamer.pack import Archive, describe
+
+    with Archive(file) as archive:
+        rows, parts = describe(archive), archive.parts()
+        size, dense, metadata = archive.file_bytes, archive.dense_bytes, archive.metadata
+    if as_json:
+        figures = {"file_bytes": size, "dense_bytes": dense, "parts": parts, "tensors": rows}
+        print(json.dumps({**figures, "metadata": metadata}))
+        return
+    head = ["tensor", "shape", "density", "values", "codec", "bytes", "bits/weight"]
+    cells = [
+        [
+            row["name"],
+            "x".join(map(str, row["shape"])) or "scalar",
+            f"{row['density']:.4f}",
+            f"{row['distinct']:,}",
+            row["codec"] if row["tied_to"] is None else f"tied to {row['tied_to']}",
+            f"{row['bytes']:,}",
+            f"{row['bits_per_weight']:.3f}",
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
+    for line in [head, *cells]:
+        columns = zip(line, widths, strict=True)
+        told = [c.ljust(w) if i in (0, 4) else c.rjust(w) for i, (c, w) in enumerate(columns)]
+        print("  ".join(told).rstrip())
+    print(f"{size:,} bytes for {dense:,}: {dense / size:.1f}x smaller")
+    print(", ".join(f"{name} {count:,}" for name, count in parts.items()))

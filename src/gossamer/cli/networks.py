@@ -1,0 +1,241 @@
+"""Commands on networks: train, compress, sensitivity, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gossamer.cli.options import (
+    DATASET,
+    MODEL,
+    AsJson,
+    Data,
+    Model,
+    Pretrained,
+    Seed,
+    Threads,
+    Weights,
+    accuracy,
+    load,
+)
+from gossamer.cli.program import app
+from gossamer.errors import ArgumentError
+from gossamer.progress import console
+
+__all__ = ["compress", "evaluate_", "report_", "sensitivity", "train"]
+
+
+@app.command()
+def train(
+    model: Model,
+    dataset: Data,
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    epochs: Annotated[int, typer.Option(min=0)] = 10,
+    lr: float = 0.05,
+    batch_size: int = 64,
+    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
+    weight_decay: float = 0.0,
+    schedule: Annotated[str, typer.Option(help="Of the learning rate.")] = "cosine",
+    weights: Weights = None,
+    seed: Seed = 0,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    exchange: Annotated[
+        str | None, typer.Option(help="Gradients between torchrun's processes; none: float32.")
+    ] = None,
+    topology: Annotated[
+        str, typer.Option(help="Of the exchange: auto, all_gather, two_phase, server.")
+    ] = "auto",
+    timeout: Annotated[
+        float, typer.Option(help="Seconds before a process that hangs ends the others.")
+    ] = 300.0,
+    threads: Threads = None,
+) -> None:
+    """Train a network. Killed, the same command goes on where it was.
+
+    Beside OUT it keeps OUT.checkpoint.pt and OUT.metrics.jsonl.
+
+    Under `torchrun --nproc-per-node 2 -m gossamer train ... --exchange terngrad` the processes
+    share every batch and send gradients as terngrad, sq2 to sq8, qsgd-STEPS, signsgd, dorefa-BITS.
+    """
+    import contextlib
+    import os
+
+    from gossamer import datasets, training
+    from gossamer.pipeline import inputs
+
+    config = training.TrainConfig(
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        seed=seed,
+    )
+    data = datasets.load(dataset)
+    network = inputs.network(model, data, seed=seed, weights=weights)
+    with contextlib.ExitStack() as stack:
+        workers = None
+        if exchange is not None:
+            from gossamer.distribute import Processes, by_name
+
+            codec = None if exchange == "none" else by_name(exchange)
+            workers = stack.enter_context(
+                Processes.launched(codec, topology=topology, seed=seed, timeout=timeout)
+            )
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ArgumentError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']} processes would each train this network "
+                "and write the same files; add --exchange terngrad, or --exchange none for "
+                "float32 gradients"
+            )
+        first = workers is None or not workers.rank
+        show = stack.enter_context(console()) if first else None
+        training.train(
+            network,
+            data,
+            config,
+            checkpoint=out.with_name(out.name + ".checkpoint.pt"),
+            metrics=out.with_name(out.name + ".metrics.jsonl"),
+            tensorboard=tensorboard,
+            progress=None if show is None else lambda p: show.training("train", p),
+            workers=workers,
+        )
+    if not first:
+        return
+    inputs.save_safetensors(network, out)
+    print(f"{accuracy(training.evaluate(network, data.test), 'test')}\nweights  {out}")
+
+
+@app.command()
+def compress(
+    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL)] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help=DATASET)] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="A built-in recipe or a YAML file.")
+    ] = "deep-compression",
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/compress"),
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="In place of the recipe's.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, e.g. stages.prune.density=0.05.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw an older run away.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Compress a network by a recipe: a small file, and a report that proves it.
+
+    Killed, the same command goes on where it was, to the same bytes.
+    """
+    from gossamer import pipeline
+    from gossamer import recipe as recipes
+
+    given = {"weights": weights and str(weights), "pretrained": pretrained or None, "seed": seed}
+    extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    plan = recipes.load(recipe, [*(set_ or []), *extra])
+    with console() as show:
+        result = pipeline.run(
+            plan,
+            model,
+            dataset,
+            out,
+            command=shlex.join(["gossamer", *sys.argv[1:]]),
+            restart=restart,
+            progress=show,
+        )
+    kept = sum(layer["kept"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
+    total = sum(layer["numel"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
+    print(f"file     {result.file}")
+    print(f"bytes    {result.bytes:,} for {result.dense_bytes:,}: {result.ratio:.1f}x smaller")
+    print(f"weights  {kept:,} of {total:,} kept")
+    print(f"before   {accuracy(result.before, 'test')}")
+    where = result.run["bytes"]["reloaded"]["evaluated_in"]
+    print(f"after    {accuracy(result.after, 'test')}")
+    print(f"reload   every bit the same in a fresh process; accuracy measured in {where}")
+    timing = result.run["latency"]
+    if timing:
+        print(
+            f"latency  {timing['dense_ms']:.3f} ms before, {timing['compressed_ms']:.3f} ms after "
+            f"({timing['engine']}, batch 1). {timing['note']}".rstrip()
+        )
+    print(f"report   {result.report}")
+
+
+@app.command()
+def sensitivity(
+    model: Model,
+    dataset: Data,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    density: Annotated[list[float] | None, typer.Option(help="Densities to try.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Layer patterns.")] = None,
+    max_drop: Annotated[float, typer.Option(help="Accuracy a layer may cost on its own.")] = 0.005,
+    plot: Annotated[Path | None, typer.Option(help="PNG or SVG to draw.")] = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Accuracy against density, one layer at a time, on the validation split."""
+    from gossamer.prune import sensitivity as sensitivities
+
+    network, data = load(model, dataset, weights, pretrained)
+    with console() as show:
+        found = sensitivities.scan(
+            network,
+            data.validation,
+            densities=density or sensitivities.DENSITIES,
+            include=include,
+            progress=lambda done, total: show.count("scan", done, total),
+        )
+    if plot is not None:
+        found.plot(plot)
+    suggested = found.suggest(max_drop)
+    if as_json:
+        print(json.dumps({"base": found.base, "scan": found.as_dict(), "suggested": suggested}))
+        return
+    print(found.table())
+    print(f"densities that cost at most {100 * max_drop:g} points each:")
+    print("\n".join(f"  {name}: {value:g}" for name, value in suggested.items()))
+
+
+@app.command("evaluate")
+def evaluate_(
+    model: Model,
+    dataset: Data,
+    file: Annotated[
+        Path | None, typer.Argument(help="A .gsm, .safetensors, .pt or .pth file.")
+    ] = None,
+    pretrained: Pretrained = False,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Accuracy of a file's network on a dataset, with its confidence interval."""
+    from gossamer.training import evaluate
+
+    if split not in ("train", "validation", "test"):
+        raise ArgumentError(f"split {split!r} is not one of train, validation, test")
+    network, data = load(model, dataset, file, pretrained)
+    found = evaluate(network, getattr(data, split))
+    print(json.dumps(found.as_dict()) if as_json else accuracy(found, split))
+
+
+@app.command("report")
+def report_(
+    run: Annotated[Path, typer.Argument(help="A run directory or its run.json.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file to write.")] = None,
+) -> None:
+    """Write a run's page again."""
+    from gossamer import report
+
+    source = run / "run.json" if run.is_dir() else run
+    try:
+        figures = json.loads(source.read_text())
+    except (OSError, ValueError) as e:
+        raise ArgumentError(f"{source} holds no run's figures: {e}") from e
+    print(report.write(figures, out or source.with_name("report.html")))

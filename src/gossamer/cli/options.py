@@ -1,0 +1,70 @@
+"""What commands share: options, and how they read and tell things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gossamer.datasets import Dataset
+
+__all__ = [
+    "DATASET",
+    "MODEL",
+    "AsJson",
+    "Data",
+    "Model",
+    "Pretrained",
+    "Seed",
+    "Threads",
+    "Weights",
+    "accuracy",
+    "load",
+]
+
+MODEL = "A network's name, module:function or file.py:function."
+DATASET = "digits, mnist, cifar10, text:NAME, module:function or file.py:function."
+Model = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
+Data = Annotated[str, typer.Option("--dataset", "-d", help=DATASET)]
+Weights = Annotated[
+    Path | None, typer.Option(help="Trained tensors: .safetensors, .gsm, .pt or .pth.")
+]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="The network's published weights.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _threads(count: int | None) -> None:
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+Threads = Annotated[
+    int | None, typer.Option(min=1, callback=_threads, help="torch threads; torch's own choice.")
+]
+
+
+def load(
+    model: str, dataset: str, weights: Path | None, pretrained: bool
+) -> tuple[nn.Module, Dataset]:
+    """The network and the data that options name."""
+    from gossamer import datasets
+    from gossamer.pipeline import inputs
+
+    data = datasets.load(dataset)
+    return inputs.network(model, data, pretrained=pretrained, weights=weights), data
+
+
+def accuracy(found: Any, split: str) -> str:
+    """An accuracy with its interval, in words."""
+    low, high = found.interval()
+    return (
+        f"{100 * found.accuracy:.2f} % {split} accuracy ({found.correct:,}/{found.total:,}, "
+        f"95 %: {100 * low:.2f} to {100 * high:.2f})"
+    )

@@ -1,0 +1,60 @@
+"""The program, its own options, and how errors are told."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from gossamer.errors import GossamerError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a trained PyTorch network to a small file and a fast network.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import gossamer
+
+        print(gossamer.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every command; ``main`` has acted on ``debug`` by now."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: a known error is told on the error stream, without a traceback, exit code 1."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given  # anywhere, so that it can be added to a command that failed
+    given = [a for a in given if a != "--debug"]
+    try:
+        app(given, prog_name="gossamer")
+    except (GossamerError, OSError) as e:
+        if debug:
+            raise
+        told = str(e)
+        if isinstance(e, OSError) and e.filename is not None:
+            told = f"{e.filename}: {e.strerror}"
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as e:
+        if e.code == 130:  # Ctrl-C, as typer passes it on
+            print("stopped; the same command goes on where it was", file=sys.stderr)
+        raise
