@@ -164,6 +164,33 @@ def test_sums_are_exact(topology, size):
     assert 0.85 < ratio < 1.15
 
 
+@pytest.mark.parametrize("topology", ["two_phase", "server"])
+def test_means_that_are_quantized_again(topology):
+    """Three values of one owner, unbiased, in fewer bytes' worth of levels than exact sums."""
+    size = 4
+    every = workers(size)
+    codec = TernGrad(clip=None)
+    options = {"topology": topology, "requantize": True}
+    found = simulate(every, codec, step=0, **options)
+    owners = size if topology == "two_phase" else 1
+    step = -(-2000 // (64 * owners)) * 64
+    for part in found["w"].split(step):
+        assert part.unique().numel() == 3
+    assert torch.equal(found["b"], sum(g["b"] for g in every) / size)
+    mean = sum(g["w"] for g in every) / size
+    scale = max(float(codec.scale(g["w"])) for g in every)
+    steps = torch.stack([simulate(every, codec, step=s, **options)["w"] for s in range(300)])
+    # twice quantized: the mean's own scale is at most that of the codes
+    bound = sum(g["w"].abs() * (scale - g["w"].abs()) for g in every) / size**2
+    bound = bound + scale * scale / 4
+    far = (steps.mean(0) - mean) / (bound / 300).sqrt()
+    assert far.abs().max() < 5
+    assert abs(float(far.mean())) < 4 / 2000**0.5
+    nan = [{"w": g["w"].clone()} for g in every]
+    nan[2]["w"][7] = float("nan")
+    assert simulate(nan, codec, step=0, **options)["w"].isnan().all()
+
+
 def test_two_phase_does_not_depend_on_the_others_beside():
     """Buckets are rebuilt: a gradient's average is the same whatever it travels with."""
     every = workers(4)
@@ -257,6 +284,7 @@ def test_feedback_sends_everything_in_the_end(topology):
         ({"codec": QSGD(4, bucket=64), "topology": "two_phase"}, "use topology='all_gather'"),
         ({"codec": "terngrad"}, "by_name"),
         ({"dither": "none"}, "dither"),
+        ({"topology": "all_gather", "requantize": True}, "use topology='two_phase'"),
         ({"threshold": -1}, "threshold"),
         ({"threshold": 1.5}, "threshold"),
         ({"seed": -1}, "seed"),

@@ -50,6 +50,7 @@ WAYS = {
     "auto": {"topology": "auto"},
     "shifted": {"topology": "auto", "dither": "shifted"},
     "excluded": {"topology": "two_phase", "exclude": "conv.*", "threshold": 0},
+    "again": {"topology": "two_phase", "requantize": True},
 }
 
 

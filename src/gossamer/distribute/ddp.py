@@ -69,11 +69,14 @@ class GradientExchange:
         exclude: str | Iterable[str] | None = None,
         shared_scale: bool | None = None,
         dither: Dither = "independent",
+        requantize: bool = False,
         feedback: bool = False,
         seed: int = 0,
         timeout: float = TIMEOUT,
     ) -> None:
-        self.plan = Plan(codec, topology, threshold, exclude, shared_scale, dither, seed)
+        self.plan = Plan(
+            codec, topology, threshold, exclude, shared_scale, dither, seed, requantize
+        )
         if not timeout > 0:
             raise ArgumentError(f"timeout={timeout} must be more than 0 seconds")
         self.timeout = timeout

@@ -54,6 +54,8 @@ class Plan:
         dither: ``independent`` random numbers on each rank, or one stream ``shifted`` by rank:
             less noise in the average of gradients that are alike, each rank still unbiased.
         seed: of the random numbers, 64 bits.
+        requantize: sums come back as codes of their mean, quantized a second time, not exactly:
+            fewer bytes, more noise (and the codec's clipping twice). Not with ``all_gather``.
 
     Raises :class:`ArgumentError` for a topology that the codec cannot do, and values outside.
     """
@@ -65,6 +67,7 @@ class Plan:
     shared_scale: bool | None = None
     dither: Dither = "independent"
     seed: int = 0
+    requantize: bool = False
 
     def __post_init__(self) -> None:
         """Check."""
@@ -88,6 +91,11 @@ class Plan:
                     f"topology={self.topology!r} sums codes of one shared scale; use "
                     "topology='all_gather' with shared_scale=False"
                 )
+        if self.requantize and self.topology == "all_gather":
+            raise ArgumentError(
+                "requantize=True is of sums, which topology='all_gather' has none of; use "
+                "topology='two_phase' or 'server'"
+            )
         if self.dither not in ("independent", "shifted"):
             raise ArgumentError(f"dither={self.dither!r} is not one of independent, shifted")
         if not isinstance(self.threshold, int) or self.threshold < 0:
@@ -129,6 +137,8 @@ class Plan:
         settings = (
             f"{self.codec!r} {self.way(size)} over {size} ranks, "
             f"shared_scale={self._shared(size)}, dither={self.dither}, seed={self.seed}"
+            + ", requantize=True"
+            * self.requantize
         )
         return Layout(settings, tuple(slots))
 
@@ -161,6 +171,7 @@ class Plan:
             seed=self.seed,
             shared=self._shared(size),
             shifted=self.dither == "shifted",
+            requantize=self.requantize,
             feedback=feedback,
         )
         return program(job, self.way(size), flights)
@@ -179,6 +190,7 @@ def exchange(
     exclude: str | Iterable[str] | None = None,
     shared_scale: bool | None = None,
     dither: Dither = "independent",
+    requantize: bool = False,
     feedback: ErrorFeedback | None = None,
     timeout: float = TIMEOUT,
 ) -> None:
@@ -199,7 +211,7 @@ def exchange(
     The others are those of :class:`Plan`. Raises :class:`ArgumentError`, with nothing changed, and
     :class:`~gossamer.errors.ExchangeError` when a rank is gone or holds something else.
     """
-    plan = Plan(codec, topology, threshold, exclude, shared_scale, dither, seed)
+    plan = Plan(codec, topology, threshold, exclude, shared_scale, dither, seed, requantize)
     if isinstance(gradients, nn.Module):
         found: dict[str, Tensor] = {}
         for name, p in names.parameters(gradients).items():
@@ -230,6 +242,7 @@ def simulate(
     exclude: str | Iterable[str] | None = None,
     shared_scale: bool | None = None,
     dither: Dither = "independent",
+    requantize: bool = False,
     feedback: Sequence[ErrorFeedback] | None = None,
 ) -> dict[str, Tensor]:
     """What every one of N ranks would hold after :func:`exchange`, to the bit, in one process.
@@ -240,7 +253,7 @@ def simulate(
 
     Raises as :func:`exchange`.
     """
-    plan = Plan(codec, topology, threshold, exclude, shared_scale, dither, seed)
+    plan = Plan(codec, topology, threshold, exclude, shared_scale, dither, seed, requantize)
     size = len(gradients)
     if not size or not gradients[0]:
         raise ArgumentError("gradients is empty: give one mapping a rank, with a gradient or more")

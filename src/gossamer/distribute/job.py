@@ -52,6 +52,7 @@ class Job:
         tensors: flat and contiguous, one a slot; the average is written over them.
         shared: whether all ranks use the largest scale of all.
         shifted: whether all ranks share a random stream, shifted by rank.
+        requantize: whether sums go as codes of their mean rather than exactly.
     """
 
     codec: GradCodec
@@ -63,6 +64,7 @@ class Job:
     seed: int
     shared: bool
     shifted: bool
+    requantize: bool
     feedback: ErrorFeedback | None
 
     def rows(self) -> Iterator[tuple[Slot, Tensor]]:
@@ -237,6 +239,9 @@ def sums_of(job: Job, pieces: Sequence[Piece], messages: Sequence[Sequence[Part]
             _exact(writer, _mean([_floats(part, piece) for part in parts], job.size))
             continue
         payloads, forms = _codes(parts)
+        if job.requantize:
+            _coded_again(job, piece, payloads, forms, parts[0].scale, writer)
+            continue
         sums = job.codec.sum_codes(payloads, piece.numel, forms=forms)
         packed = job.codec.pack_sums(sums, job.codec.sum_bits(job.size), form="sparse")
         writer.space[: packed.numel()] = packed
@@ -244,9 +249,23 @@ def sums_of(job: Job, pieces: Sequence[Piece], messages: Sequence[Sequence[Part]
     return job.message(writer, SUMS)
 
 
+def _coded_again(
+    job: Job, piece: Piece, payloads: list[Tensor], forms: list[Form], scale: float, writer: Writer
+) -> None:
+    """Add the codes of a mean, by a random stream of their own."""
+    mean = torch.empty(piece.numel, dtype=torch.float32, device=job.device)
+    job.codec.decode_mean(payloads, [scale] * job.size, mean, job.size, forms=forms)
+    own = job.codec.scale(mean)
+    key, shift = job.key(f"{piece.slot.name}/mean", piece.start if piece.numel else 0)
+    payload, form = job.codec.encode_smallest(mean, own, key, shift=shift, out=writer.space)
+    writer.add(payload.numel(), form, float(own))
+
+
 def _sum_room(job: Job, piece: Piece) -> int:
     if not piece.slot.coded:
         return piece.numel * _wide(piece.slot).itemsize
+    if job.requantize:
+        return job.codec.payload_bytes(piece.numel)
     # sparse sums at their largest: one byte a group, all words, all signs
     groups = -(-piece.numel // _UNIT)
     return groups + 7 + 8 * (job.codec.sum_bits(job.size) + 1) * groups
@@ -274,4 +293,7 @@ def decode_sums(job: Job, pieces: Sequence[Piece], parts: Sequence[Part]) -> Non
             continue
         (payload,), (form,) = _codes([part])
         with _float32(piece.target) as to:
+            if job.requantize:
+                job.codec.decode_mean([payload], [part.scale], to, 1, forms=form)
+                continue
             job.codec.decode_sums(payload, part.scale, to.numel(), bits, job.size, to, form=form)
