@@ -8,14 +8,13 @@ limit is not shown (NaN, which holds nothing).
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
-from gossamer.distribute import Key, TernGrad
 from gossamer.distribute.bench import bench
 from gossamer.distribute.performance import (
     NETWORKS,
@@ -147,38 +146,21 @@ def ours(workers: int) -> Scheme:
     return GATHER if workers <= 3 else TWO_PHASE
 
 
-def measured(elements: int, rounds: int) -> dict[str, float]:
-    """Seconds an element of encoding, decoding and adding, and operations a second of training."""
-    g = torch.randn(elements, generator=torch.Generator().manual_seed(0))
-    codec, key, out = TernGrad(), Key(0, 0, 0, 0), torch.empty_like(g)
-    payload, scale = codec.encode(g, codec.scale(g), key, form="sparse"), codec.scale(g)
-    four, bits = [payload] * 4, codec.sum_bits(4)
-    sums = codec.sum_codes(four, elements, forms="sparse")
-    packed = codec.pack_sums(sums, bits, form="sparse")
+def training_rate(rounds: int) -> float:
+    """Operations a second of forward and backward, one thread."""
     net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1))
     x = torch.randn(8, 64, 28, 28, requires_grad=True)
-    operations = 6 * 8 * 2 * 64 * 64 * 9 * 28 * 28
-    encode, decode, add, train, total, pack, unpack = best_of(
-        [
-            lambda: codec.encode(g, codec.scale(g), key, form="sparse"),
-            lambda: codec.decode_mean(four, [float(scale)] * 4, out, 4, forms="sparse"),
-            lambda: torch.add(g, out, out=out),
-            lambda: net(x).sum().backward(),
-            lambda: codec.sum_codes(four, elements, forms="sparse"),
-            lambda: codec.pack_sums(sums, bits, form="sparse"),
-            lambda: codec.decode_sums(packed, scale, elements, bits, 4, out, form="sparse"),
-        ],
-        rounds,
-    )
-    return {
-        "encode": encode / elements,
-        "decode": decode / elements / 4,
-        "add": add / elements,
-        "rate": operations / train,
-        "sum": total / elements / 4,
-        "pack": pack / elements,
-        "unpack": unpack / elements,
-    }
+    (seconds,) = best_of([lambda: net(x).sum().backward()], rounds)
+    return 6 * 8 * 2 * 64 * 64 * 9 * 28 * 28 / seconds
+
+
+def constants_of(found: dict[str, Any], rate: float) -> Constants:
+    """Those of a bench's link and workers."""
+    link = found["link"]
+    return Constants(
+        **found["costs"], bandwidth=link["bandwidth"], latency=link["latency"], rate=rate,
+        buckets=BUCKETS,
+    )  # fmt: skip
 
 
 def predicted(found: dict[str, Any], constants: Constants, hook: str) -> dict[str, float]:
@@ -244,30 +226,21 @@ def exchange_performance(context: Context) -> Outcome:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        speed = kept(
-            context.work / "constants.json",
-            lambda: measured(1 << (16 if context.quick else 24), 2 if context.quick else 9),
-        )
+        rate = training_rate(2 if context.quick else 9)
     finally:
         torch.set_num_threads(threads)
-    rates = ("1gbit",) if context.quick else ("1gbit", "10gbit")
+    links = ("1gbit",) if context.quick else ("1gbit", "10gbit")
     checks: dict[str, dict[str, Any]] = {}
-    for rate in rates:
-        found = _bench(
-            context, f"check-{rate}", workers=2, rate=rate, hooks=list(HOOKS),
+    found: dict[str, dict[str, Any]] = {}
+    for speed in links:
+        found[speed] = _bench(
+            context, f"check-{speed}", workers=2, rate=speed, hooks=list(HOOKS),
             divisor=256 if context.quick else 1, steps=1 if context.quick else 5,
-            rounds=1 if context.quick else 2,
+            rounds=1 if context.quick else 2, costs=True,
         )  # fmt: skip
-        link = found["link"]
-        constants = Constants(
-            **speed, bandwidth=link["bandwidth"], latency=link["latency"], buckets=BUCKETS
-        )
-        checks[rate] = {hook: predicted(found, constants, hook) for hook in HOOKS}
-        checks[rate]["link"] = link
-    link = checks[rates[0]]["link"]
-    constants = Constants(
-        **speed, bandwidth=link["bandwidth"], latency=link["latency"], buckets=BUCKETS
-    )
+        constants = constants_of(found[speed], rate)
+        checks[speed] = {hook: predicted(found[speed], constants, hook) for hook in HOOKS}
+    constants = constants_of(found[links[0]], rate)
     here = table(constants, NETWORKS)
     card = table(replace(constants, rate=ACCELERATOR), NETWORKS)
     drawn = _drawn(context, "measured", here) + _drawn(context, "accelerator", card)
@@ -294,12 +267,7 @@ def exchange_performance(context: Context) -> Outcome:
         for w in WORKERS[1:]
         for b, a in pairwise(_pick(rows, "speed_up", network=n, workers=w))
     )
-    apart = max(
-        abs(math.log(row["ratio"]))
-        for check in checks.values()
-        for name, row in check.items()
-        if name != "link"
-    )
+    apart = max(abs(math.log(row["ratio"])) for check in checks.values() for row in check.values())
     one = "terngrad.6"
     claims = [
         Claim(
@@ -320,7 +288,8 @@ def exchange_performance(context: Context) -> Outcome:
     return Outcome(
         claims,
         {
-            "constants": speed,
+            "constants": asdict(constants),
+            "links": {speed: found[speed]["link"] for speed in links},
             "checks": checks,
             "shares": shares,
             "measured_compute": here,

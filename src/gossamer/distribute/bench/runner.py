@@ -123,6 +123,7 @@ def bench(
     steps: int,
     rounds: int = 1,
     forms: bool = False,
+    costs: bool = False,
     where: str = "auto",
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -138,6 +139,8 @@ def bench(
         rounds: times that all hooks have their turn, so that noise hits all alike; a figure is
             the best of all rounds.
         forms: also count the bytes of one large tensor in each form of a ternary payload.
+        costs: also time what an exchange computes, in all workers at once: seconds an element of
+            the names of :class:`~gossamer.distribute.performance.Constants`.
         where: "namespaces", "loopback", or "auto": the first where it is permitted.
         say: receives progress lines.
 
@@ -181,6 +184,7 @@ def bench(
 
         say(f"link: {link.kind}" + (f", no namespaces: {reason}" if reason else ""))
         counted = run("forms") if forms else None
+        timed = run("costs") if costs else None
         found: dict[str, list[dict[str, Any]]] = {hook: [] for hook in hooks}
         errors: dict[str, str] = {}
         for hook in list(hooks) * rounds:
@@ -208,6 +212,7 @@ def bench(
         },
         "rows": rows,
         **({"forms": _counted(counted, link)} if counted else {}),
+        **({"costs": {k: max(r[k] for r in timed) for k in timed[0]}} if timed else {}),
     }
 
 

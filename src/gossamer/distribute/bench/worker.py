@@ -8,6 +8,7 @@ is its exchange and the copying of gradients into buckets; ``local`` is the latt
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -34,8 +35,8 @@ class Job:
     """What one worker does.
 
     Attributes:
-        hook: of :data:`gossamer.distribute.bench.hooks.HOOKS`, or "forms": one
-            large tensor's.
+        hook: of :data:`gossamer.distribute.bench.hooks.HOOKS`; or "forms": bytes of one large
+            tensor; or "costs": seconds of what an exchange computes.
         address: of the rendezvous, ``tcp://host:port``.
         shapes: of the parameters.
         warm, steps: steps before and while measuring.
@@ -88,7 +89,7 @@ class _Parameters(nn.Module):
         return out
 
 
-def _timed(job: Job, function: Callable[[], None]) -> dict[str, list[float]]:
+def _timed(job: Job, function: Callable[[], object]) -> dict[str, list[float]]:
     """Wall and processor seconds, bytes sent and received of each measured call."""
     rows: dict[str, list[float]] = {"seconds": [], "cpu": [], "sent": [], "received": []}
     for turn in range(job.warm + job.steps):
@@ -182,6 +183,36 @@ def _forms(job: Job) -> dict[str, Any]:
     return {"elements": g.numel(), "forms": found}
 
 
+def _costs(job: Job) -> dict[str, float]:
+    """Seconds an element of the parts of a ternary exchange, all ranks at work at once."""
+    elements, four = max(math.prod(shape) for shape in job.shapes), 4
+    g = torch.randn(elements, generator=torch.Generator().manual_seed(1 + job.rank))
+    codec, key, out = TernGrad(), Key(0, 0, job.rank, 0), torch.empty_like(g)
+    scale, bits = codec.scale(g), codec.sum_bits(four)
+    payloads = [codec.encode(g, scale, key, form="sparse")] * four
+    sums = codec.sum_codes(payloads, elements, forms="sparse")
+    packed = codec.pack_sums(sums, bits, form="sparse")
+    parts: dict[str, tuple[Callable[[], object], int]] = {
+        "encode": (lambda: codec.encode(g, codec.scale(g), key, form="sparse"), 1),
+        "decode": (
+            lambda: codec.decode_mean(payloads, [scale] * four, out, four, forms="sparse"), four,
+        ),
+        "add": (lambda: torch.add(g, out, out=out), 1),
+        "sum": (lambda: codec.sum_codes(payloads, elements, forms="sparse"), four),
+        "pack": (lambda: codec.pack_sums(sums, bits, form="sparse"), 1),
+        "unpack": (
+            lambda: codec.decode_sums(packed, scale, elements, bits, four, out, form="sparse"), 1,
+        ),
+    }  # fmt: skip
+    return {
+        name: min(_timed(job, part)["seconds"]) / elements / times
+        for name, (part, times) in parts.items()
+    }
+
+
+_OTHER: dict[str, Callable[[Job], dict[str, Any]]] = {"forms": _forms, "costs": _costs}
+
+
 def main(text: str) -> None:
     """Run a job; print every rank's figures from rank 0."""
     job = Job.load(text)
@@ -194,7 +225,8 @@ def main(text: str) -> None:
         world_size=job.workers,
         timeout=timedelta(seconds=job.timeout),
     )
-    rows = _forms(job) if job.hook == "forms" else {**_link(job), **_steps(job)}
+    other = _OTHER.get(job.hook)
+    rows = {**_link(job), **_steps(job)} if other is None else other(job)
     everyone: list[Any] = [None] * job.workers
     dist.all_gather_object(everyone, rows)
     if job.rank == 0:
