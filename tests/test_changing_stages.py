@@ -1,6 +1,5 @@
 """Stages that change a network's modules: activations, fixed point, factors."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from gossamer import datasets, fresh, names, nets
 from gossamer.deploy import structure
 from gossamer.errors import ArgumentError, FormatError, RecipeError
 from gossamer.pipeline import layers
-from gossamer.pipeline.run import _Job
 from gossamer.progress import Reporter
+from stages import job
 
 FAST = {"epochs": 1, "lr": 0.02, "batch_size": 128}
 
@@ -24,17 +23,6 @@ def trained() -> nn.Module:
     net = nets.build("mlp-64-48-24-10", seed=0)
     gossamer.train(net, datasets.load("digits"), gossamer.TrainConfig(epochs=5, lr=0.1))
     return net
-
-
-def job(
-    given: list[dict[str, Any]], model: nn.Module, out: Path, progress: Reporter | None = None
-) -> _Job:
-    recipe = {"name": "t", "stages": [*given, "pack", {"evaluate": {"latency": False}}]}
-    plan = gossamer.recipe.load(recipe)
-    data = datasets.load("digits")
-    made = _Job(plan, copy.deepcopy(model), data, out, {}, None, progress or Reporter())
-    made.begin(False)
-    return made
 
 
 class Stop(Exception):

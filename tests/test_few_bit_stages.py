@@ -12,9 +12,9 @@ import gossamer
 from gossamer import datasets, fresh, names, nets
 from gossamer.errors import ArgumentError, RecipeError
 from gossamer.pipeline import layers
-from gossamer.pipeline.run import _Job
 from gossamer.progress import Reporter
 from gossamer.quantizer import Trajectory, on_kept
+from stages import job
 
 FAST = {"epochs": 2, "lr": 0.02}
 ONE = {"epochs": 1, "lr": 0.02, "batch_size": 256}
@@ -26,17 +26,6 @@ def trained() -> nn.Module:
     net = nets.build("mlp-64-48-24-10", seed=0)
     gossamer.train(net, datasets.load("digits"), gossamer.TrainConfig(epochs=5, lr=0.1))
     return net
-
-
-def job(
-    given: list[dict[str, Any]], model: nn.Module, out: Path, progress: Reporter | None = None
-) -> _Job:
-    recipe = {"name": "t", "stages": [*given, "pack", {"evaluate": {"latency": False}}]}
-    plan = gossamer.recipe.load(recipe)
-    data = datasets.load("digits")
-    made = _Job(plan, copy.deepcopy(model), data, out, {}, None, progress or Reporter())
-    made.begin(False)
-    return made
 
 
 METHODS: list[tuple[dict[str, Any], int]] = [

@@ -1,6 +1,5 @@
 """Stages that make a network sparse from the start, alone and composed with the others."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import gossamer
 from gossamer import datasets, fresh, names, nets
 from gossamer.errors import ArgumentError, RecipeError
 from gossamer.pack import describe
-from gossamer.pipeline.run import _Job
 from gossamer.progress import Reporter
 from gossamer.prune.tickets import load_tickets
 from gossamer.training import load_checkpoint
+from stages import job
 
 FAST = {"epochs": 3, "lr": 0.1}
 
@@ -25,17 +24,6 @@ def trained() -> nn.Module:
     net = nets.build("mlp-64-24-10", seed=0)
     gossamer.train(net, datasets.load("digits"), gossamer.TrainConfig(epochs=4, lr=0.1))
     return net
-
-
-def job(
-    given: list[dict[str, Any]], model: nn.Module, out: Path, progress: Reporter | None = None
-) -> _Job:
-    recipe = {"name": "t", "stages": [*given, "pack", {"evaluate": {"latency": False}}]}
-    plan = gossamer.recipe.load(recipe)
-    data = datasets.load("digits")
-    made = _Job(plan, copy.deepcopy(model), data, out, {}, None, progress or Reporter())
-    made.begin(False)
-    return made
 
 
 METHODS = ["sparse-momentum", "set", "rigl", "dsr", "gradual-magnitude", "static"]
