@@ -167,12 +167,7 @@ class GradCodec(ABC):
         was.
         """
         out = flat(out, "out")
-        names = self._forms(payloads, forms)
-        if len(scales) != len(names) or divisor < 1:
-            raise ArgumentError(
-                f"{len(scales)} scales for {len(names)} payloads, divisor={divisor}: one scale a "
-                "payload, divisor 1 or more"
-            )
+        names = self._scaled(payloads, scales, divisor, forms)
         values = torch.as_tensor(scales, dtype=torch.float32, device=out.device)
         module(out).decode_mean(payloads, names, values, self.layout, out, divisor)
 
@@ -258,6 +253,21 @@ class GradCodec(ABC):
             self._check(form)
             if payload.dtype != torch.uint8 or payload.ndim != 1:
                 raise ArgumentError(f"a payload of {payload.dtype} is not flat uint8")
+        return names
+
+    def _scaled(
+        self,
+        payloads: Sequence[Tensor],
+        scales: Tensor | Sequence[Tensor | float],
+        divisor: int,
+        forms: Form | Sequence[Form],
+    ) -> list[Form]:
+        names = self._forms(payloads, forms)
+        if len(scales) != len(names) or divisor < 1:
+            raise ArgumentError(
+                f"{len(scales)} scales for {len(names)} payloads, divisor={divisor}: one scale a "
+                "payload, divisor 1 or more"
+            )
         return names
 
     def _need_sums(self) -> None:

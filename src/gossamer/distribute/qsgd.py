@@ -122,17 +122,11 @@ class QSGD(GradCodec):
         if self.bucket is None:
             return super().decode_mean(payloads, scales, out, divisor, forms=forms)
         out = flat(out, "out")
-        if len(scales) != len(payloads) or divisor < 1:
-            raise ArgumentError(
-                f"{len(scales)} scales for {len(payloads)} payloads, divisor={divisor}: one scale "
-                "a payload, divisor 1 or more"
-            )
+        names = self._scaled(payloads, scales, divisor, forms)
         head, total = self._head(out.numel()), torch.zeros_like(out)
         count = -(-out.numel() // self.bucket)
         one = torch.empty_like(out)
-        for payload, scale, form in zip(
-            payloads, scales, self._forms(payloads, forms), strict=True
-        ):
+        for payload, scale, form in zip(payloads, scales, names, strict=True):
             if payload.numel() < head:
                 raise FormatError(f"a payload of {payload.numel()} bytes without its {head} first")
             lengths = payload[: 4 * count].clone().view(torch.float32)

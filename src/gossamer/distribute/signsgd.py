@@ -76,12 +76,8 @@ class SignSGD(GradCodec):
     ) -> None:
         """Write the vote times ``sum of scales / divisor``, for a vote the mean scale, over out."""
         out = flat(out, "out")
-        if len(scales) != len(payloads) or divisor < 1:
-            raise ArgumentError(
-                f"{len(scales)} scales for {len(payloads)} payloads, divisor={divisor}: one scale "
-                "a payload, divisor 1 or more"
-            )
-        vote = self.sum_codes(payloads, out.numel(), forms=forms).sign()
+        names = self._scaled(payloads, scales, divisor, forms)
+        vote = self.sum_codes(payloads, out.numel(), forms=names).sign()
         total = torch.zeros((), dtype=torch.float32, device=out.device)
         for one in torch.as_tensor(scales, dtype=torch.float32, device=out.device):
             total = total + one
