@@ -123,7 +123,7 @@ BITS = (2, 3, 4, 8)
 @experiment("laq-gradient-bits")
 def gradient_bits(context: Context) -> Outcome:
     """Loss-aware gradients 5: loss against Delta_g, clipped or not; LAQ3, a perceptron on MNIST."""
-    workers, steps, batch = 4, 20 if context.quick else 2000, 16
+    workers, steps, batch = 4, 20 if context.quick else 6000, 16
     bits = BITS[:2] if context.quick else BITS
     chosen = ["FP", *(f"SQ{m}{c}" for m in bits for c in ("", ", c=3"))]
     jobs = [
@@ -177,7 +177,7 @@ def gradient_bits(context: Context) -> Outcome:
 TABLE = [("FP", "FP"), ("LAQ3", "FP"), ("LAQ3", "SQ2"), ("LAQ3", "SQ2, c=3"), ("LAQ3", "SQ3"),
          ("LAB", "SQ2, c=3")]  # fmt: skip
 WORKERS = (4, 8, 16)
-EPOCHS = 6
+EPOCHS = 18
 
 
 @experiment("laq-workers")
