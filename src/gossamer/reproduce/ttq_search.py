@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.reproduce import Claim, Context, Outcome, experiment
-from gossamer.reproduce.ttq import LENET_5, RESNET_20, Setting, retrained
+from gossamer.reproduce.ttq import LENET_5, RESNET_20, Setting, reference, retrained
 
 __all__ = ["search"]
 
@@ -56,6 +56,8 @@ def _one(kind: str, setting: Setting, seed: int, work: Path, quick: bool) -> dic
 def search(context: Context) -> Outcome:
     """TTQ 3, 4: settings of TTQ and TWN by validation error, for ttq-lenet and ttq-resnet20."""
     (seed,) = context.seeds
+    # before several jobs want it
+    reference(LENET_5, seed, context.work, context.quick)
     rows = context.map(_one, [(k, s, seed, context.work, context.quick) for k, s in _tried()])
     claims = []
     for kind, used in (("ttq", LENET_5), ("ttq", RESNET_20), ("twn", RESNET_20)):
