@@ -2,7 +2,7 @@
 
 What :mod:`gossamer.reproduce.ttq` runs on the test split is the best of these. Both methods have
 their pick of learning rates; TTQ also of the fraction of weights that are not zero. The gradients
-of its scales are sums over a layer: their rate stays at 2e-4 under SGD, whatever the weights' is.
+of its scales are sums over a layer: under SGD they have a rate of their own.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from gossamer.reproduce.ttq import LENET_5, RESNET_20, Setting, reference, retra
 
 __all__ = ["search"]
 
-SCALES = 2e-4
+SCALES = 2e-4  # learning rate of Wp and Wn under SGD
 
 
 def _tried() -> list[tuple[str, Setting]]:
     few = replace(RESNET_20, retrain=replace(RESNET_20.retrain, epochs=2), rates=None)
-    ternary = [(0.5, 0.05), (0.57, 0.02), (0.57, 0.05), (0.57, 0.1)]
+    ternary = [
+        (0.5, 0.05, SCALES), (0.57, 0.02, SCALES), (0.57, 0.05, SCALES), (0.57, 0.1, SCALES),
+        (0.57, 0.05, 5 * SCALES),
+    ]  # fmt: skip
     return [
         *(("ttq", _set(LENET_5, LENET_5.retrain.lr, d, 1.0)) for d in (0.4, 0.5, 0.6)),
-        *(("ttq", _set(few, lr, d, SCALES / lr)) for d, lr in ternary),
+        *(("ttq", _set(few, lr, d, scales / lr)) for d, lr, scales in ternary),
         *(("twn", _set(few, lr, 0.5, 1.0)) for lr in (0.02, 0.05, 0.1)),
     ]
 
@@ -35,7 +38,7 @@ def _set(setting: Setting, lr: float, density: float, factor: float) -> Setting:
         retrain=replace(setting.retrain, lr=lr),
         options={"density": density, "start": "fit", "lr_factor": factor},
         rates=None,
-        tag=f"-{lr:g}-{density:g}",
+        tag=f"-{lr:g}-{density:g}-{factor:g}",
     )
 
 
@@ -47,6 +50,7 @@ def _one(kind: str, setting: Setting, seed: int, work: Path, quick: bool) -> dic
         "kind": kind,
         "lr": setting.retrain.lr,
         "density": setting.options["density"] if kind == "ttq" else None,
+        "lr_factor": setting.options["lr_factor"] if kind == "ttq" else None,
         "epochs": setting.retrain.epochs,
         "validation": row["validation"],
     }
@@ -63,12 +67,10 @@ def search(context: Context) -> Outcome:
     for kind, used in (("ttq", LENET_5), ("ttq", RESNET_20), ("twn", RESNET_20)):
         net = used.name
         of_both = [r for r in rows if (r["net"], r["kind"]) == (net, kind)]
-        lr, density = used.budget(kind, seed).lr, used.options.get("density")
-        errors = [
-            r["validation"]
-            for r in of_both
-            if r["lr"] == lr and (kind == "twn" or r["density"] == density)
-        ]
+        same: dict[str, Any] = {"lr": used.budget(kind, seed).lr}
+        if kind == "ttq":
+            same |= {key: used.options.get(key) for key in ("density", "lr_factor")}
+        errors = [r["validation"] for r in of_both if all(r[k] == v for k, v in same.items())]
         least = min(r["validation"] for r in of_both)
         over = min(errors, default=float("nan")) - least
         what = f"{net}, {kind}: validation error of the setting used over the least, points"
