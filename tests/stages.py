@@ -4,12 +4,34 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import nn
 
 import gossamer
 from gossamer import datasets
+from gossamer.errors import RecipeError
+from gossamer.pipeline import layers
 from gossamer.pipeline.run import _Job
 from gossamer.progress import Reporter
+
+HEAD = "name: t\nstages:\n"
+
+
+class Stop(Exception):
+    """What a killed run ends with."""
+
+
+class Killed(Reporter):
+    """Raises at the n-th word of a training."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def training(self, name: str, progress: Any) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Stop
 
 
 def job(
@@ -22,3 +44,19 @@ def job(
     made = _Job(plan, copy.deepcopy(model), data, out, {}, None, progress or Reporter())
     made.begin(False)
     return made
+
+
+def mistaken(text: str, parts: list[str]) -> None:
+    """A recipe of one stage is refused in words that hold all parts."""
+    with pytest.raises(RecipeError) as caught:
+        gossamer.recipe.parse(f"{HEAD}  - {text}", "mine.yaml")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def unfit(text: str, told: str, model: nn.Module) -> None:
+    """A recipe of one stage, on line 3, is refused for a network before any work."""
+    plan = gossamer.recipe.parse(f"{HEAD}  - {text}", "mine.yaml")
+    with pytest.raises(RecipeError, match=told) as caught:
+        layers.check(plan, model)
+    assert "mine.yaml, line 3" in str(caught.value)

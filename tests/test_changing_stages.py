@@ -10,10 +10,8 @@ from torch import nn
 import gossamer
 from gossamer import datasets, fresh, names, nets
 from gossamer.deploy import structure
-from gossamer.errors import ArgumentError, FormatError, RecipeError
-from gossamer.pipeline import layers
-from gossamer.progress import Reporter
-from stages import job
+from gossamer.errors import ArgumentError, FormatError
+from stages import Killed, Stop, job, mistaken, unfit
 
 FAST = {"epochs": 1, "lr": 0.02, "batch_size": 128}
 
@@ -23,26 +21,6 @@ def trained() -> nn.Module:
     net = nets.build("mlp-64-48-24-10", seed=0)
     gossamer.train(net, datasets.load("digits"), gossamer.TrainConfig(epochs=5, lr=0.1))
     return net
-
-
-class Stop(Exception):
-    pass
-
-
-class Killed(Reporter):
-    """Raises at the n-th word of a training."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.left = after
-
-    def training(self, name: str, progress: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Stop
-
-
-HEAD = "name: t\nstages:\n"
 
 
 class Functional(nn.Module):
@@ -258,10 +236,7 @@ def test_changed_networks_resume_to_the_same_bits(tmp_path: Path, trained: nn.Mo
     ],
 )
 def test_mistakes_of_changing_stages(text: str, parts: list[str]) -> None:
-    with pytest.raises(RecipeError) as caught:
-        gossamer.recipe.parse(f"{HEAD}  - {text}", "mine.yaml")
-    for part in parts:
-        assert part in str(caught.value)
+    mistaken(text, parts)
 
 
 def test_activations_that_are_not_there_are_told_before_any_work(trained: nn.Module) -> None:
@@ -270,10 +245,7 @@ def test_activations_that_are_not_there_are_told_before_any_work(trained: nn.Mod
         ("fixed_point: {bits: {fc9: 3}}", "bits.fc9"),
         ("svd: {rank: {fc9: 3}}", "rank.fc9"),
     ):
-        plan = gossamer.recipe.parse(f"{HEAD}  - {text}", "mine.yaml")
-        with pytest.raises(RecipeError, match=told) as caught:
-            layers.check(plan, trained)
-        assert "mine.yaml, line 3" in str(caught.value)
+        unfit(text, told, trained)
 
 
 def test_what_has_no_rule_in_fixed_point_is_refused(tmp_path: Path) -> None:

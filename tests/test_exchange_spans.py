@@ -49,21 +49,24 @@ def test_a_piece_has_its_part_of_the_stream():
             Key(1, 2, 3, 4, start)
 
 
-@pytest.mark.parametrize("way", ["all_gather", "two_phase", "server"])
+@pytest.mark.parametrize("way", ["all_gather", "two_phase", "server", "again"])
 @pytest.mark.parametrize("codec", [TernGrad(), SQm(3), QSGD(4), QSGD(4, bucket=128)], ids=repr)
 def test_cuts_change_no_bit(way, codec, monkeypatch):
     if way != "all_gather" and not codec.sums:
         pytest.skip("has no sums")
+    options = {"topology": way}
+    if way == "again":
+        options = {"topology": "two_phase", "requantize": True}
     draw = torch.Generator().manual_seed(0)
     sizes = {"a": 3000, "b": 7, "c": 1500, "d": 0, "e": 5001}
     every = [{n: torch.randn(s, generator=draw) for n, s in sizes.items()} for _ in range(3)]
     found, errors = [], []
     for size, agreed in ((spans.SPAN, (2, 8)), (1024, (2, 8)), (200, (1, 3))):
-        monkeypatch.setattr(spans.spans, "__defaults__", (size,))
+        monkeypatch.setattr(topology, "SPAN", size)
         monkeypatch.setattr(topology, "_AGREED", agreed)
         kept = [ErrorFeedback() for _ in every]
         for step in range(2):
-            got = simulated(every, codec, step=step, topology=way, feedback=kept)
+            got = simulated(every, codec, step=step, feedback=kept, **options)
         found.append(got)
         errors.append([k.errors for k in kept])
     for other, theirs in zip(found[1:], errors[1:], strict=True):

@@ -10,11 +10,9 @@ from torch import nn
 
 import gossamer
 from gossamer import datasets, fresh, names, nets
-from gossamer.errors import ArgumentError, RecipeError
-from gossamer.pipeline import layers
-from gossamer.progress import Reporter
+from gossamer.errors import ArgumentError
 from gossamer.quantizer import Trajectory, on_kept
-from stages import job
+from stages import Killed, Stop, job, mistaken, unfit
 
 FAST = {"epochs": 2, "lr": 0.02}
 ONE = {"epochs": 1, "lr": 0.02, "batch_size": 256}
@@ -120,23 +118,6 @@ def test_later_trainings_hold_the_values(tmp_path: Path, trained: nn.Module) -> 
     assert len(names.parameters(again.model)["fc2.weight"].unique()) == 3
 
 
-class Stop(Exception):
-    pass
-
-
-class Killed(Reporter):
-    """Raises at the n-th word of a training."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.left = after
-
-    def training(self, name: str, progress: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Stop
-
-
 @pytest.mark.parametrize("method", ["ttq", "lsq"])
 def test_killed_and_started_again_it_ends_with_the_same_bits(
     method: str, tmp_path: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
@@ -204,9 +185,6 @@ def test_distillation_learns_from_the_teacher_that_is_named(
         job([{"train": {**FAST, "distill": 0.5}}], trained, tmp_path / "none").stages()
 
 
-HEAD = "name: t\nstages:\n"
-
-
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -238,10 +216,7 @@ HEAD = "name: t\nstages:\n"
     ],
 )
 def test_mistakes_are_told_at_their_key(text: str, parts: list[str]) -> None:
-    with pytest.raises(RecipeError) as caught:
-        gossamer.recipe.parse(f"{HEAD}  - {text}", "mine.yaml")
-    for part in parts:
-        assert part in str(caught.value)
+    mistaken(text, parts)
 
 
 def test_mistakes_that_the_network_shows_are_told_before_any_work(trained: nn.Module) -> None:
@@ -250,10 +225,7 @@ def test_mistakes_that_the_network_shows_are_told_before_any_work(trained: nn.Mo
         ("quantize: {method: lsq, bits: {fc9: 3}}", "bits.fc9"),
         ("quantize: {method: ttq, exclude: [fc2]}", "ends: true"),
     ):
-        plan = gossamer.recipe.parse(f"{HEAD}  - {text}", "mine.yaml")
-        with pytest.raises(RecipeError, match=told) as caught:
-            layers.check(plan, trained)
-        assert "mine.yaml, line 3" in str(caught.value)
+        unfit(text, told, trained)
 
 
 def test_filters_with_holes_have_no_scale_each(tmp_path: Path, trained: nn.Module) -> None:

@@ -11,10 +11,9 @@ import gossamer
 from gossamer import datasets, fresh, names, nets
 from gossamer.errors import ArgumentError, RecipeError
 from gossamer.pack import describe
-from gossamer.progress import Reporter
 from gossamer.prune.tickets import load_tickets
 from gossamer.training import load_checkpoint
-from stages import job
+from stages import Killed, Stop, job
 
 FAST = {"epochs": 3, "lr": 0.1}
 
@@ -81,23 +80,6 @@ def test_the_page_tells_each_round(tmp_path: Path, trained: nn.Module) -> None:
 
 
 TICKETS = {"tickets": {"rounds": 2, "rate": 0.3, "output": "fc2", "rewind_step": 4, "train": FAST}}
-
-
-class Stop(Exception):
-    pass
-
-
-class Killed(Reporter):
-    """Raises at the n-th word of a training."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.left = after
-
-    def training(self, name: str, progress: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Stop
 
 
 def test_tickets_are_searched_kept_in_one_file_and_resume_to_the_same_bits(

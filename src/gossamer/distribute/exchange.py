@@ -55,7 +55,7 @@ class Plan:
             less noise in the average of gradients that are alike, each rank still unbiased.
         seed: of the random numbers, 64 bits.
         requantize: sums come back as codes of their mean, quantized a second time, not exactly:
-            fewer bytes, more noise (and the codec's clipping twice). Not with ``all_gather``.
+            fewer bytes, more noise, still unbiased. Not with ``all_gather``, nor biased codecs.
 
     Raises :class:`ArgumentError` for a topology that the codec cannot do, and values outside.
     """
@@ -95,6 +95,11 @@ class Plan:
             raise ArgumentError(
                 "requantize=True is of sums, which topology='all_gather' has none of; use "
                 "topology='two_phase' or 'server'"
+            )
+        if self.requantize and not self.codec.unbiased:
+            raise ArgumentError(
+                f"requantize=True would bias {self.codec.name}, which is no unbiased codec, a "
+                "second time; leave it out"
             )
         if self.dither not in ("independent", "shifted"):
             raise ArgumentError(f"dither={self.dither!r} is not one of independent, shifted")

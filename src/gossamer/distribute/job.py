@@ -252,13 +252,17 @@ def sums_of(job: Job, pieces: Sequence[Piece], messages: Sequence[Sequence[Part]
 def _coded_again(
     job: Job, piece: Piece, payloads: list[Tensor], forms: list[Form], scale: float, writer: Writer
 ) -> None:
-    """Add the codes of a mean, by a random stream of their own."""
+    """Add the codes of a mean, under the scale that it is of.
+
+    No mean is larger than that. A scale and a random stream of the owner's would depend on where
+    gradients are cut, and so on what shares a bucket.
+    """
     mean = torch.empty(piece.numel, dtype=torch.float32, device=job.device)
     job.codec.decode_mean(payloads, [scale] * job.size, mean, job.size, forms=forms)
-    own = job.codec.scale(mean)
-    key, shift = job.key(f"{piece.slot.name}/mean", piece.start if piece.numel else 0)
-    payload, form = job.codec.encode_smallest(mean, own, key, shift=shift, out=writer.space)
-    writer.add(payload.numel(), form, float(own))
+    name, start = f"{piece.slot.name}/mean", piece.start if piece.numel else 0
+    key = Key(job.seed, job.step, None, parameter_hash(name), start)
+    payload, form = job.codec.encode_smallest(mean, scale, key, out=writer.space)
+    writer.add(payload.numel(), form, scale)
 
 
 def _sum_room(job: Job, piece: Piece) -> int:

@@ -64,7 +64,7 @@ class Piece:
         )
 
 
-def spans(pieces: Sequence[Piece], grain: int, size: int = SPAN) -> Iterator[list[Piece]]:
+def spans(pieces: Sequence[Piece], grain: int, size: int) -> Iterator[list[Piece]]:
     """Pieces in order, cut into lists of about ``size`` elements.
 
     Args:

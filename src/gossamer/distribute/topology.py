@@ -37,7 +37,7 @@ from gossamer.distribute.job import (
     sums_of,
 )
 from gossamer.distribute.message import CODES, SUMS, Slot
-from gossamer.distribute.spans import Flights, Piece, batches, spans
+from gossamer.distribute.spans import SPAN, Flights, Piece, batches, spans
 
 __all__ = ["TOPOLOGIES", "Topology", "program"]
 
@@ -71,7 +71,7 @@ def program(job: Job, topology: str, flights: Flights | None = None) -> Program:
     ]
     shared, way = TOPOLOGIES[topology]
     under_way = Flights() if flights is None else flights
-    for batch in batches(spans(pieces, job.codec.grain), *_AGREED):
+    for batch in batches(spans(pieces, job.codec.grain, SPAN), *_AGREED):
         shares = [shared(span, job.size) for span in batch]
         messages = [[message_of(job, share) for share in of_span] for of_span in shares]
         lengths = yield from agree(job, *(m.numel() for of_span in messages for m in of_span))
