@@ -141,7 +141,7 @@ GOOD = idx(np.arange(12).reshape(3, 2, 2))
 
 
 def test_idx_reads_plain_and_packed(tmp_path):
-    for content in (GOOD, gzip.compress(GOOD)):
+    for content in (GOOD, gzip.compress(GOOD, mtime=0)):
         (tmp_path / "f").write_bytes(content)
         assert np.array_equal(datasets.read_idx(tmp_path / "f"), np.arange(12).reshape(3, 2, 2))
 
@@ -154,7 +154,7 @@ def test_idx_reads_plain_and_packed(tmp_path):
         (GOOD[:9], "inside its header"),
         (GOOD[:-1], "only 11"),
         (GOOD + b"x", "more follow"),
-        (gzip.compress(GOOD)[:-9], "truncated or corrupt"),
+        (gzip.compress(GOOD, mtime=0)[:-9], "truncated or corrupt"),
         (b"\x1f\x8b" + bytes(40), "truncated or corrupt|cannot be read"),
         (idx(np.zeros(4), kind=13), "0x0d"),
         (bytes([0, 0, 8, 0]), "0 dimensions"),
@@ -171,7 +171,9 @@ def test_hostile_idx_is_refused(tmp_path, content, message):
 
 def test_idx_of_other_shapes_is_no_mnist(tmp_path):
     write_mnist(tmp_path / "mnist")
-    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(3))))
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").write_bytes(
+        gzip.compress(idx(np.zeros(3)), mtime=0)
+    )
     with pytest.raises(DatasetError, match="do not fit 50 images"):
         load("mnist", root=tmp_path, validation=0)
 

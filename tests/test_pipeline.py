@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +151,30 @@ def test_restart_begins_anew(tmp_path: Path) -> None:
 
 
 RESUMED = """
-import json, sys, torch
+import json, os, signal, sys, torch
 torch.set_num_threads(1)
 from gossamer import pipeline, recipe
-pipeline.run(recipe.load(json.loads(sys.argv[1])), None, None, sys.argv[2])
+from gossamer.progress import Reporter
+from gossamer.training import run as training
+
+class Killing(Reporter):  # kills its own process at a step of a training, or at a line
+    def training(self, name, p):
+        if [name, p.step] == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def say(self, line):
+        if kill and kill[0] in line:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+kill = json.loads(sys.argv[3])
+training.time.monotonic = iter(range(10**9)).__next__  # a second a look: saves fall where they fell
+pipeline.run(recipe.load(json.loads(sys.argv[1])), None, None, sys.argv[2], progress=Killing())
 """
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    # Enough epochs that a kill falls inside each training, not beside it.
-    long = {"epochs": 25, "lr": 0.05}
+    long = {"epochs": 6, "lr": 0.05}
     given = {
         **SMALL,
         "seed": 5,
@@ -176,24 +188,20 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path) -> N
     unbroken = pipeline.run(gossamer.recipe.load(given), None, None, tmp_path / "whole")
     out = tmp_path / "killed"
     command = [sys.executable, "-c", RESUMED, json.dumps(given), str(out)]
-    # Killed at the first sight of these, a little later each time.
-    sights = ["1-train.train.pt", "2-prune-2.train.pt", "stage-2.pt"]
-    killed = []
-    for i, sight in enumerate(sights):
-        job = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while job.poll() is None and not (out / sight).exists():
-            time.sleep(0.002)
-        time.sleep(0.03 * (i + 1))
-        job.send_signal(signal.SIGKILL)
-        killed.append(job.wait() == -signal.SIGKILL)
-        assert not (out / "model.gsm").exists() or not killed[-1]
-    assert any(killed)
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    # Inside the first training, inside the second round of pruning, between two stages, and
+    # before the file is packed.
+    kills = [["1-train", 7], ["2-prune-2", 3], ["stage 3/3", 0], ["pack", 0]]
+    for kill in [*kills, None]:
+        done = subprocess.run(
+            [*command, json.dumps(kill)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == (0 if kill is None else -signal.SIGKILL), kill
+        assert (out / "run.json").exists() == (kill is None)
     assert (out / "model.gsm").read_bytes() == unbroken.file.read_bytes()
     told = json.loads((out / "run.json").read_text())
     assert told["curves"] == unbroken.run["curves"]
     lines = (out / "metrics" / "1-train.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 26))
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 7))
 
 
 def test_a_model_in_memory_is_left_as_it_was(tmp_path: Path, trained: nn.Module) -> None:

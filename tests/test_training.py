@@ -1,11 +1,9 @@
 import json
 import math
-import os
-import random
 import signal
 import subprocess
 import sys
-import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -416,7 +414,11 @@ FULL = {
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("stop", [1, 3, 8, 9, 21, 31])
-def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, stop, optimizer):
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch, stop, optimizer):
+    # a millisecond a look at the clock, so that saves fall on the same steps on any machine
+    monkeypatch.setattr(
+        "gossamer.training.run.time.monotonic", map((1e-3).__mul__, count()).__next__
+    )
     data = blobs(augment=jitter)
     config = TrainConfig(**FULL, optimizer=optimizer)
 
@@ -468,27 +470,45 @@ def test_lost_metrics_are_written_again(tmp_path):
 
 
 KILLED = """
-import os, sys, torch
+import json, os, signal, sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
 from test_training import Noisy, blobs, jitter, net
+from itertools import count
 from pathlib import Path
-from gossamer.training import TrainConfig, train
+from gossamer.training import TrainConfig, run, train
 
-def work():
+def dies_at(function, number, after=False):
+    calls = count(1)
+    def called(*args, **options):
+        last = next(calls) == number
+        if last and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*args, **options)
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return called
+
+def work(kill):
+    # five milliseconds a look at the clock: a save every few steps, the same on any machine
+    run.time.monotonic = map(5e-3.__mul__, count()).__next__
+    step = lambda p: None
+    if kill and kill[0] == "step":
+        step = dies_at(step, kill[1])
+    elif kill:
+        os.replace = dies_at(os.replace, kill[1], after=kill[0] == "saved")
     model = net(dropout=0.3)
     train(model, blobs(augment=jitter), TrainConfig(epochs=80, batch_size=8, lr=0.02),
           methods=[Noisy()], checkpoint=Path("c.pt"), checkpoint_every=0.03,
-          metrics=Path("m.jsonl"))
+          metrics=Path("m.jsonl"), progress=step)
     torch.save(model.state_dict(), "end.pt")
 
-for _ in sys.stdin:  # each line starts a process of its own; forking spares it the imports
+for line in sys.stdin:  # each line is a process of its own; forking spares it the imports
     pid = os.fork()
     if pid == 0:
-        work()
+        work(json.loads(line))
         os._exit(0)
-    print(pid, flush=True)
-    sys.stdin.readline()  # not reaped before its parent has done with it: its number stays its own
     print(os.waitpid(pid, 0)[1], flush=True)
 """
 
@@ -504,37 +524,19 @@ def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
         metrics=tmp_path / "whole.jsonl",
     )
     code = KILLED.format(here=str(Path(__file__).parent))
-    chance, statuses, seen = random.Random(time.time_ns()), [], 0
-    with subprocess.Popen(
+    # Before anything is saved, between two saves, inside a save, just after one, at an epoch's end.
+    kills = [["step", 1], ["step", 50], ["saving", 9], ["saved", 7], ["step", 75], None]
+    done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        input="".join(json.dumps(kill) + "\n" for kill in kills),
+        capture_output=True,
         text=True,
-    ) as server:
-        for attempt in range(4):
-            server.stdin.write("go\n")
-            server.stdin.flush()
-            pid = int(server.stdout.readline())
-            if attempt < 3:
-                limit = time.monotonic() + 30
-                while time.monotonic() < limit:  # until it has saved, and some time more
-                    if (tmp_path / "c.pt").exists():
-                        now = (tmp_path / "c.pt").stat().st_mtime_ns
-                        if now != seen:
-                            seen = now
-                            break
-                    time.sleep(0.001)
-                time.sleep(chance.random() * 0.1)
-                os.kill(pid, signal.SIGKILL)  # a zombie where it has ended already
-            server.stdin.write("reap\n")
-            server.stdin.flush()
-            statuses.append(int(server.stdout.readline()))
-            if attempt < 3 and (tmp_path / "c.pt").exists():
-                seen = (tmp_path / "c.pt").stat().st_mtime_ns
-        server.stdin.close()
-    assert signal.SIGKILL in statuses[:3]
-    assert statuses[3] == 0
+        check=True,
+    )
+    statuses = [int(line) for line in done.stdout.split()]
+    assert statuses[:-1] == [signal.SIGKILL] * 5, done.stderr
+    assert statuses[-1] == 0, done.stderr
     end = torch.load(tmp_path / "end.pt", weights_only=True)
     for name, value in whole.state_dict().items():
         assert end[name].numpy().tobytes() == value.numpy().tobytes(), name
