@@ -10,7 +10,6 @@ import io
 import os
 import pickle
 import tarfile
-import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,7 +24,8 @@ from torch import Tensor
 
 from gossamer.datasets.base import Dataset, Split, balanced, carve
 from gossamer.datasets.fetch import fetch
-from gossamer.errors import DatasetError
+from gossamer.errors import DatasetError, GossamerError
+from gossamer.files import replacing
 from gossamer.locate import cache_folder, places
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "cifar10", "crop_and_flip"]
@@ -128,7 +128,7 @@ def _cached(sources: list[Path], decode: Callable[[], Decoded]) -> Decoded:
         cached = rows
         try:
             _write_atomic(path, rows)
-        except OSError as e:
+        except (OSError, GossamerError) as e:
             warnings.warn(f"{path} cannot be written ({e}); decoding again next time", stacklevel=4)
         else:
             cached = _map(path)
@@ -148,16 +148,9 @@ def _map(path: Path) -> np.ndarray | None:
 
 
 def _write_atomic(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: two processes may decode at once, and either result will do.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            np.save(f, array)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    # Two processes may decode at once, and either result will do.
+    with replacing(path, make_folder=True) as f:
+        np.save(f, array)
 
 
 def _check(images: np.ndarray, labels: np.ndarray, where: str) -> Decoded:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gossamer.errors import ArgumentError
+from gossamer.files import write_chunks
 from gossamer.quantize.fixed_point import Format
 from gossamer.quantize.network import FixedPoint
 from gossamer.quantize.steps import ARITHMETIC, Step
@@ -31,9 +32,7 @@ _OPSET, _IR = 21, 10
 
 def export(net: FixedPoint, path: str | Path) -> Path:
     """Write :func:`to_onnx` to a file; raises as it does."""
-    import onnx
-
-    onnx.save(to_onnx(net), str(path))
+    write_chunks(path, [to_onnx(net).SerializeToString()])
     return Path(path)
 
 

@@ -6,13 +6,10 @@ even be written down.
 
 from __future__ import annotations
 
-import os
-import secrets
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 
 from gossamer.errors import ArgumentError, FormatError
 from gossamer.pack.limits import MAX_DIMENSIONS, MAX_HEADER, Reader, varint
@@ -30,7 +27,6 @@ __all__ = [
     "read_body",
     "read_header",
     "section_crc",
-    "write_atomic",
     "write_header",
 ]
 
@@ -244,25 +240,6 @@ def _text(reader: Reader, data: memoryview, what: str) -> str:
         return bytes(data).decode()
     except UnicodeDecodeError as e:
         raise reader.fail(f"{what} is not UTF-8 ({bytes(data[:20])!r}: {e.reason})") from None
-
-
-def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file so that ``path`` holds either what it held before or all of the new bytes."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise ArgumentError(f"path {str(path)!r}: the folder {str(path.parent)!r} does not exist")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gossamer.errors import ArgumentError
+from gossamer.files import write_chunks
 from gossamer.names import Tensors
-from gossamer.pack.container import write_atomic
 from gossamer.pack.gaps import fixed_gaps
 from gossamer.pack.limits import MAX_BYTES, Reader
 
@@ -154,7 +154,7 @@ def write_net(path: str | Path, layers: Sequence[NetLayer]) -> int:
     for layer in layers:
         chunks += [layer.codebook.astype("<f4").tobytes(), layer.bias.astype("<f4").tobytes()]
         chunks += [_pack(layer.codes, layer.bits), _pack(layer.gaps, 4)]
-    write_atomic(Path(path), chunks)
+    write_chunks(path, chunks)
     return sum(len(c) for c in chunks)
 
 

@@ -21,12 +21,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from gossamer.errors import ArgumentError, FormatError
+from gossamer.files import write_chunks
 from gossamer.names import Tensors
-from gossamer.pack.container import write_atomic
 from gossamer.pack.values import analyse, from_bits, to_bits
 from gossamer.pack.writer import named_tensors
 
-__all__ = ["load_safetensors", "save_safetensors"]
+__all__ = ["load_safetensors", "safetensors_bytes", "save_safetensors"]
 
 _KEY = "gossamer"
 _VERSION = 1
@@ -67,7 +67,21 @@ def save_safetensors(
         text = json.dumps(head, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as e:
         raise ArgumentError(f"metadata is not JSON: {e}; use strings, numbers, lists") from None
-    write_atomic(Path(path), [save(out, metadata={_KEY: text})])
+    write_chunks(path, [safetensors_bytes(out, {_KEY: text})])
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
+    """A safetensors file of contiguous tensors.
+
+    Raises :class:`ArgumentError` for a tensor called ``__metadata__``, a name that the format
+    keeps for itself: the file could not be read.
+    """
+    if "__metadata__" in tensors:
+        raise ArgumentError(
+            "a tensor is called '__metadata__', a name that safetensors keeps for itself, so no "
+            "reader could open the file; rename the tensor, or keep the .gsm file"
+        )
+    return bytes(save(dict(tensors), metadata=dict(metadata) if metadata else None))
 
 
 def load_safetensors(path: str | Path) -> tuple[Tensors, dict[str, Any]]:

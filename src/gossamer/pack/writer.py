@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gossamer import names
 from gossamer.errors import ArgumentError
+from gossamer.files import write_chunks
 from gossamer.names import Tensors
 from gossamer.pack.archive import Archive
 from gossamer.pack.coders import FIXED, HUFFMAN, RANS
@@ -26,7 +27,6 @@ from gossamer.pack.container import (
     Header,
     check_names,
     file_chunks,
-    write_atomic,
 )
 from gossamer.pack.encode import encode_section
 from gossamer.pack.layouts import Settings, seeded_section
@@ -98,7 +98,7 @@ def pack(
         allow_nonfinite,
         seeds or {},
     )
-    write_atomic(Path(path), chunks)
+    write_chunks(path, chunks)
     return Archive(path, max_bytes=1 << 62)
 
 

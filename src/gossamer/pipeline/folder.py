@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from gossamer.errors import ArgumentError
+from gossamer.files import write_text
 
 __all__ = ["KEY", "begin", "write_text"]
 
@@ -60,11 +60,3 @@ def _difference(old: Any, new: Any, path: str = "") -> str:
     return f"{path} was {json.dumps(old)[:120]}, now it is {json.dumps(new)[:120]}"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)

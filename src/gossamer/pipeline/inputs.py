@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gossamer import nets
 from gossamer.datasets import Dataset
 from gossamer.deploy.structure import load, recorded
 from gossamer.errors import ArgumentError, FormatError, RecipeError
+from gossamer.files import write_chunks
 from gossamer.pack import unpack
+from gossamer.pack.safetensors_io import safetensors_bytes
 from gossamer.pack.writer import named_tensors
 from gossamer.recipe import Recipe
 from gossamer.training import load_checkpoint
@@ -153,17 +155,10 @@ def identity(data: Dataset) -> dict[str, Any]:
 def save_safetensors(source: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
     """Write plain tensors, atomically; tied ones once, their aliases as metadata.
 
-    Raises :class:`ArgumentError` when the folder does not exist.
+    Raises :class:`ArgumentError` when the folder does not exist, or a tensor is called
+    ``__metadata__``.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise ArgumentError(f"path {path}: the folder {path.parent} does not exist")
     state, aliases = named_tensors(source)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        # clones: views of one storage are tensors of their own
-        plain = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
-        save_file(plain, temporary, metadata=aliases or None)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # clones: views of one storage are tensors of their own
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+    write_chunks(path, [safetensors_bytes(plain, aliases or None)])

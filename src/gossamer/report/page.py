@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -13,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from gossamer.errors import ArgumentError
+from gossamer.files import write_text
 from gossamer.report import words
 from gossamer.report.sections import SECTIONS
 
@@ -68,8 +68,5 @@ def write(run: Run, path: str | Path) -> Path:
     """
     path = Path(path)
     text = render(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
     return path

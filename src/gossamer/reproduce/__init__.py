@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 import torch
 
 from gossamer.errors import ArgumentError, GossamerError
+from gossamer.files import write_text
 
 __all__ = [
     "Claim",
@@ -235,12 +236,9 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write JSON atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     # numpy scalars become plain numbers
     text = json.dumps(data, indent=1, default=lambda value: value.item())
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
+    write_text(path, text + "\n")
 
 
 def run(

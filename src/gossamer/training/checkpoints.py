@@ -1,58 +1,61 @@
-"""Files that survive a kill at any moment, and that load without pickle's powers."""
+"""Files that survive a kill at any moment, and that load without pickle's powers.
+
+A checkpoint is what ``torch.save`` writes, a zip archive, with the SHA-256 of its bytes as the
+archive's comment; ``torch.load(weights_only=True)`` reads it as any other.
+"""
 
 from __future__ import annotations
 
-import os
+import hashlib
 import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from gossamer.errors import ArgumentError, FormatError
+from gossamer.files import replacing
 
 __all__ = ["load_checkpoint", "save_atomic"]
+
+_MARK = b"gossamer-sha256:"
+_COMMENT = len(_MARK) + 64
 
 
 def save_atomic(obj: Any, path: str | Path) -> None:
     """Write ``obj`` (tensors and plain values) so that ``path`` is always old or new, never half.
 
-    A temporary file in the same folder, flushed to disk, then renamed over ``path``. The
-    temporary name is fixed: what a killed process left is overwritten by the next save.
+    Raises as :func:`gossamer.files.replacing`, a full disk among them.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as f:
-            torch.save(obj, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself reaches the disk with the folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with replacing(path, make_folder=True) as file:
+        torch.save(obj, file)
+        file.flush()
+        length = file.seek(-2, 2)  # the archive ends with the length of its comment, which is 0
+        digest = _digest(file, length)
+        file.seek(length)
+        file.write(_COMMENT.to_bytes(2, "little") + _MARK + digest)
 
 
 def load_checkpoint(path: str | Path) -> Any:
     """Read what :func:`save_atomic` wrote, onto the CPU; nothing in the file is executed.
 
+    A file without the digest, of an older version, is checked by the archive's own CRC-32s.
+
     Raises :class:`ArgumentError` when there is no such file, :class:`FormatError` for a truncated,
-    corrupt or foreign one.
+    changed or foreign one.
     """
     path = Path(path)
     if not path.is_file():
         raise ArgumentError(f"checkpoint {path} is no file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            _check(file, path)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except FormatError:
+        raise
     except (
         OSError,
         EOFError,
@@ -61,12 +64,48 @@ def load_checkpoint(path: str | Path) -> Any:
         LookupError,
         AttributeError,
         TypeError,
+        NotImplementedError,
         pickle.UnpicklingError,
         struct.error,
         zipfile.BadZipFile,
     ) as e:
         reason = str(e).strip().splitlines() or [type(e).__name__]
         raise FormatError(
-            f"checkpoint {path} is truncated, corrupt or no checkpoint ({reason[0][:160]}); "
-            "delete it to start again, or restore it from a copy"
+            f"checkpoint {path} is truncated, damaged or no checkpoint of this library "
+            f"({reason[0][:160]}); restore it from a copy, or start the run again"
         ) from e
+
+
+def _digest(file: BinaryIO, length: int) -> bytes:
+    """SHA-256 of the first ``length`` bytes, in hexadecimal."""
+    file.seek(0)
+    total = hashlib.sha256()
+    while length:
+        part = file.read(min(length, 1 << 20))
+        if not part:
+            raise EOFError("the file ends while it is read")
+        total.update(part)
+        length -= len(part)
+    return total.hexdigest().encode()
+
+
+def _check(file: BinaryIO, path: Path) -> None:
+    """Raise :class:`FormatError` where a byte is not what was written."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _COMMENT - 2))
+    end = file.read()
+    if end[2 : 2 + len(_MARK)] == _MARK and end[:2] == _COMMENT.to_bytes(2, "little"):
+        if _digest(file, size - _COMMENT - 2) != end[2 + len(_MARK) :]:
+            raise FormatError(
+                f"checkpoint {path} is damaged: its bytes are not those that were written (its "
+                "SHA-256 differs); restore it from a copy, or start the run again"
+            )
+        return
+    file.seek(0)
+    with zipfile.ZipFile(file) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise FormatError(
+            f"checkpoint {path} is damaged: {bad} in it fails its CRC-32; restore it from a copy, "
+            "or start the run again"
+        )
