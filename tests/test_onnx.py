@@ -62,9 +62,10 @@ def test_the_file_holds_codes_and_power_of_two_scales():
     )
     model = to_onnx(net)
     held = {c.name: onnx.numpy_helper.to_array(c) for c in model.graph.initializer}
-    assert held["1.weight/codes"].dtype == "int8"
+    assert held["1.weight/codes"].dtype == "uint8"
+    assert held["zero_uint8"] == 128
     assert held["1.bias/codes"].dtype == "int32"
-    assert (held["1.weight/codes"] == net.layer("1").weight.numpy()).all()
+    assert (held["1.weight/codes"] - 128.0 == net.layer("1").weight.numpy()).all()
     scales = [float(v) for n, v in held.items() if n.startswith("scale_")]
     assert scales
     assert all(s.hex().startswith("0x1.0000000000000p") for s in scales)

@@ -1,11 +1,13 @@
 """Fixed-point networks as ONNX files, quantised in the QDQ form.
 
 Every value that has a number format passes a QuantizeLinear and a DequantizeLinear with scale
-``2^-f`` and zero point 0; weights are stored as int8 (up to 8 bits) or int16 and biases as int32
-at the length of the sums, ``f_in + f_w``, each behind a DequantizeLinear (operator set 21, which
-has int16). A format of other than 8 or 16 bits is kept by a Clip before the QuantizeLinear.
+``2^-f`` and zero point 0; weights are stored as uint8 around 128 (up to 8 bits) or int16 and
+biases as int32 at the length of the sums, ``f_in + f_w``, each behind a DequantizeLinear (operator
+set 21, which has int16). A format of other than 8 or 16 bits is kept by a Clip before the QuantizeLinear.
 QuantizeLinear rounds ties to even, as the fixed-point network does, so a runtime that adds in
-float32 agrees with it while sums stay below 2^24, and to float32 rounding beyond.
+float32 agrees with it while sums stay below 2^24, and to float32 rounding beyond. Weights are
+unsigned because onnxruntime's kernels for signed ones saturate sums of two products at 16 bits on
+processors without VNNI, and so give other results there.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "to_onnx"]
 
 _OPSET, _IR = 21, 10
+_ZERO = 128  # the code of 0 in weights of up to 8 bits
 
 
 def export(net: FixedPoint, path: str | Path) -> Path:
@@ -117,8 +120,10 @@ class _Export:
         return self._node("DequantizeLinear", [codes, scale, zero], f"{name}/value")
 
     def _stored(self, name: str, codes: np.ndarray, frac: int) -> str:
-        stored = self._constant(f"{name}/codes", codes)
-        return self._node("DequantizeLinear", [stored, self._scale(frac, name)], name)
+        inputs = [self._constant(f"{name}/codes", codes), self._scale(frac, name)]
+        if codes.dtype == np.uint8:
+            inputs.append(self._constant("zero_uint8", np.array(_ZERO, np.uint8)))
+        return self._node("DequantizeLinear", inputs, name)
 
     def _step(self, step: Step) -> None:
         form = self.net.formats[step.name]
@@ -163,8 +168,8 @@ class _Export:
     def _layer(self, step: Step, x: str) -> str:
         name, layer = step.name, self.net.layer(step.name)
         assert layer is not None  # convolutions and linear layers have one
-        dtype = np.int8 if layer.form.bits <= 8 else np.int16
-        codes = layer.weight.numpy().astype(dtype)
+        codes = layer.weight.numpy()
+        codes = (codes + _ZERO).astype(np.uint8) if layer.form.bits <= 8 else codes.astype(np.int16)
         inputs = [x, self._stored(f"{name}.weight", codes, layer.form.frac)]
         if layer.bias is not None:
             frac = layer.form.frac + self.net.formats[step.inputs[0]].frac
