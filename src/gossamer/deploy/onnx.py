@@ -3,9 +3,9 @@
 Every value that has a number format passes a QuantizeLinear and a DequantizeLinear with scale
 ``2^-f`` and zero point 0; weights are stored as uint8 around 128 (up to 8 bits) or int16 and
 biases as int32 at the length of the sums, ``f_in + f_w``, each behind a DequantizeLinear (operator
-set 21, which has int16). A format of other than 8 or 16 bits is kept by a Clip before the QuantizeLinear.
-QuantizeLinear rounds ties to even, as the fixed-point network does, so a runtime that adds in
-float32 agrees with it while sums stay below 2^24, and to float32 rounding beyond. Weights are
+set 21, which has int16). A format of other than 8 or 16 bits is kept by a Clip before the
+QuantizeLinear, which rounds ties to even, as the fixed-point network does, so a runtime that adds
+in float32 agrees with it while sums stay below 2^24, and to float32 rounding beyond. Weights are
 unsigned because onnxruntime's kernels for signed ones saturate sums of two products at 16 bits on
 processors without VNNI, and so give other results there.
 """

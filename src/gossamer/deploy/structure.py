@@ -8,6 +8,7 @@ fills in the tensors, so that it computes what the packed one did.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +35,7 @@ __all__ = [
 _KEY = "structure"
 _Frac = Annotated[int, Field(ge=-512, le=512)]
 _Bits = Annotated[int, Field(ge=2, le=16)]
+_MOST = 64  # records; a recipe makes one a stage that changes modules
 
 
 class _Strict(BaseModel):
@@ -49,14 +51,14 @@ class Activations(_Strict):
     form: Literal["ceil", "round"]
     learned: bool
     functional: bool
-    layers: tuple[str, ...]
+    layers: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class LowRank(_Strict):
     """Linear layers are two, of this rank."""
 
     kind: Literal["low-rank"] = "low-rank"
-    ranks: dict[str, Annotated[int, Field(ge=1)]]
+    ranks: Annotated[dict[str, Annotated[int, Field(ge=1)]], Field(min_length=1)]
 
 
 class OnGrid(_Strict):
@@ -73,11 +75,13 @@ class OnGrid(_Strict):
     bits: _Bits
     data: dict[str, _Frac]
     layers: dict[str, tuple[_Bits, _Frac, _Bits, _Frac]]
-    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=1, lt=1 << 31)], ...], Field(min_length=1, max_length=8)
+    ]
 
 
 Record = Annotated[Activations | LowRank | OnGrid, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[list[Any]] = TypeAdapter(list[Record])
+_ADAPTER: TypeAdapter[list[Any]] = TypeAdapter(Annotated[list[Record], Field(max_length=_MOST)])
 
 
 def parse(found: Any, where: str = "structure") -> list[Any]:
@@ -102,9 +106,11 @@ def rebuild(model: nn.Module, records: Iterable[Any]) -> nn.Module:
     """Do the recorded changes to a network of the original class; values are to be loaded.
 
     The model is changed, and returned where that is possible; a captured graph, or a folded
-    network, is another module.
+    network, is another module. Layers are found by their whole names: a record is a file's word,
+    and holds no pattern.
 
-    Raises :class:`ArgumentError` where the network is not the one that was changed.
+    Raises :class:`ArgumentError` where the network is not the one that was changed; some of the
+    changes may then be done (:func:`load` tries them on a copy).
     """
     for record in records:
         model = _REBUILD[type(record)](model, record)
@@ -112,8 +118,16 @@ def rebuild(model: nn.Module, records: Iterable[Any]) -> nn.Module:
 
 
 def _activations(model: nn.Module, record: Activations) -> nn.Module:
+    from gossamer.quantize import capture
     from gossamer.quantize.activations import quantize_activations_
 
+    there = capture.known(model, record.functional)
+    for name in record.layers:
+        if name not in there:
+            raise ArgumentError(
+                f"the network has no activation {name[:100]!r}, which was quantized; it has: "
+                f"{', '.join(there[:20]) or 'none'}"
+            )
     return quantize_activations_(
         model,
         record.bits,
@@ -128,13 +142,18 @@ def _activations(model: nn.Module, record: Activations) -> nn.Module:
 
 def _low_rank(model: nn.Module, record: LowRank) -> nn.Module:
     for name, rank in record.ranks.items():
-        parent, _, attribute = name.rpartition(".")
-        try:
-            owner, layer = model.get_submodule(parent), model.get_submodule(name)
-        except AttributeError as e:
-            raise ArgumentError(f"the network has no layer {name!r}, which was factorized") from e
+        layer = dict(model.named_modules()).get(name) if name else None
+        if layer is None:
+            raise ArgumentError(f"the network has no layer {name[:100]!r}, which was factorized")
         if not isinstance(layer, nn.Linear):
             raise ArgumentError(f"{name!r} is {type(layer).__name__}, and was an nn.Linear")
+        if rank * (layer.in_features + layer.out_features) >= layer.weight.numel():
+            raise ArgumentError(
+                f"{name!r} of {layer.in_features} x {layer.out_features} was not factorized to "
+                f"rank {str(rank)[:20]}: two such layers are no smaller than one"
+            )
+        parent, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(parent)
         like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         pair = nn.Sequential(
             nn.Linear(layer.in_features, rank, bias=False, **like),
@@ -186,10 +205,23 @@ def load(
     """Decode a file into a network: :func:`gossamer.pack.load_into`, and the changes it tells of.
 
     Use what is returned: a file of a network that was changed makes the same changes to ``model``,
-    which may give another module.
+    which may give another module. They are made, and the file decoded, on a copy first, so that a
+    file that does not fit leaves ``model`` as it was.
 
     Raises as :func:`gossamer.pack.load_into`, and :class:`ArgumentError` where the changes do not
     fit the network.
     """
     records = recorded(path, max_bytes=max_bytes)
+    if records:
+        load_into(path, rebuild(_copy(model), records), strict=strict, max_bytes=max_bytes)
     return load_into(path, rebuild(model, records), strict=strict, max_bytes=max_bytes)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as e:  # the user's own classes, which may raise anything
+        raise ArgumentError(
+            f"{type(model).__name__} cannot be copied ({e}), so that the changes which the file "
+            "tells of cannot be tried first; build it anew, without hooks and open files"
+        ) from e

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from gossamer import names
-from gossamer.errors import ArgumentError
+from gossamer.errors import ArgumentError, FormatError
 from gossamer.names import Tensors
 from gossamer.pack.archive import Archive
 from gossamer.pack.limits import MAX_BYTES
@@ -33,10 +33,16 @@ def load_into(
     with Archive(path, max_bytes=max_bytes) as archive:
         targets = _targets(archive, model, strict)
         archive.check_sections()
-        for name, target in targets.items():
+        for done, (name, target) in enumerate(targets.items()):
             same = archive.aliases.get(name)
             if same is None or targets.get(same) is not target:
-                archive.read_into(name, target)
+                try:
+                    archive.read_into(name, target)
+                except FormatError as e:
+                    raise FormatError(
+                        f"{e}. {done} of the model's {len(targets)} tensors hold the file's values "
+                        "by now: build the model anew before it is used"
+                    ) from e
     return model
 
 

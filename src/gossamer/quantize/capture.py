@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from gossamer import names
 from gossamer.errors import ArgumentError
 
-__all__ = ["Places", "activations", "inputs", "shapes"]
+__all__ = ["Places", "activations", "inputs", "known", "shapes"]
 
 Places = dict[str, list[tuple[nn.Module, str]]]  # name -> where the module hangs: owner, attribute
 
@@ -62,6 +62,12 @@ def activations(
             + ("" if functional else " as a module; functional=True looks at calls, too")
         )
     return target, {name: found[name] for name in chosen}
+
+
+def known(model: nn.Module, functional: bool) -> list[str]:
+    """The names of the activations that :func:`activations` can find; the model stays as it is."""
+    graph = _trace(model) if functional else None
+    return list(_places(model if graph is None else graph))
 
 
 def _hides(module: nn.Module) -> bool:

@@ -146,17 +146,21 @@ class FixedPoint(nn.Module):
 
     @torch.no_grad()
     def measure(self, shape: tuple[int, ...]) -> None:
-        """Fill in ``shapes``, by a pass over one input of zeros of this shape (without the batch).
+        """Fill in ``shapes``, by a pass over one input of this shape (without the batch).
 
-        Raises :class:`ArgumentError` when the network does not take it.
+        Only shapes are followed (torch's meta device), so that it takes no memory, whatever the
+        shape. Raises :class:`ArgumentError` when the network does not take it.
         """
         held: dict[str, Tensor] = {}
         try:
             for step in self.program.steps:
-                given = [held[n] for n in step.inputs] or [torch.zeros(1, *shape)]
+                given = [held[n] for n in step.inputs] or [torch.empty(1, *shape, device="meta")]
                 held[step.name] = self.apply_step(step, given)
-        except RuntimeError as e:
-            raise ArgumentError(f"the network does not take an input of shape {shape}: {e}") from e
+        except (RuntimeError, TypeError, ValueError, IndexError) as e:
+            reason = str(e).splitlines()[0][:200]
+            raise ArgumentError(
+                f"the network does not take an input of shape {str(shape)[:200]}: {reason}"
+            ) from e
         self.shapes = {name: tuple(x.shape[1:]) for name, x in held.items()}
 
     def apply_step(self, step: Step, inputs: list[Tensor]) -> Tensor:
@@ -166,6 +170,8 @@ class FixedPoint(nn.Module):
             return _rounded(inputs[0], form)
         layer = self.layer(step.name)
         weight, bias = (None, None) if layer is None else layer.values()
+        if inputs[0].is_meta:
+            weight, bias = (None if v is None else v.to("meta") for v in (weight, bias))
         out = wide(step, inputs, weight, bias)
         return _rounded(out, form) if step.kind in ARITHMETIC else out
 

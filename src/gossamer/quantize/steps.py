@@ -335,7 +335,9 @@ def sums(step: Step, x: Tensor) -> tuple[Tensor, Tensor]:
     s = step.settings
     if s["how"] == "mean":
         total = x.sum(s["dim"], keepdim=s["keepdim"])
-        return total, torch.tensor(float(x[:1].numel() / max(1, total[:1].numel())))
+        return total, torch.tensor(
+            float(x[:1].numel() / max(1, total[:1].numel())), device=x.device
+        )
     if s["how"] == "adaptive":
         wanted = s["output_size"]
         wanted = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
@@ -350,7 +352,7 @@ def sums(step: Step, x: Tensor) -> tuple[Tensor, Tensor]:
     else:
         window = {k: s[k] for k in ("kernel_size", "stride", "padding", "ceil_mode")}
     total = F.avg_pool2d(x, **window, divisor_override=1)
-    ones = torch.ones(1, 1, *x.shape[-2:], dtype=x.dtype)
+    ones = torch.ones(1, 1, *x.shape[-2:], dtype=x.dtype, device=x.device)
     if s.get("count_include_pad") and any(s["padding"]):
         (ph, pw), window = s["padding"], {**window, "padding": 0}
         ones = F.pad(ones, (pw, pw, ph, ph), value=1.0)
