@@ -184,6 +184,10 @@ class _Fold:
                 start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
                 end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
                 return (start, end) == (1, -1)
+            if node.target in ("view", "reshape", torch.reshape):
+                sizes = node.args[1:]
+                whole = sizes[0] if sizes and isinstance(sizes[0], (tuple, list)) else sizes
+                return len(whole) == 2
             kept = isinstance(module, (nn.Linear, nn.modules.batchnorm._BatchNorm, *_ELEMENTWISE))
             if not kept and not (node.op != "call_module" and node.target in _ELEMENTWISE_CALLS):
                 return False
