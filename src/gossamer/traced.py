@@ -163,11 +163,17 @@ def _aliased(graph: fx.GraphModule, node: fx.Node) -> Any:
     return source if views else None
 
 
-def check_writes(graph: fx.GraphModule) -> None:
+def check_writes(
+    graph: fx.GraphModule, only: Callable[[fx.Node], bool] | None = None
+) -> None:
     """Refuse an operation in place on memory that somebody else reads afterwards.
 
     Memory is followed through views, slices and the operations in place themselves. Whoever
     computes node by node, on copies, would go on with the old value.
+
+    Args:
+        graph: as traced.
+        only: the operations in place that are looked at; all by default.
 
     Raises :class:`ArgumentError`, naming both nodes and the fix.
     """
@@ -180,6 +186,8 @@ def check_writes(graph: fx.GraphModule) -> None:
     for at, node in enumerate(nodes):
         source = _written(node)
         if not (isinstance(source, fx.Node) and in_place(graph, node)):
+            continue
+        if only is not None and not only(node):
             continue
         for later in nodes[at + 1 :]:
             for read in later.all_input_nodes:
@@ -214,19 +222,13 @@ def check_modes(model: nn.Module) -> None:
             mapped = fx.node.map_arg((a.args, a.kwargs), lambda n: pairs.get(n, n))
             same = repr(mapped) == repr((b.args, b.kwargs))
         if not same:
-            raise _branch(model, a, b)
+            raise ArgumentError(
+                f"{type(model).__name__} computes something else in training, {label(other, b)}, "
+                f"than in evaluation, {label(one, a)}. A captured graph would keep one of the two "
+                "for good; use a module that knows its mode, such as nn.Dropout, in place of a "
+                "branch on self.training, or modules that need no capture"
+            )
         pairs[a] = b
-    if len(first) != len(second):
-        raise _branch(model, first[-1], second[-1])
-
-
-def _branch(model: nn.Module, evaluated: fx.Node, trained: fx.Node) -> ArgumentError:
-    return ArgumentError(
-        f"{type(model).__name__} computes something else in training than in evaluation: "
-        f"{trained.format_node()} there, {evaluated.format_node()} here. A captured graph would "
-        "keep one of the two for good; put what depends on self.training into a module that the "
-        "tracer does not enter (such as nn.Dropout), or use modules that need no capture"
-    )
 
 
 @contextlib.contextmanager
