@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -169,3 +170,21 @@ def test_masked_networks_are_pruned_further_within() -> None:
     second = prune(model, 0.25, within=first)
     assert all(bool((second[n] <= first[n]).all()) for n in first)
     assert isinstance(second, Masks)
+
+
+def test_dropout_rescaled_twice_is_rescaled_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.8), nn.Linear(4, 2))
+    quarter = torch.zeros(4, 4, dtype=torch.bool)
+    quarter[0] = True  # 4 of 16: sqrt is 1/2
+    masks = Masks({"0.weight": quarter})
+    assert rescale_dropout(model, masks) == {"1": 0.8}
+    assert rescale_dropout(model, masks) == {"1": 0.8}
+    assert model[1].p == pytest.approx(0.4)
+    one = torch.zeros(4, 4, dtype=torch.bool)
+    one[0, 0] = True  # a later round: 1 of 16
+    assert rescale_dropout(copy.deepcopy(model), Masks({"0.weight": one})) == {"1": 0.8}
+    assert rescale_dropout(model, Masks({"0.weight": one})) == {"1": 0.8}
+    assert model[1].p == pytest.approx(0.2)
+    model[1].p = 0.6  # a rate that the user gives is a new one
+    assert rescale_dropout(model, masks) == {"1": 0.6}
+    assert model[1].p == pytest.approx(0.3)

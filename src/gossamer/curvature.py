@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from gossamer import names, traced
+from gossamer import access, names, traced
 from gossamer.datasets import Split
 from gossamer.errors import ArgumentError
 from gossamer.names import Tensors
-from gossamer.traced import evaluating, in_place, trace
+from gossamer.traced import check_same, check_writes, evaluating, in_place, trace
 
 __all__ = ["hessian_diagonal"]
 
@@ -61,6 +61,7 @@ _PLAIN: set[Any] = {"size", "dim", getattr}  # no tensors come out of these
 
 
 def _check(graph: fx.GraphModule) -> None:
+    check_writes(graph)
     known = _ELEMENTWISE | _SELECTING | _AVERAGING | _ADDING | _SCALING | _PLAIN
     known |= {nn.Linear, nn.Conv2d, nn.Conv1d}
     for node in graph.graph.nodes:
@@ -81,11 +82,6 @@ def _check(graph: fx.GraphModule) -> None:
             )
         if kind in _ADDING and node.kwargs.get("alpha", 1) != 1:
             raise ArgumentError(f"node {node.name!r} adds with alpha; no rule, add plainly")
-        if isinstance(first, fx.Node) and len(first.users) > 1 and in_place(graph, node):
-            raise ArgumentError(
-                f"node {node.name!r} changes {first.name!r} in place, which others read too; "
-                "set inplace=False"
-            )
         if kind in (nn.Conv2d, nn.Conv1d):
             module = graph.get_submodule(str(node.target))
             if module.padding_mode != "zeros" or isinstance(module.padding, str):
@@ -305,7 +301,8 @@ def hessian_diagonal(
         progress: called with (patterns done, patterns in all).
 
     Raises :class:`ArgumentError` for a network that cannot be traced, an operation without a
-    rule (named), an empty split, or NaN in the result.
+    rule (named), one in place on what others read, a weight that is computed from others, a graph
+    that differs from the network on the first batch, an empty split, or NaN in the result.
     """
     if loss not in ("cross_entropy", "mse"):
         raise ArgumentError(f"loss {loss!r} is not one of 'cross_entropy', 'mse'")
@@ -318,6 +315,8 @@ def hessian_diagonal(
     if exclude is not None:
         left_out = set(names.select(parameters, exclude))
         chosen = [n for n in chosen if n not in left_out]
+    for computed in access.derived(model):
+        raise ArgumentError(f"{computed}: second derivatives are of plain parameters")
     found: dict[int, Tensor] = {}
     with evaluating(model):
         graph = trace(model)
@@ -326,6 +325,8 @@ def hessian_diagonal(
         for start in range(0, len(split), batch_size):
             index = torch.arange(start, min(start + batch_size, len(split)))
             inputs, targets = split.batch(index)
+            if not start:
+                check_same(model, graph, inputs.to(some), "the graph")
             walk = _Walk(graph, inputs.to(some), found)
             second, first = _top(loss, walk.output, targets.to(some.device))
             with torch.no_grad():

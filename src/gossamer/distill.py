@@ -116,7 +116,7 @@ class Features:
     """
 
     def __init__(self, model: nn.Module, layers: str | Iterable[str]) -> None:
-        modules = {names.clean(n): m for n, m in model.named_modules() if n}
+        modules = names.modules(model)
         self._chosen = {n: modules[n] for n in names.select(modules, layers)}
         self._seen: dict[str, Tensor] = {}
         self._handles: list[Any] = []

@@ -29,7 +29,7 @@ def choose(
     Definition order; a module used under two names once, under its first. Raises
     :class:`ArgumentError` for a pattern that matches nothing, or when nothing is chosen.
     """
-    modules = {names.clean(n): m for n, m in model.named_modules() if n}
+    modules = names.modules(model)
     if include is None:
         chosen = {n for n, m in modules.items() if isinstance(m, _LAYERS)}
     else:

@@ -7,7 +7,8 @@ set 21, which has int16). A format of other than 8 or 16 bits is kept by a Clip 
 QuantizeLinear, which rounds ties to even, as the fixed-point network does, so a runtime that adds
 in float32 agrees with it while sums stay below 2^24, and to float32 rounding beyond. Weights are
 unsigned because onnxruntime's kernels for signed ones saturate sums of two products at 16 bits on
-processors without VNNI, and so give other results there.
+processors without VNNI, and so give other results there. None of it is taken on trust: every
+export is run and compared.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gossamer.deploy.onnx_check import check
 from gossamer.errors import ArgumentError
 from gossamer.files import write_chunks
 from gossamer.quantize.fixed_point import Format
@@ -34,7 +36,7 @@ _ZERO = 128  # the code of 0 in weights of up to 8 bits
 
 
 def export(net: FixedPoint, path: str | Path) -> Path:
-    """Write :func:`to_onnx` to a file; raises as it does."""
+    """Write :func:`to_onnx` to a file; raises as it does, and nothing is written then."""
     write_chunks(path, [to_onnx(net).SerializeToString()])
     return Path(path)
 
@@ -42,15 +44,26 @@ def export(net: FixedPoint, path: str | Path) -> Path:
 def to_onnx(net: FixedPoint) -> ModelProto:
     """The network as a checked ONNX model: ``input`` (N, ...) to ``output``, float32.
 
-    Raises :class:`ArgumentError` without the ``onnx`` package (``pip install gossamer[onnx]``),
-    and, naming the layer, for a bias beyond int32, a scale beyond float32, adaptive max pooling
-    over unequal windows, and a linear layer on more than two dimensions.
+    The model is run in onnxruntime and compared with the network before it is returned
+    (:mod:`gossamer.deploy.onnx_check`).
+
+    Raises :class:`ArgumentError` without ``onnx`` and ``onnxruntime`` (``pip install
+    gossamer[onnx]``), and, naming the layer, for a bias beyond int32, a scale beyond float32,
+    adaptive max pooling over unequal windows, a linear layer on more than two dimensions, and a
+    step that onnxruntime computes otherwise.
     """
     try:
         import onnx
+        import onnxruntime  # noqa: F401 (looked for before any work)
     except ImportError as e:
-        raise ArgumentError("onnx is not installed; pip install 'gossamer[onnx]'") from e
-    return _Export(net, onnx).model()
+        raise ArgumentError(
+            f"{e.name} is not installed; pip install 'gossamer[onnx]' (an export is run and "
+            "compared before it is written)"
+        ) from e
+    export = _Export(net, onnx)
+    model = export.model()
+    check(net, model, export.held)
+    return model
 
 
 class _Export:
@@ -155,8 +168,34 @@ class _Export:
         if s["how"] == "adaptive":
             kernel = self._windows(step)
             return self._node("AveragePool", inputs, name, kernel_shape=kernel, strides=kernel)
-        include = int(s["count_include_pad"])
-        return self._node("AveragePool", inputs, name, **_window(s), count_include_pad=include)
+        # Windows that hang over the end (ceil_mode, without padding) average what is inside.
+        include = int(s["count_include_pad"] and not s["ceil_mode"])
+        return self._node(
+            "AveragePool", inputs, name, **self._window(step), count_include_pad=include
+        )
+
+    def _window(self, step: Step) -> dict[str, Any]:
+        """A pooling's windows, its padding explicit: runtimes differ in what ceil_mode means.
+
+        Padding at the end is what the last window needs, which the shapes tell.
+        """
+        s = step.settings
+        have, want = self.net.shapes[step.inputs[0]][-2:], self.net.shapes[step.name][-2:]
+        spread = s.get("dilation", (1, 1))
+        after = list(s["padding"])
+        if s["ceil_mode"]:
+            after = [
+                max(0, (w - 1) * stride + (kernel - 1) * d + 1 - h - before)
+                for h, w, stride, kernel, d, before in zip(
+                    have, want, s["stride"], s["kernel_size"], spread, s["padding"], strict=True
+                )
+            ]
+        got = {
+            "kernel_shape": list(s["kernel_size"]),
+            "strides": list(s["stride"]),
+            "pads": [*s["padding"], *after],
+        }
+        return {**got, "dilations": list(spread)} if "dilation" in s else got
 
     def _windows(self, step: Step) -> list[int]:
         """Sides of the equal windows of an adaptive pooling."""
@@ -200,7 +239,7 @@ class _Export:
         if step.kind == "relu":
             return self._node("Relu", [x], name)
         if step.kind == "max_pool":
-            return self._node("MaxPool", [x], name, **_window(s))
+            return self._node("MaxPool", [x], name, **self._window(step))
         if step.kind == "adaptive_max":
             kernel = self._windows(step)
             return self._node("MaxPool", [x], name, kernel_shape=kernel, strides=kernel)
@@ -224,12 +263,3 @@ class _Export:
         pads = np.array([*still, *before, *still, *after], np.int64)
         return self._node("Pad", [x, self._constant(f"{name}/pads", pads)], name)
 
-
-def _window(s: dict[str, Any]) -> dict[str, Any]:
-    got = {
-        "kernel_shape": list(s["kernel_size"]),
-        "strides": list(s["stride"]),
-        "pads": [*s["padding"]] * 2,
-        "ceil_mode": int(s["ceil_mode"]),
-    }
-    return {**got, "dilations": list(s["dilation"])} if "dilation" in s else got

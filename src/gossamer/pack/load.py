@@ -50,11 +50,14 @@ def _targets(archive: Archive, model: nn.Module, strict: bool) -> Tensors:
     """The model's tensor for each name of the file, all checks done."""
     state: Tensors = {}
     parametrized: set[str] = set()
+    known = names.cleaned(model)
     for raw, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
-            state.setdefault(names.clean(raw), tensor)
-            if ".parametrizations." in f".{raw}":
-                parametrized.add(names.clean(raw))
+            computed = ".parametrizations." in f".{raw}"
+            name = names.clean(known[raw]) if computed else known[raw]
+            state.setdefault(name, tensor)
+            if computed:
+                parametrized.add(name)
     shared = [n for n in archive.names if n in state]
     problems: list[str] = []
     if strict:

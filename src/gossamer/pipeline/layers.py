@@ -78,8 +78,9 @@ def _expand(model: nn.Module, pool: Iterable[str], patterns: Iterable[str]) -> l
     pool, found = list(pool), []
     for pattern in patterns:
         if pattern.startswith("type:"):
+            known = names.cleaned(model)
             owned = {
-                names.clean(f"{prefix}.{name}".lstrip("."))
+                known[f"{prefix}.{name}".lstrip(".")]
                 for prefix, module in model.named_modules()
                 if fnmatch.fnmatchcase(type(module).__name__, pattern[5:])
                 for name, p in module.named_parameters(recurse=False)

@@ -150,7 +150,8 @@ class State:
     def initial(self) -> names.Tensors:
         """The weights that the run began with, by clean name."""
         saved = load_checkpoint(self.out / "stage-0.pt")["model"]
-        return {names.clean(n): t for n, t in saved.items()}
+        known = names.cleaned(self.origin)
+        return {known[n]: t for n, t in saved.items()}
 
     def to_initial(self) -> None:
         """Set the model to them."""

@@ -8,6 +8,7 @@ network's outputs stay what they were.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gossamer import names
+from gossamer import access, names
 from gossamer.errors import ArgumentError
 from gossamer.masks import Masks
+from gossamer.traced import check_same, evaluating, shapes, trace
 
 __all__ = ["DeadUnits", "dead_units", "remove_dead"]
 
 _ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ELU)
-_CONSTANT_KEEPING = (nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Identity)
 _FUNCTIONS: dict[Any, Callable[[Tensor], Tensor] | None] = {
     F.relu: F.relu, torch.relu: torch.relu, torch.tanh: torch.tanh, torch.sigmoid: torch.sigmoid,
     "relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid,
@@ -38,8 +39,9 @@ class DeadUnits:
 
     Attributes:
         without_inputs, without_outputs: layer -> indices of its units (rows or filters).
-        not_examined: layers whose outputs do not run straight into one other layer, or that
-            share parameters with another use.
+        not_examined: layers whose outputs do not run straight into one other layer, or to an
+            axis that is not known; that share parameters with another use; or whose weights are
+            computed from others.
     """
 
     without_inputs: dict[str, list[int]]
@@ -82,7 +84,8 @@ class _Link:
         """What each unit emits when it receives nothing: f(bias), one a unit."""
         bias = self.layer.bias
         units = self.layer.weight.shape[0]
-        value = torch.zeros(units) if bias is None else bias.detach().clone()
+        like = self.layer.weight
+        value = like.new_zeros(units) if bias is None else bias.detach().clone()
         conv = isinstance(self.layer, nn.Conv2d)
         value = value.view(1, units, 1, 1) if conv else value.view(1, units)
         for function in self.between:
@@ -97,60 +100,144 @@ class _Link:
         return self.next_layer.bias is not None and not padded
 
 
-def _links(model: nn.Module) -> tuple[list[_Link], list[str]]:
-    try:
-        graph = fx.symbolic_trace(model)
-    except Exception as e:  # tracing runs the user's own code, which may raise anything
-        raise ArgumentError(f"{type(model).__name__} cannot be traced: {e}") from e
+class _Chain:
+    """What lies between a layer and the one that alone reads it, and where its units are there.
+
+    Args:
+        layer: whose units are followed.
+        rank: of its output on a batch; None where no batch was given.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int | None) -> None:
+        self.layer = layer
+        self.conv = isinstance(layer, nn.Conv2d)
+        self.rank = 4 if self.conv and rank is None else rank
+        self.flat = False  # behind a flatten from dimension 1
+        self.between: list[Callable[[Tensor], Tensor]] = []
+
+    def takes(self, module: nn.Module | None, node: fx.Node) -> bool:
+        """Go through one node; False where its effect on a unit is not known."""
+        if self.conv and self.rank != 4:  # an image without a batch: its channels are axis 0
+            return False
+        if isinstance(module, _ELEMENTWISE):
+            self.between.append(module)
+        elif module is None and node.target in _FUNCTIONS and node.op != "get_attr":
+            function = _FUNCTIONS[node.target]
+            if function is not None:
+                self.between.append(function)
+            elif node.target is F.max_pool2d:
+                return self.conv and not self.flat
+            else:
+                return self._flatten(*_ends(node))
+        elif isinstance(module, nn.Flatten):
+            return self._flatten(module.start_dim, module.end_dim)
+        elif isinstance(module, nn.MaxPool2d):  # of (N, T, units) it would pool units
+            return self.conv and not self.flat and not module.return_indices
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            fits = self.conv == isinstance(module, nn.BatchNorm2d) and not self.flat
+            if not fits or module.running_mean is None or (not self.conv and self.rank != 2):
+                return False
+            self.between.append(module)
+        else:
+            return isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Identity))
+        return True
+
+    def _flatten(self, start: Any, end: Any) -> bool:
+        if (start, end) != (1, -1):
+            return False
+        self.flat = True
+        return True
+
+    def reaches(self, reader: nn.Linear | nn.Conv2d) -> bool:
+        """Whether the reader's columns lie by units of the layer."""
+        units = self.layer.weight.shape[0]
+        if isinstance(reader, nn.Conv2d):
+            return self.conv and not self.flat and reader.groups == 1 and self.rank == 4
+        if self.conv:  # a linear layer on an image acts on its last axis
+            return self.flat and self.rank == 4 and reader.in_features % units == 0
+        # tokens that were flattened come one behind the other, each with all units
+        return reader.in_features == units
+
+
+def _ends(node: fx.Node) -> tuple[Any, Any]:
+    """First and last dimension of a called flatten."""
+    args = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False))
+    found = {"start_dim": 0, "end_dim": -1, **args, **node.kwargs}
+    return found["start_dim"], found["end_dim"]
+
+
+def _links(model: nn.Module, example: Any) -> tuple[list[_Link], list[str]]:
+    graph = trace(model)
+    seen = {} if example is None else shapes(graph, example)
+    known = names.cleaned(model)
     modules = dict(model.named_modules())
     # a weight or bias that serves in two places cannot be changed for one of them
     uses: Counter[int] = Counter()
     for node in graph.graph.nodes:
         used = modules.get(str(node.target)) if node.op == "call_module" else None
         uses.update(id(p) for p in (used.parameters() if used is not None else ()))
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            uses.update([id(getattr(graph.get_submodule(owner), name))] * 2)
+    alone = _Alone(model, uses)
     links, others = [], []
     for node in graph.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
             continue
-        name, at = names.clean(str(node.target)), node
-        between: list[Callable[[Tensor], Tensor]] = []
-        while True:
-            users = list(at.users)
-            at = users[0] if len(users) == 1 else None
-            if at is None or at.op == "output":
-                others.append(name)
-                break
+        name, at = known[str(node.target)], node
+        chain = _Chain(layer, len(seen[node]) if node in seen else None)
+        link = None
+        while len(at.users) == 1:
+            (at,) = at.users
             module = modules.get(str(at.target)) if at.op == "call_module" else None
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                grouped = isinstance(module, nn.Conv2d) and module.groups != 1
-                fits = module.weight[0].numel() % layer.weight.shape[0] == 0
-                both = (*layer.parameters(), *module.parameters())
-                if grouped or not fits or any(uses[id(p)] > 1 for p in both):
-                    others.append(name)
-                else:
-                    links.append(_Link(name, layer, names.clean(str(at.target)), module, between))
+                if chain.reaches(module) and alone(layer) and alone(module):
+                    link = _Link(name, layer, known[str(at.target)], module, chain.between)
                 break
-            if isinstance(module, (*_ELEMENTWISE, nn.BatchNorm1d, nn.BatchNorm2d)):
-                between.append(module)
-            elif module is None and at.target in _FUNCTIONS:
-                function = _FUNCTIONS[at.target]
-                between += [] if function is None else [function]
-            elif not isinstance(module, _CONSTANT_KEEPING):
-                others.append(name)
+            if at.op == "output" or not chain.takes(module, at):
                 break
+        if link is None:
+            others.append(name)
+        else:
+            links.append(link)
     return links, others
 
 
+class _Alone:
+    """Whether a layer's parameters are its own, plain, and used once."""
+
+    def __init__(self, model: nn.Module, uses: Counter[int]) -> None:
+        self.uses, self.near = uses, access.aliases(model)
+        modules = dict(model.named_modules())
+        self.computed = {id(modules[d.layer]) for d in access.derived(model)}
+
+    def __call__(self, layer: nn.Module) -> bool:
+        parameters = list(layer.parameters())
+        hooked = bool(layer._forward_pre_hooks or layer._forward_hooks)
+        if hooked or id(layer) in self.computed or not parameters:
+            return False
+        return all(self.uses[id(p)] <= 1 and id(p) not in self.near for p in parameters)
+
+
 @torch.no_grad()
-def dead_units(model: nn.Module) -> DeadUnits:
+def dead_units(model: nn.Module, example: Any = None) -> DeadUnits:
     """Units of linear and convolution layers that receive nothing, or that nothing receives.
 
     Looks at the weights as they are (exact zeros) and follows straight chains: elementwise
-    functions, batch-norm, max-pooling, flattening and dropout between two layers. Raises
-    :class:`ArgumentError` for a network that ``torch.fx`` cannot trace.
+    functions, batch-norm, max-pooling, flattening and dropout between two layers. Units are
+    followed only where their axis is known: a convolution's through ``flatten(1)``, a linear
+    layer's as long as they are the reader's inputs one to one, through ``BatchNorm1d`` where
+    ``example`` tells that it is ``(N, units)``. Other layers are told as not examined.
+
+    Args:
+        model: any that ``torch.fx`` traces.
+        example: one batch of inputs, ``(N, ...)`` or a tuple that starts with them.
+
+    Raises :class:`ArgumentError` for a network that ``torch.fx`` cannot trace, or that does not
+    take ``example``.
     """
-    links, others = _links(model)
+    links, others = _links(model, example)
     ins, outs = {}, {}
     for link in links:
         silent = (link.layer.weight.flatten(1) == 0).all(1)
@@ -163,30 +250,43 @@ def dead_units(model: nn.Module) -> DeadUnits:
 
 
 @torch.no_grad()
-def remove_dead(model: nn.Module, masks: Masks | None = None) -> DeadUnits:
+def remove_dead(model: nn.Module, masks: Masks | None = None, example: Any = None) -> DeadUnits:
     """Zero everything that only serves dead units, until none are left; returns what was found.
 
     The network's outputs in evaluation mode stay the same to float rounding. ``masks`` are
     narrowed in place for the weights removed. A unit without inputs whose constant cannot be
     folded (no bias behind it, or zero padding) stays.
+
+    Args:
+        model: as for :func:`dead_units`.
+        masks: clean name -> mask.
+        example: as there; the outputs on it before and after are compared.
+
+    Raises :class:`ArgumentError` as :func:`dead_units`, and with the weights as they were where
+    outputs on ``example`` differ.
     """
-    training = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        found = dead_units(model)
-        links, _ = _links(model)
+    with evaluating(model):
+        found = dead_units(model, example)
+        links, _ = _links(model, example)
+        touched = {id(p): p for k in links for m in (k.layer, k.next_layer) for p in m.parameters()}
+        held = [(p, p.clone()) for p in touched.values()]
+        before = copy.deepcopy(model) if example is not None else None
         changed = True
         while changed:
             changed = False
             for link in links:
                 changed |= _silence(link)
+        if before is not None:
+            try:
+                check_same(before, model, example, "the network without its dead units")
+            except ArgumentError:
+                for p, value in held:
+                    p.copy_(value)
+                raise
         if masks is not None:
             for name, weight in names.parameters(model).items():
                 if name in masks:
                     masks[name] = masks[name] & (weight.detach() != 0)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     return found
 
 

@@ -41,6 +41,8 @@ __all__ = [
 
 Patterns = str | Iterable[str] | None
 
+_RATE = "_gossamer_rate"  # of a dropout layer: its own rate, and what it was rescaled to
+
 
 def scores(model: nn.Module, *, include: Patterns = None, exclude: Patterns = None) -> Tensors:
     """|w| of every compressible weight: clean name -> tensor of the weight's shape."""
@@ -165,14 +167,18 @@ def rescale_dropout(
     dropout layer follows the nearest weighted layer before it in module order; ``layers`` maps
     dropout name -> weight name explicitly. Restore the old rates by assigning ``p``.
 
+    D_o is the rate before the first call: called again, with the masks of a later round or the
+    same ones, the rate is D_o rescaled once, and D_o is returned. A rate that was assigned since
+    is a new D_o.
+
     Raises :class:`ArgumentError` for a name in ``layers`` that does not exist.
     """
-    modules = dict(model.named_modules())
+    modules, known = dict(model.named_modules()), names.cleaned(model)
     follows: dict[str, str] = {}
     previous = None
     for name, module in modules.items():
-        if f"{names.clean(name)}.weight" in masks:
-            previous = f"{names.clean(name)}.weight"
+        if f"{known[name]}.weight" in masks:
+            previous = f"{known[name]}.weight"
         elif isinstance(module, nn.modules.dropout._DropoutNd) and previous is not None:
             follows[name] = previous
     for dropout, weight in (layers or {}).items():
@@ -185,7 +191,9 @@ def rescale_dropout(
     for dropout, weight in follows.items():
         module = modules[dropout]
         assert isinstance(module, nn.modules.dropout._DropoutNd)
-        old[dropout] = module.p
+        before, ours = module.__dict__.get(_RATE, (module.p, module.p))
+        old[dropout] = rate = before if module.p == ours else module.p
         mask = masks[weight]
-        module.p = module.p * math.sqrt(int(mask.sum()) / max(1, mask.numel()))
+        module.p = rate * math.sqrt(int(mask.sum()) / max(1, mask.numel()))
+        module.__dict__[_RATE] = (rate, module.p)  # with the module, so that copies know it too
     return old

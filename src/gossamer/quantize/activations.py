@@ -304,7 +304,8 @@ def quantize_activations_(
         alpha: for all layers; None: from ``calibration``, or without it of the half-normal
             distribution, which fits inputs normalised without scale and shift.
         calibration: batches; each layer's alpha is :func:`best_step` of at most 65,536 of its
-            inputs, run in evaluation mode. A tuple or list gives its first entry to the model.
+            inputs, run in evaluation mode. A tuple or list gives its first entry to the model. A
+            captured graph is compared with the model on the first batch, in both modes.
         forward: ``forward(model, batch)`` where ``model(batch)`` is not the way to run it.
         learned: train alpha.
         include, exclude: patterns of activations (:func:`gossamer.names.select`), by module name,
@@ -313,8 +314,9 @@ def quantize_activations_(
             cannot be captured.
 
     Raises :class:`ArgumentError` before anything is changed: for settings outside what is allowed,
-    a network that cannot be captured or has no ReLU, a module that hides one (named), a functional
-    ReLU in place on a tensor that is read elsewhere, a pattern that matches nothing, or a layer
+    a network that cannot be captured or has no ReLU, a module that hides one (named), a ReLU in
+    place on a tensor that is read elsewhere, a captured graph that differs from the model, or
+    between training and evaluation, a pattern that matches nothing, or a layer
     that calibration does not reach.
     """
     _check(bits, form)
@@ -325,7 +327,8 @@ def quantize_activations_(
             raise ArgumentError(f"alpha={alpha} and calibration: give one of the two")
     target, found = capture.activations(model, functional, include, exclude)
     if calibration is not None:
-        inputs = capture.inputs(target, found, calibration, forward, _SAMPLE)
+        batches = capture.checked(model, target, calibration, forward)
+        inputs = capture.inputs(target, found, batches, forward, _SAMPLE)
         steps = {name: _step_of(name, values, bits, form) for name, values in inputs.items()}
     else:
         fixed = half_normal_step(bits, form=form) if alpha is None else alpha
@@ -372,6 +375,7 @@ def normalize_(
     2- to 5-dimensional, and for a ReLU that is used at several places or widths.
     """
     target, found = capture.activations(model, functional, include, exclude)
+    (batch,) = capture.checked(model, target, [batch], forward)
     shapes = capture.shapes(target, found, batch, forward)
     kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
     made: dict[str, nn.Module] = {}

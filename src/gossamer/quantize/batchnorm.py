@@ -8,17 +8,21 @@ so the file halves its batch-norm bytes and loads into the user's unchanged mode
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import nn
 
-from gossamer import names
+from gossamer import access, names
 from gossamer.errors import ArgumentError
+from gossamer.traced import check_same
 
 __all__ = ["absorb_batchnorm"]
 
 
 @torch.no_grad()
-def absorb_batchnorm(model: nn.Module) -> list[str]:
+def absorb_batchnorm(model: nn.Module, example: Any = None) -> list[str]:
     """Absorb the running statistics of every affine batch-norm layer, in place.
 
     The output in evaluation mode stays the same to float rounding (about 1e-6 relative). It is
@@ -28,11 +32,17 @@ def absorb_batchnorm(model: nn.Module) -> list[str]:
     Returns the clean names of the layers changed. Layers without running statistics or without
     an affine map are left as they are.
 
-    Raises :class:`ArgumentError` when a layer's statistics are not finite or its variance is
-    negative; no layer is changed then.
+    Args:
+        model: any.
+        example: one batch of inputs, on which the outputs before and after are compared.
+
+    Raises :class:`ArgumentError`, with nothing changed, when a layer's statistics are not finite
+    or its variance is negative, when its scale or shift is computed from others, when one of its
+    four tensors belongs to another layer too, and when outputs differ on ``example``.
     """
+    known = names.cleaned(model)
     layers = [
-        (names.clean(name), module, module.running_mean, module.running_var)
+        (known[name], module, module.running_mean, module.running_var)
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
     ]
@@ -49,6 +59,11 @@ def absorb_batchnorm(model: nn.Module) -> list[str]:
                 )
         if bool((variance < 0).any()):
             raise ArgumentError(f"{name}.running_var is negative; the state is corrupt")
+    _check_own(model, [(name, module) for name, module, *_ in tracked])
+    before = copy.deepcopy(model) if example is not None else None
+    state = [
+        (t, t.clone()) for _, m, mean, var in tracked for t in (m.weight, m.bias, mean, var)
+    ]
     for _, module, mean, variance in tracked:
         # double: the fold's own rounding stays below the last float32 bit
         scale = module.weight.double() / torch.sqrt(variance.double() + module.eps)
@@ -57,4 +72,38 @@ def absorb_batchnorm(model: nn.Module) -> list[str]:
         module.bias.copy_(shift)
         mean.zero_()
         variance.fill_(1.0 - module.eps)
+    if before is not None:
+        try:
+            check_same(before, model, example, "the network with absorbed batch-norm")
+        except ArgumentError:
+            for tensor, value in state:
+                tensor.copy_(value)
+            raise
     return [name for name, *_ in tracked]
+
+
+def _check_own(model: nn.Module, layers: list[tuple[str, nn.Module]]) -> None:
+    """Refuse layers whose tensors are computed, or have another reader."""
+    places: dict[int, list[str]] = {}
+    known = names.cleaned(model)
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    modules = {id(m): known[n] for n, m in model.named_modules()}
+    # one layer in two places is one layer: places are told by the owner, not by the path
+    for raw, tensor in named:
+        owner = modules[id(model.get_submodule(raw.rpartition(".")[0]))]
+        held = places.setdefault(id(tensor), [])
+        held += [owner] if owner not in held else []
+    near = access.aliases(model)
+    for name, module in layers:
+        access.check_plain(module, name, "absorbed")
+        for what in ("weight", "bias", "running_mean", "running_var"):
+            tensor = getattr(module, what)
+            others = [o for o in places[id(tensor)] if o != name] + near.get(id(tensor), [])
+            if others:
+                raise ArgumentError(
+                    f"{name}.{what} is shared with {others[0]}, which would change too; give each "
+                    "layer its own (clone() it), or leave the statistics as they are"
+                )

@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from gossamer import names
 from gossamer.errors import ArgumentError
+from gossamer.traced import check_modes, check_same, check_writes, trace
 
-__all__ = ["Places", "activations", "inputs", "known", "shapes"]
+__all__ = ["Places", "activations", "checked", "inputs", "known", "shapes"]
 
 Places = dict[str, list[tuple[nn.Module, str]]]  # name -> where the module hangs: owner, attribute
 
@@ -34,14 +35,15 @@ def activations(
 ) -> tuple[nn.Module, Places]:
     """The model, or a captured graph of it where ReLUs are called, and the places of its ReLUs.
 
-    Raises :class:`ArgumentError` for a graph that cannot be captured, a ReLU that cannot be
-    replaced (named), a pattern that matches nothing, or no ReLU.
+    Raises :class:`ArgumentError` for a graph that cannot be captured, or that differs between
+    training and evaluation, a ReLU that cannot be replaced or that changes in place what others
+    read (named), a pattern that matches nothing, or no ReLU.
     """
     target: nn.Module = model
+    graph: fx.GraphModule | None = None
     if functional:
-        graph = _trace(model)
-        if graph is not None:
-            target = graph
+        graph, calls = _trace(model)
+        target = graph if calls else model
     found = _places(target)
     hidden = {n: m for n, m in target.named_modules() if _hides(m)}
     chosen = [*found, *hidden]
@@ -61,7 +63,55 @@ def activations(
             "the model has no ReLU to replace"
             + ("" if functional else " as a module; functional=True looks at calls, too")
         )
-    return target, {name: found[name] for name in chosen}
+    places = {name: found[name] for name in chosen}
+    _check_in_place(model, graph, places)
+    return target, places
+
+
+def _check_in_place(model: nn.Module, graph: fx.GraphModule | None, found: Places) -> None:
+    """Refuse ReLUs in place on what others read: what takes their place makes a new tensor."""
+    writing = {
+        id(module): name
+        for name, places in found.items()
+        for module in (getattr(owner, attribute) for owner, attribute in places)
+        if module.inplace
+    }
+    if not writing:
+        return
+    try:
+        graph = trace(model) if graph is None else graph
+    except ArgumentError as e:
+        raise ArgumentError(
+            f"activation {next(iter(writing.values()))!r} works in place, and whether others read "
+            f"its input cannot be seen: {e}. Set inplace=False"
+        ) from e
+    modules = dict(graph.named_modules())
+    check_writes(
+        graph, lambda n: n.op == "call_module" and id(modules[str(n.target)]) in writing
+    )
+
+
+def checked(
+    model: nn.Module,
+    target: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any] | None,
+) -> Iterator[Any]:
+    """The batches; on the first, a captured graph is compared with the model in both modes.
+
+    Raises :class:`ArgumentError` where they differ.
+    """
+    compared = target is model
+    for batch in batches:
+        if not compared:
+            compared = True
+            check_same(model, target, batch, "the captured graph", forward=forward)
+            first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(first, Tensor) or len(first) > 1:  # batch-norm trains on several
+                check_same(
+                    model, target, batch, "the captured graph", training=True, forward=forward
+                )
+        yield batch
 
 
 def known(model: nn.Module, functional: bool) -> list[str]:
@@ -79,36 +129,39 @@ def _hides(module: nn.Module) -> bool:
 def _places(model: nn.Module) -> Places:
     first: dict[int, str] = {}
     found: Places = {}
+    known = names.cleaned(model)
     for prefix, owner in model.named_modules():
         for attribute, child in owner._modules.items():
             if isinstance(child, _MODULES):
-                name = names.clean(f"{prefix}.{attribute}".lstrip("."))
+                name = known[f"{prefix}.{attribute}".lstrip(".")]
                 found.setdefault(first.setdefault(id(child), name), []).append((owner, attribute))
     return found
 
 
-def _trace(model: nn.Module) -> fx.GraphModule | None:
-    """The model's graph with every called ReLU as a module; None where none is called."""
+def _trace(model: nn.Module) -> tuple[fx.GraphModule, bool]:
+    """The model's graph with every called ReLU as a module, and whether any is called."""
     try:
-        traced = fx.symbolic_trace(model)
-    except Exception as e:  # tracing runs the user's own code, which may raise anything
+        traced = trace(model)
+    except ArgumentError as e:
         raise ArgumentError(
-            f"{type(model).__name__} cannot be captured ({e}), so that ReLUs it calls would be "
-            "missed; use nn.ReLU modules, and functional=False to replace these alone"
+            f"{type(model).__name__} cannot be captured ({e.__cause__}), so that ReLUs it calls "
+            "would be missed; use nn.ReLU modules, and functional=False to replace these alone"
         ) from e
+    traced.training = model.training
     calls = [
         node
         for node in traced.graph.nodes
         if node.op in ("call_function", "call_method") and node.target in _CALLS
     ]
     if not calls:
-        return None
+        return traced, False
     for node in traced.graph.nodes:
         if node.target in _FROZEN:
             raise ArgumentError(
                 f"node {node.name!r} ({node.target.__name__}) would keep the present mode for good "
                 "in the captured graph; write it as a module, such as nn.Dropout"
             )
+    check_modes(model)
     for node in calls:
         source = node.args[0] if node.args else node.kwargs.get("input")
         if not isinstance(source, fx.Node):
@@ -119,6 +172,9 @@ def _trace(model: nn.Module) -> fx.GraphModule | None:
                 f"node {node.name!r} is a ReLU in place on {source.name!r}, which others read "
                 "too; set inplace=False"
             )
+    check_writes(traced, lambda node: node in calls)
+    for node in calls:
+        source = node.args[0] if node.args else node.kwargs["input"]
         name = node.name
         while hasattr(traced, name):
             name += "_"
@@ -127,7 +183,7 @@ def _trace(model: nn.Module) -> fx.GraphModule | None:
             node.replace_all_uses_with(traced.graph.call_module(name, (source,)))
         traced.graph.erase_node(node)
     traced.recompile()
-    return traced
+    return traced, True
 
 
 @contextlib.contextmanager

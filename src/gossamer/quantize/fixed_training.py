@@ -126,7 +126,8 @@ def fixed_activations_(
     """
     check_bits(bits, "bits")
     target, found = capture.activations(model, functional, include, exclude)
-    inputs = capture.inputs(target, found, calibration, forward, _SAMPLE)
+    batches = capture.checked(model, target, calibration, forward)
+    inputs = capture.inputs(target, found, batches, forward, _SAMPLE)
     lengths = {}
     for name, values in inputs.items():
         try:

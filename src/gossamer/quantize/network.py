@@ -39,10 +39,12 @@ from gossamer.quantize.fixed_point import (
     to_codes,
 )
 from gossamer.quantize.steps import ARITHMETIC, Program, Step, read, sums, wide
+from gossamer.traced import check_same
 
 __all__ = ["FixedPoint", "Layer", "Precision", "calibrate"]
 
 _NEAR = (0, 1, -1)
+_COMPARED = 64  # examples on which the steps are compared with the model
 _EXACT = 1 << 53  # integers up to here are exact in float64
 
 
@@ -224,8 +226,9 @@ def calibrate(
         weight_bits: layer pattern (:func:`gossamer.names.select`) -> bits of those weights in
             place of ``precision.weights``; the paper's 4 bits in fully-connected layers.
 
-    Raises :class:`ArgumentError` for an operation without a rule (named), bits out of range, no
-    data, NaN or infinity in data, weights or activations, and sums that may pass 2^53, where
+    Raises :class:`ArgumentError` for an operation without a rule (named), one in place on what
+    others read, steps that differ from the model on the first batch, bits out of range, no data,
+    NaN or infinity in data, weights or activations, and sums that may pass 2^53, where
     float64 stops being exact.
     """
     program = read(model)
@@ -243,8 +246,28 @@ def calibrate(
         for tensor, what in zip(pair, ("weight", "bias"), strict=True):
             if tensor is not None:
                 check_finite(tensor, f"{name}.{what}")
+    first = next(b for b in data if len(b))[:_COMPARED]
+    first = first.to(next((p.device for p in model.parameters()), first.device))
+    check_same(model, _Floats(program), first, "the network as steps")
     with torch.no_grad():
         return _Calibration(program, [b.cpu() for b in data], precision, bits).run()
+
+
+class _Floats(nn.Module):
+    """A program in floating point, as a network: what the model is compared with."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ...) -> the output."""
+        held: dict[str, Tensor] = {}
+        for step in self.program.steps:
+            weights = self.program.weights.get(step.name, (None, None))
+            given = [held[n] for n in step.inputs]
+            held[step.name] = x if step.kind == "input" else wide(step, given, *weights)
+        return held[self.program.output]
 
 
 class _Calibration:

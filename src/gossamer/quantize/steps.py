@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from gossamer import access
 from gossamer.errors import ArgumentError
-from gossamer.traced import in_place, kind, label, trace
+from gossamer.traced import check_writes, kind, label, trace
 
 __all__ = ["ARITHMETIC", "Program", "Step", "choose", "read", "sums", "wide"]
 
@@ -77,9 +78,12 @@ def read(model: nn.Module) -> Program:
     """The steps of a model, as in evaluation mode.
 
     Raises :class:`ArgumentError`, naming the operation, for a model that cannot be traced, that
-    has several inputs or outputs, or that uses an operation without a rule.
+    has several inputs or outputs, that uses an operation without a rule, that changes in place
+    what others read, or a layer whose weight is computed from others.
     """
-    return _Reader(trace(model)).program()
+    graph = trace(model)
+    check_writes(graph)
+    return _Reader(graph).program()
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -143,10 +147,6 @@ class _Reader:
         what = None if node.op == "get_attr" else kind(self.graph, node)
         module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         x = node.args[0] if node.args else None
-        if isinstance(x, fx.Node) and len(x.users) > 1 and in_place(self.graph, node):
-            raise self._refuse(
-                node, f"changes {x.name!r} in place, which others read too; set inplace=False"
-            )
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             self._layer(node, x, module)
         elif what in _RELU:
@@ -172,6 +172,7 @@ class _Reader:
             raise self._refuse(node, hint)
 
     def _layer(self, node: fx.Node, x: Any, module: nn.Linear | nn.Conv2d) -> None:
+        access.check_plain(module, str(node.target), "read")
         if isinstance(module, nn.Conv2d):
             if module.padding_mode != "zeros" or isinstance(module.padding, str):
                 raise self._refuse(
