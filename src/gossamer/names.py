@@ -246,8 +246,10 @@ def clean_state_dict(model: nn.Module) -> Tensors:
     Tensors are detached and share memory with the model, except parametrized ones, which are
     computed.
     """
-    aliases = tied(model)
     known = cleaned(model)
+    held = {known[raw] for raw in model.state_dict()}
+    # a tied tensor whose first place is not persistent is stored at the next that is
+    aliases = {a: n for a, n in tied(model).items() if n in held}
     computed: Tensors = {}
     latent: dict[str, str] = {}  # what state_dict's names of its parts begin with -> the weight
     owners = {id(module.parametrizations): module for module in model.modules()

@@ -10,6 +10,7 @@ import typer
 
 from gossamer.cli.options import AsJson, Threads
 from gossamer.cli.program import app
+from gossamer.files import shown
 from gossamer.progress import console
 
 __all__ = ["inspect", "pack", "unpack"]
@@ -71,11 +72,11 @@ def inspect(
     head = ["tensor", "shape", "density", "values", "codec", "bytes", "bits/weight"]
     cells = [
         [
-            row["name"],
+            shown(row["name"]),
             "x".join(map(str, row["shape"])) or "scalar",
             f"{row['density']:.4f}",
             f"{row['distinct']:,}",
-            row["codec"] if row["tied_to"] is None else f"tied to {row['tied_to']}",
+            row["codec"] if row["tied_to"] is None else f"tied to {shown(row['tied_to'])}",
             f"{row['bytes']:,}",
             f"{row['bits_per_weight']:.3f}",
         ]

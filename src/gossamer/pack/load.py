@@ -43,6 +43,13 @@ def load_into(
                         f"{e}. {done} of the model's {len(targets)} tensors hold the file's values "
                         "by now: build the model anew before it is used"
                     ) from e
+    # what get_extra_state gives is a copy: its module is told
+    if any(name.endswith("_extra_state") for name in targets):
+        known = names.cleaned(model)
+        for prefix, module in model.named_modules():
+            name = known[f"{prefix}._extra_state".lstrip(".")]
+            if name in targets:
+                module.set_extra_state(targets[name])
     return model
 
 
@@ -51,15 +58,18 @@ def _targets(archive: Archive, model: nn.Module, strict: bool) -> Tensors:
     state: Tensors = {}
     parametrized: set[str] = set()
     known = names.cleaned(model)
+    problems: list[str] = []
     for raw, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor):
+            if strict:
+                problems.append(f"{raw!r} of the model is {type(tensor).__name__}, no tensor")
+        else:
             computed = ".parametrizations." in f".{raw}"
             name = names.clean(known[raw]) if computed else known[raw]
             state.setdefault(name, tensor)
             if computed:
                 parametrized.add(name)
     shared = [n for n in archive.names if n in state]
-    problems: list[str] = []
     if strict:
         problems += [f"{n!r} is only in the file" for n in archive.names if n not in state]
         problems += [f"{n!r} is only in the model" for n in state if n not in archive]
@@ -77,6 +87,13 @@ def _targets(archive: Archive, model: nn.Module, strict: bool) -> Tensors:
             problems.append(f"{name!r} is on the meta device (use model.to_empty(device='cpu'))")
         elif have != want:
             problems.append(f"{name!r} is {have} in the file and {want} in the model")
+        elif any(
+            step == 0 for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
+        ):
+            problems.append(
+                f"{name!r} is expanded in the model: several entries share one place "
+                "(give the module a contiguous copy of it)"
+            )
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ArgumentError(

@@ -127,8 +127,13 @@ def _settings(profile: str, index_bits: int, context_entries: int | None) -> Set
 
 
 def named_tensors(source: nn.Module | Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str]]:
-    """Tensors to store once, and alias -> name."""
+    """Tensors to store once, and alias -> name.
+
+    Raises :class:`ArgumentError` for a module with state that is no tensor, or that its own
+    ``state_dict`` leaves out: a file of the rest would load without a word, as another network.
+    """
     if isinstance(source, nn.Module):
+        _check_state(source)
         state = names.clean_state_dict(source)
         aliases = {a: n for a, n in names.tied(source).items() if n in state}
         return state, aliases
@@ -154,6 +159,38 @@ def named_tensors(source: nn.Module | Mapping[str, Tensor]) -> tuple[Tensors, di
         else:
             aliases[name] = first
     return state, aliases
+
+
+def _check_state(model: nn.Module) -> None:
+    """Refuse what a file of tensors cannot hold, by name."""
+    known, stored = names.cleaned(model), set()
+    for raw, value in model.state_dict().items():
+        stored.add(known[raw])
+        if not isinstance(value, Tensor):
+            extra = raw.rpartition(".")[2] == "_extra_state"
+            raise ArgumentError(
+                f"{known[raw]!r} is state of type {type(value).__name__}, and a .gsm file holds "
+                "tensors alone; "
+                + (
+                    "let get_extra_state return a tensor, or keep it in a buffer"
+                    if extra
+                    else "keep it in a buffer (of a network that torch quantized: pack the float "
+                    "network)"
+                )
+            )
+    kept = {known[raw]: raw for raw, _ in model.named_parameters(remove_duplicate=False)}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                raw = f"{prefix}.{name}".lstrip(".")
+                kept[known[raw]] = raw
+    missing = [raw for name, raw in kept.items() if name not in stored]
+    if missing:
+        raise ArgumentError(
+            f"{missing[0]!r} is a parameter or buffer that the network's own state_dict() leaves "
+            f"out ({len(missing)} in all; a hook of its own?), so that a file would lack it; pack "
+            "a mapping of names to tensors, or take the hook off"
+        )
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,10 @@ def checked(
 
 def known(model: nn.Module, functional: bool) -> list[str]:
     """The names of the activations that :func:`activations` can find; the model stays as it is."""
-    graph = _trace(model) if functional else None
-    return list(_places(model if graph is None else graph))
+    if functional:
+        graph, calls = _trace(model)
+        return list(_places(graph if calls else model))
+    return list(_places(model))
 
 
 def _hides(module: nn.Module) -> bool:
