@@ -153,6 +153,79 @@ def test_resume_gives_the_same_bits(make: Make, optim: Optim) -> None:
         assert torch.equal(a, b)
 
 
+ORDERS = ["amd", "adm", "dam", "mad", "mda", "dma"]  # attach, model and optimizer, method
+
+
+@every_method
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_of_attaching_and_loading_gives_the_same_bits(make: Make, order: str) -> None:
+    optim = OPTIMIZERS["adam"]
+    model = net()
+    optimizer = optim(model)
+    method = make(model).attach(model, optimizer)
+    loop(model, optimizer, 5)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), method.state_dict()))
+    loop(model, optimizer, 5, seed=2)
+    method.finish()
+    again = net()
+    other = optim(again)
+    resumed = make(again)
+    in_place = list(saved[0]) == list(again.state_dict())
+    for step in order:
+        if step == "a":
+            resumed.attach(again, other)
+        elif step == "d":
+            resumed.load_state_dict(saved[2])
+        elif in_place or order.index("a") < order.index("m"):
+            again.load_state_dict(saved[0])
+            other.load_state_dict(saved[1])
+        else:  # the weights are computed from other parameters: torch says so
+            with pytest.raises(RuntimeError, match="parametrizations"):
+                again.load_state_dict(saved[0])
+            return
+    start = names.weights(again) if in_place else {}
+    assert all(torch.equal(p, saved[0][name]) for name, p in start.items())
+    loop(again, other, 5, seed=2)
+    resumed.finish()
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@every_method
+def test_the_state_of_other_settings_is_refused(make: Make) -> None:
+    model = net()
+    method = make(model).attach(model)
+    state = copy.deepcopy(method.state_dict())
+    other = make(net())
+    settings = other.settings()
+    name = next(iter(settings))
+    state["settings"] = {**settings, name: "of another"}
+    with pytest.raises(ArgumentError, match=f"with {name}='of another', this one has {name}="):
+        other.load_state_dict(state)
+    del state["settings"]  # of an older version
+    other.load_state_dict(state)
+
+
+@every_method
+def test_a_copy_has_the_same_settings(make: Make) -> None:
+    method = make(net())
+    assert copy.copy(method).settings() == method.settings()
+    assert copy.deepcopy(method).settings() == method.settings() != {}
+
+
+def test_settings_tell_what_was_asked_for() -> None:
+    def sparse(density: float, rule: str = "rigl") -> Method:
+        generator = torch.Generator().manual_seed(0)
+        return DynamicSparse(FAMILY[rule], density, steps=9, every=3, generator=generator)
+
+    assert sparse(0.5).settings() == sparse(0.5).settings()
+    assert sparse(0.5).settings() != sparse(0.05).settings()
+    assert sparse(0.5).settings() != sparse(0.5, "set").settings()
+    assert sparse(0.5).settings()["density"] == 0.5
+    with pytest.raises(ArgumentError, match=r"density=0\.5, this one has density=0\.05"):
+        sparse(0.05).load_state_dict(sparse(0.5).state_dict())
+
+
 @every_method
 def test_state_is_what_weights_only_loads(make: Make, tmp_path: object) -> None:
     model = net()

@@ -10,8 +10,12 @@ there, ``after_step`` when the weights have moved. No trainer is needed::
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, Self
 
 import torch
@@ -27,16 +31,44 @@ __all__ = ["Masked", "Method", "Snapshot"]
 class Method(ABC):
     """Base of all training-time methods. Subclasses fill in the hooks they need.
 
-    ``_setup`` is called by :meth:`attach` with everything checked, ``state_dict`` /
-    ``load_state_dict`` make resume bit-identical, ``finish`` leaves plain tensors behind.
+    ``_setup`` is called by :meth:`attach` with everything checked, ``_state`` and ``_load`` make
+    resume bit-identical in every order of attaching and loading, ``finish`` leaves plain tensors
+    behind.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
+    _arguments: Mapping[str, Any] = {}
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Keep the arguments: they are what a state is compared with."""
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **options)
+        bound.apply_defaults()
+        self._arguments = {n: v for n, v in bound.arguments.items() if v is not self}
+        return self
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
         self._attached = False
+        self._pending: dict[str, Any] | None = None  # a state loaded before there was a model
+        self._before: dict[str, tuple[tuple[float, ...], Tensor]] = {}
+
+    def __copy__(self) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (type(self),), self.__dict__
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that the method was made with, as plain values, by name.
+
+        Tensors, generators and functions are told by their type alone: what they hold is state.
+        Written into :meth:`state_dict`, so that a state is not taken for another method's.
+        """
+        return {name: _plain(value) for name, value in self._arguments.items()}
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Self:
         """Attach to ``model`` and hook ``optimizer`` (none: call the hooks yourself).
@@ -48,6 +80,9 @@ class Method(ABC):
             raise ArgumentError(f"{type(self).__name__} is attached already; detach() it first")
         self.model, self.optimizer = model, optimizer
         self._setup()
+        if self._pending is not None:  # loaded first: what attaching has drawn is not wanted
+            state, self._pending = self._pending, None
+            self._load(state)
         if optimizer is not None:
             self._handles = [
                 optimizer.register_step_pre_hook(lambda *_: self.before_step()),
@@ -79,10 +114,88 @@ class Method(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resume needs, as tensors and plain values (``weights_only`` loads it)."""
+        return {**self._state(), "settings": self.settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, before or after :meth:`attach`.
+
+        The model's and the optimizer's own states may be loaded before or after it, as long as
+        the model has the form that it was saved in: a method that puts parameters of its own in
+        the weights' place is attached first, or torch refuses the model's state.
+
+        Raises :class:`ArgumentError` for the state of a method with other settings, naming the
+        first that differs. A state of an older version names none, and is taken as it is.
+        """
+        found, mine = state.get("settings"), self.settings()
+        if found is not None and found != mine:
+            name = next(n for n in [*mine, *found] if found.get(n) != mine.get(n))
+            raise ArgumentError(
+                f"the state is of {type(self).__name__} with {name}={found.get(name)!r}, this one "
+                f"has {name}={mine.get(name)!r}; make the method as it was when the state was "
+                "saved, or begin without the state"
+            )
+        self._load(state)
+        if not self._attached:
+            self._pending = copy.deepcopy(state)
+
+    def _state(self) -> dict[str, Any]:
+        """What :meth:`state_dict` returns, without the settings."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (optional hook)
-        """Restore what :meth:`state_dict` returned."""
+    def _load(self, state: dict[str, Any]) -> None:  # noqa: B027 (optional hook)
+        """Restore what :meth:`_state` returned."""
+
+    def _overwriting(self, weights: Mapping[str, Tensor]) -> None:
+        """Keep a copy of what attaching is about to overwrite, until the first step.
+
+        A model's state may have been loaded before :meth:`attach`, and the method's own comes
+        after it: :meth:`_restore` then puts back what attaching has overwritten.
+        """
+        self._before = {n: ((), w.detach().clone()) for n, w in weights.items()}
+
+    def _overwritten(self, weights: Mapping[str, Tensor]) -> None:
+        """Attaching has written what it writes."""
+        self._before = {n: (_mark(weights[n]), kept) for n, (_, kept) in self._before.items()}
+
+    @torch.no_grad()
+    def _restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Put back what attaching overwrote, where nothing has written there since."""
+        for name, (mark, kept) in self._before.items():
+            if _mark(weights[name]) == mark:
+                weights[name].copy_(kept)
+        self._before = {}
+
+
+def _blank(cls: type[Method]) -> Method:
+    return object.__new__(cls)
+
+
+def _mark(weight: Tensor) -> tuple[float, ...]:
+    """Changes when the tensor is written to, through ``.data`` too, which torch does not count."""
+    values = weight.detach().double()
+    return weight._version, float(values.sum()), float(values.square().sum())
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON and ``weights_only`` hold it; equal for equal settings."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        tensors = any(isinstance(v, Tensor) for v in fields.values())
+        return type(value).__name__ if tensors else _plain(fields)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        held = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
+        return [_plain(v) for v in held]
+    if isinstance(value, (torch.dtype, torch.device, PurePath)):
+        return str(value)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__
+    return type(value).__name__
 
 
 class Masked(Method):
@@ -120,7 +233,10 @@ class Masked(Method):
                 raise ArgumentError(
                     f"values[{name!r}] of shape {tuple(value.shape)} has no mask of its shape"
                 )
+        held = {name: self._parameters[name] for name in self.masks}
+        self._overwriting(held)
         self._hold()
+        self._overwritten(held)
 
     def _hold(self) -> None:
         self._eraser = Eraser(self.masks, self.values)
@@ -130,6 +246,7 @@ class Masked(Method):
     @torch.no_grad()
     def before_step(self) -> None:
         """Zero the removed weights' gradients."""
+        self._before = {}
         if self.mask_gradients:
             for name in self.masks:
                 grad = self._parameters[name].grad
@@ -147,16 +264,18 @@ class Masked(Method):
                     if isinstance(value, Tensor) and value.shape == p.shape:
                         self._eraser.erase_(name, value)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The masks, and the values where there are any."""
         held = {"values": dict(self.values)} if self.values else {}
         return {"masks": dict(self.masks), **held}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def _load(self, state: dict[str, Any]) -> None:
         """Restore them and apply them."""
         self.masks = Masks(state["masks"])
         self.values = dict(state.get("values", {}))
-        if self._attached:
+        if hasattr(self, "_parameters"):
+            self.masks.check(self._parameters)
+            self._restore(self._parameters)
             self._hold()
 
 
@@ -191,10 +310,10 @@ class Snapshot(Method):
         if self.steps == self.at:
             self.take()
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """Steps seen and the copy."""
         return {"steps": self.steps, "taken": dict(self.taken)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def _load(self, state: dict[str, Any]) -> None:
         """Restore them."""
         self.steps, self.taken = int(state["steps"]), dict(state["taken"])

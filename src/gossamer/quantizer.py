@@ -345,10 +345,10 @@ class Trajectory(Method):
                 row["density"][name] = float(torch.count_nonzero(value)) / value.numel()
         self.rows.append(row)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """Steps and rows."""
         return {"steps": self._steps, "rows": list(self.rows)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+    def _load(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`_state` returned."""
         self._steps, self.rows = int(state["steps"]), list(state["rows"])

@@ -213,7 +213,9 @@ class DynamicSparse(Method):
             masks = budgets.random_masks(shapes, self._target, self.generator)
         warn_empty(masks)
         self._weights = weights
+        self._overwriting(weights)
         self._set(Masks({n: m.to(weights[n].device) for n, m in masks.items()}))
+        self._overwritten(weights)
 
     def _require_momentum(self) -> None:
         if self.rule.needs_momentum:
@@ -228,6 +230,7 @@ class DynamicSparse(Method):
     @torch.no_grad()
     def after_step(self) -> None:
         """Zero the inactive weights; reallocate when it is time."""
+        self._before = {}
         self.step += 1
         for name, p in self._weights.items():
             self._eraser.erase_(name, p)
@@ -322,7 +325,7 @@ class DynamicSparse(Method):
             counts[name] = min(wanted, int(mask.sum()))
         return counts
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """Masks, step, the generator's state and the history."""
         return {
             "masks": dict(self.masks),
@@ -331,12 +334,17 @@ class DynamicSparse(Method):
             "history": self.history,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def _load(self, state: dict[str, Any]) -> None:
         """Restore them; attached, the masks are applied."""
         masks = Masks(state["masks"])
         self.step, self.history = int(state["step"]), list(state["history"])
         self.generator.set_state(state["generator"])
-        if self._attached:
+        if hasattr(self, "_weights"):
+            masks.check(self._weights)
+            if len(masks) != len(self._weights):
+                odd = next(n for n in self._weights if n not in masks)
+                raise ArgumentError(f"the state has no mask of {odd!r}, which is chosen here")
+            self._restore(self._weights)
             self._set(Masks({n: m.to(self._weights[n].device) for n, m in masks.items()}))
         else:
             self.masks = masks

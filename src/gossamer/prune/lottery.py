@@ -391,9 +391,9 @@ class _Best(Snapshot):
             self.lowest = loss
             self.take()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "lowest": self.lowest}
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "lowest": self.lowest}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
         self.lowest = float(state["lowest"])

@@ -233,10 +233,10 @@ class Supermask(Method):
         self._held, self._frozen = {}, []
         self.detach()
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The generator's state; scores and masks are in the model's ``state_dict``."""
         return {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+    def _load(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`_state` returned."""
         self.generator.set_state(state["generator"])

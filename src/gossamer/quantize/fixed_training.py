@@ -189,10 +189,10 @@ class FixedWeights(Quantizer):
         self._steps += 1
         super().after_step()
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """Steps and lengths; weights and values are in the model's ``state_dict``."""
         return {"steps": self._steps, "lengths": dict(self.lengths)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+    def _load(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`_state` returned."""
         self._steps, self.lengths = int(state["steps"]), dict(state["lengths"])

@@ -308,10 +308,10 @@ class LossAware(Quantizer):
                 g, v = held.parameter.grad, self._moment(name, held.parameter)
                 self._own[name] = v.mul(self.beta).addcmul_(g, g, value=1 - self.beta)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The own averages; weights and values are in the model's ``state_dict``."""
         return {"moments": dict(self._own)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+    def _load(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`_state` returned."""
         self._own = dict(state["moments"])

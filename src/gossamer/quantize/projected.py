@@ -90,11 +90,11 @@ class Projected(Quantizer):
     def _update(self, name: str, held: Latent) -> None:
         held.module.take(*self._project(name, held.parameter.detach()))
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The generator's state; weights and values are in the model's ``state_dict``."""
         return {} if self.generator is None else {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+    def _load(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`_state` returned."""
         if self.generator is not None:
             self.generator.set_state(state["generator"])

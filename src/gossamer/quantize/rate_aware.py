@@ -263,12 +263,12 @@ class RateAware(Method):
                     module._parameters[name] = module._parameters.pop(name)
         self._owners, self._latent = [], {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """The count of steps, the histograms' slopes and the masks."""
         return {"count": self._count, "slopes": dict(self._slopes), "masks": dict(self.masks)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+    def _load(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`_state` returned."""
         self._count = int(state["count"])
         self._slopes = dict(state["slopes"])
         self.masks = Masks(state["masks"])

@@ -216,10 +216,10 @@ class TTQ(Quantizer):
         found = {n: held.module.scales.tolist() for n, held in self._held.items()}
         return {name: (positive, negative) for name, (positive, negative) in found.items()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """Steps and trajectory; weights, codes and scales are in the model's ``state_dict``."""
         return {"steps": self._steps, "trajectory": list(self.trajectory)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+    def _load(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`_state` returned."""
         self._steps, self.trajectory = int(state["steps"]), list(state["trajectory"])

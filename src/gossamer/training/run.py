@@ -206,7 +206,7 @@ class Run:
             **{f"config.{k}": v for k, v in asdict(self.config).items()},
             "model": [f"{n} {tuple(t.shape)}" for n, t in _state(self.model).items()],
             "optimizer": type(self.optimizer).__name__,
-            "methods": [type(m).__name__ for m in self.methods],
+            "methods": [{"kind": type(m).__name__, **m.settings()} for m in self.methods],
             "evaluate_every": self.evaluate_every,
             "evaluate_every_steps": self.evaluate_every_steps,
             "monitor": sorted(self.monitor),
