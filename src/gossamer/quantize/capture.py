@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -14,7 +15,7 @@ from gossamer import names
 from gossamer.errors import ArgumentError
 from gossamer.traced import check_modes, check_same, check_writes, trace
 
-__all__ = ["Places", "activations", "checked", "inputs", "known", "shapes"]
+__all__ = ["Places", "Sample", "activations", "checked", "inputs", "known", "shapes"]
 
 Places = dict[str, list[tuple[nn.Module, str]]]  # name -> where the module hangs: owner, attribute
 
@@ -86,9 +87,7 @@ def _check_in_place(model: nn.Module, graph: fx.GraphModule | None, found: Place
             f"its input cannot be seen: {e}. Set inplace=False"
         ) from e
     modules = dict(graph.named_modules())
-    check_writes(
-        graph, lambda n: n.op == "call_module" and id(modules[str(n.target)]) in writing
-    )
+    check_writes(graph, lambda n: n.op == "call_module" and id(modules[str(n.target)]) in writing)
 
 
 def checked(
@@ -234,25 +233,71 @@ def inputs(
     forward: Callable[[nn.Module, Any], Any] | None,
     most: int,
 ) -> names.Tensors:
-    """About ``most`` evenly spaced inputs of each ReLU over the batches, at least one a batch.
+    """At most ``most`` inputs of each ReLU, evenly spaced over all batches (:class:`Sample`).
 
     Raises :class:`ArgumentError` for a ReLU that no batch reaches.
     """
-    parts: dict[str, list[Tensor]] = {}
+    parts: dict[str, Sample] = {}
 
     def see(name: str, x: Tensor) -> None:
-        flat = x.reshape(-1)
-        held = parts.setdefault(name, [])
-        held.append(flat[:: max(1, -(-flat.numel() // most))].clone())
-        # halved whenever twice too many: memory stays bounded over any number of batches
-        if sum(len(p) for p in held) > 2 * most:
-            held[:] = [torch.cat(held)[::2]]
+        parts.setdefault(name, Sample(most)).add(x)
 
     with _watched(model, found, see):
         for batch in batches:
             _run(model, batch, forward)
-    _reached(found, parts, "calibration")
-    return {name: torch.cat(parts[name]) for name in found}
+    seen = {name: sample for name, sample in parts.items() if sample.seen}
+    _reached(found, seen, "calibration")
+    return {name: seen[name].values() for name in found}
+
+
+class Sample:
+    """At most ``most`` of the elements of a stream, evenly spaced, whatever the batches' sizes.
+
+    Element i is kept while the fraction of i times the golden ratio is below 2^-k, and k grows
+    when there are too many: three-distance spacing over the whole stream, so that no part of it
+    weighs more than another, and no row length lines up with it. The same elements in other
+    batches give the same sample. Memory is bounded by ``most`` and one batch.
+
+    >>> sample = Sample(4)
+    >>> for part in torch.arange(40.0).split(7):
+    ...     sample.add(part)
+    >>> sample.values().tolist()
+    [0.0, 13.0, 34.0]
+    """
+
+    _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
+    _PART = 1 << 20  # elements looked at in one go
+
+    def __init__(self, most: int) -> None:
+        self.most, self.seen = most, 0
+        self._halvings = 0
+        self._kept: list[tuple[np.ndarray, Tensor]] = []  # places in the stream, values
+
+    def add(self, values: Tensor) -> None:
+        """The next elements of the stream, of any shape."""
+        for part in values.reshape(-1).split(self._PART):
+            places = np.arange(self.seen, self.seen + len(part), dtype=np.uint64)
+            chosen = self._choose(places)
+            self.seen += len(part)
+            index = torch.from_numpy(chosen).to(part.device)
+            self._kept.append((places[chosen], part[index].clone()))
+            while sum(len(p) for p, _ in self._kept) > self.most:
+                self._halvings += 1
+                self._kept = [
+                    (p[keep], v[torch.from_numpy(keep).to(v.device)])
+                    for p, v in self._kept
+                    for keep in (self._choose(p),)
+                ]
+
+    def values(self) -> Tensor:
+        """The sample, in the order of the stream."""
+        return torch.cat([v for _, v in self._kept])
+
+    def _choose(self, places: np.ndarray) -> np.ndarray:
+        if not self._halvings:
+            return np.arange(len(places))
+        shifted = (places * self._GOLDEN) >> np.uint64(64 - self._halvings)
+        return np.flatnonzero(shifted == 0)
 
 
 def shapes(
