@@ -96,7 +96,10 @@ class _Export:
         opsets = [helper.make_opsetid("", _OPSET)]
         model = helper.make_model(graph, producer_name="gossamer", opset_imports=opsets)
         model.ir_version = _IR
-        self.onnx.checker.check_model(model, full_check=True)
+        try:
+            self.onnx.checker.check_model(model, full_check=True)
+        except Exception as e:  # the checker's errors have no common base
+            raise ArgumentError(f"the export is no valid ONNX model: {e}") from e
         return model
 
     def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:

@@ -226,7 +226,7 @@ def _quantize_biases(state: State, stage: schema.QuantizeBiases) -> None:
 
 
 def _remove_dead(state: State, stage: schema.RemoveDead) -> None:
-    found = dead.remove_dead(state.model, state.masks)
+    found = dead.remove_dead(state.model, state.masks, state.example())
     if found.count:
         state.progress.say(found.table())
     state.notes["dead_units"] = {
@@ -237,7 +237,7 @@ def _remove_dead(state: State, stage: schema.RemoveDead) -> None:
 
 
 def _absorb_batchnorm(state: State, stage: schema.AbsorbBatchnorm) -> None:
-    absorb_batchnorm(state.model)
+    absorb_batchnorm(state.model, state.example())
 
 
 _RUNNERS: dict[type, Callable[[State, Any], None]] = {
