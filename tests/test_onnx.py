@@ -117,7 +117,9 @@ def test_pooling_windows_are_the_networks_everywhere(kind, side, tmp_path):
 
 def test_an_average_over_the_overhanging_window_by_hand(tmp_path):
     x = torch.arange(36.0).view(1, 1, 6, 6)
-    net = calibrate(nn.Sequential(nn.AvgPool2d(3, 2, ceil_mode=True)), [x], Precision(8, 8, 8, True))
+    net = calibrate(
+        nn.Sequential(nn.AvgPool2d(3, 2, ceil_mode=True)), [x], Precision(8, 8, 8, True)
+    )
     # the last window of the first row: (4 + 5 + 10 + 11 + 16 + 17) / 6
     assert run(net, tmp_path / "net.onnx", x)[0, 0, 0].tolist() == [7.0, 9.0, 10.5]
 
@@ -125,18 +127,21 @@ def test_an_average_over_the_overhanging_window_by_hand(tmp_path):
 def test_an_export_that_computes_otherwise_is_not_written(tmp_path, monkeypatch):
     from gossamer.deploy import onnx as exporting
 
-    net = calibrate(nn.Sequential(nn.ReLU(), nn.AvgPool2d(2)), [images(2, 0)], Precision(8, 8, 8, True))
+    net = calibrate(
+        nn.Sequential(nn.ReLU(), nn.AvgPool2d(2)), [images(2, 0)], Precision(8, 8, 8, True)
+    )
     windows = exporting._Export._window
-    monkeypatch.setattr(
-        exporting._Export, "_window", lambda self, step: {**windows(self, step), "pads": [1] * 4}
-    )
-    with pytest.raises(ArgumentError, match=r"no valid ONNX model: .*\(9\) vs \(8\)"):
-        export(net, tmp_path / "net.onnx")
-    monkeypatch.setattr(
-        exporting._Export, "_window", lambda self, step: {**windows(self, step), "kernel_shape": [1, 1]}
-    )
-    with pytest.raises(ArgumentError, match=r"1 \(average\) differs by .*; nothing was written"):
-        export(net, tmp_path / "net.onnx")
+    for wrong, match in (
+        ({"pads": [1] * 4}, r"no valid ONNX model: .*\(9\) vs \(8\)"),
+        ({"kernel_shape": [1, 1]}, r"1 \(average\) differs by .*; nothing was written"),
+    ):
+
+        def window(self, step, wrong=wrong):
+            return {**windows(self, step), **wrong}
+
+        monkeypatch.setattr(exporting._Export, "_window", window)
+        with pytest.raises(ArgumentError, match=match):
+            export(net, tmp_path / "net.onnx")
     assert not (tmp_path / "net.onnx").exists()
 
 

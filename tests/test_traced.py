@@ -244,7 +244,7 @@ def test_what_differs_by_its_shape_or_by_nan_is_refused() -> None:
         traced.check_same(net, nn.Linear(6, 4), batch(), "the other")
     other = copy.deepcopy(net)
     other.bias.data[0] = float("nan")
-    with pytest.raises(ArgumentError, match="differs from Linear in evaluation .* by inf"):
+    with pytest.raises(ArgumentError, match=r"differs from Linear in evaluation .* by inf"):
         traced.check_same(net, other, batch(), "the other")
     traced.check_same(other, copy.deepcopy(other), batch(), "the other")  # NaN in both is equal
 

@@ -239,7 +239,17 @@ class _Export:
         if step.kind == "relu":
             return self._node("Relu", [x], name)
         if step.kind == "max_pool":
-            return self._node("MaxPool", [x], name, **self._window(step))
+            window = self._window(step)
+            sides = zip(window["pads"], [*s["kernel_size"]] * 2, strict=True)
+            if any(pad >= side for pad, side in sides):  # dilated: runtimes want less than a side
+                pads = window["pads"]
+                around = np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)
+                form = self.net.formats[step.name]
+                low = self._constant(f"{name}/low", np.array(form.low * form.step, np.float32))
+                where = self._constant(f"{name}/pads", around)
+                x = self._node("Pad", [x, where, low], f"{name}/padded")
+                window["pads"] = [0] * 4
+            return self._node("MaxPool", [x], name, **window)
         if step.kind == "adaptive_max":
             kernel = self._windows(step)
             return self._node("MaxPool", [x], name, kernel_shape=kernel, strides=kernel)
@@ -262,4 +272,3 @@ class _Export:
         still = [0] * (rank - len(before))
         pads = np.array([*still, *before, *still, *after], np.int64)
         return self._node("Pad", [x, self._constant(f"{name}/pads", pads)], name)
-

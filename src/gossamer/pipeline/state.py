@@ -139,7 +139,7 @@ class State:
         self.structure = [*self.structure, record]
 
     def example(self, count: int = 8) -> Tensor:
-        """The first training inputs, where the model is: what rewritten networks are compared on."""
+        """The first training inputs, on the model's device, to compare rewritten networks on."""
         inputs, _ = self.data.train.batch(torch.arange(min(count, len(self.data.train))))
         return inputs.to(next((p.device for p in self.model.parameters()), inputs.device))
 

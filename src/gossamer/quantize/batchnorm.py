@@ -60,9 +60,7 @@ def absorb_batchnorm(model: nn.Module, example: Any = None) -> list[str]:
             raise ArgumentError(f"{name}.running_var is negative; the state is corrupt")
     _check_own(model, [(name, module) for name, module, *_ in tracked])
     before = access.copied(model) if example is not None else None
-    state = [
-        (t, t.clone()) for _, m, mean, var in tracked for t in (m.weight, m.bias, mean, var)
-    ]
+    state = [(t, t.clone()) for _, m, mean, var in tracked for t in (m.weight, m.bias, mean, var)]
     for _, module, mean, variance in tracked:
         # double: the fold's own rounding stays below the last float32 bit
         scale = module.weight.double() / torch.sqrt(variance.double() + module.eps)
