@@ -264,7 +264,7 @@ def test_calibration_finds_each_layers_step_and_restores_modes() -> None:
     statistics = model.body[1].running_mean.clone()
     made = quantize_activations_(model, 3, calibration=batches, include=["relu"], **SETTINGS)
     seen = torch.cat([model.conv(x) for x in batches])
-    assert float(made.relu.alpha) == pytest.approx(best_step(seen, 3, form="ceil"), rel=0.02)
+    assert float(made.relu.alpha) == pytest.approx(best_step(seen, 3, form="ceil"), rel=0.05)
     assert model.training
     assert not model.body[1].training
     assert torch.equal(model.body[1].running_mean, statistics)

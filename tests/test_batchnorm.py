@@ -55,3 +55,48 @@ def test_layers_without_statistics_are_left_alone() -> None:
         nn.BatchNorm1d(2, track_running_stats=False), nn.BatchNorm1d(2, affine=False)
     )
     assert absorb_batchnorm(net) == []
+
+
+def _pair() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
+    for i in (0, 2):
+        net[i].running_mean.normal_()
+        net[i].running_var.uniform_(0.2, 4)
+        nn.init.normal_(net[i].weight)
+    return net.eval()
+
+
+@pytest.mark.parametrize("what", ["weight", "running_mean"])
+def test_layers_that_share_a_tensor_are_refused_and_stay(what: str) -> None:
+    net = _pair()
+    setattr(net[2], what, getattr(net[0], what))
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    with pytest.raises(ArgumentError, match=rf"0\.{what} is shared with 2"):
+        absorb_batchnorm(net)
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+
+
+def test_one_layer_in_two_places_is_absorbed_once() -> None:
+    net = _pair()
+    net[2] = net[0]
+    x = torch.randn(5, 3)
+    before = net(x)
+    assert absorb_batchnorm(net, x) == ["0"]
+    torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_that_reads_the_statistics_elsewhere_is_put_back() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = _pair()[0]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bn(x) + self.bn.running_mean
+
+    net = Reader().eval()
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    with pytest.raises(ArgumentError, match="the network with absorbed batch-norm differs"):
+        absorb_batchnorm(net, torch.ones(2, 3))
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())

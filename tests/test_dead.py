@@ -138,3 +138,104 @@ def test_shared_parameters_are_left_alone(tied: bool) -> None:
     before = net(x)
     assert "a" in remove_dead(net).not_examined
     assert torch.equal(net(x), before)
+
+
+def _tokens() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4))
+
+
+def _image(*between: nn.Module, inputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), *between, nn.Linear(inputs, 3))
+
+
+def _silent(net: nn.Module) -> None:
+    net[0].weight[1] = 0
+
+
+def _columns(*which: int):
+    def kill(net: nn.Module) -> None:
+        net[-1].weight[:, list(which)] = 0
+
+    return kill
+
+
+ELSEWHERE = {
+    "tokens, silent": (_tokens, _silent, (4, 6, 5)),
+    "tokens, unread unit": (_tokens, _columns(*range(1, 18, 3)), (4, 6, 5)),
+    "tokens, unread tokens": (_tokens, _columns(*range(6)), (4, 6, 5)),
+    "rows": (lambda: _image(nn.Flatten(2), inputs=16), _silent, (4, 2, 6, 6)),
+    "positions": (lambda: _image(nn.Flatten(2), inputs=16), _columns(*range(4)), (4, 2, 6, 6)),
+    "last axis": (lambda: _image(inputs=4), _columns(0), (4, 2, 6, 6)),
+    "pooled units": (
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.MaxPool2d((1, 2)), nn.Linear(4, 8)),
+        _columns(0),
+        (4, 2, 3, 5),
+    ),
+    "linear, convolution": (
+        lambda: nn.Sequential(nn.Linear(6, 4), nn.Conv2d(4, 2, 1)),
+        lambda net: net[1].weight[:, 1].zero_(),
+        (3, 4, 5, 6),
+    ),
+    "tokens, batch-norm": (
+        lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)),
+        _silent,
+        (4, 3, 5),
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_units_on_another_axis_are_left_alone(kind: str, given: bool) -> None:
+    torch.manual_seed(3)
+    make, kill, shape = ELSEWHERE[kind]
+    net = make().eval()
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm1d):
+            m.bias.normal_()
+    kill(net)
+    x = torch.randn(shape)
+    before = net(x)
+    found = remove_dead(net, example=x if given else None)
+    assert torch.equal(net(x), before)
+    assert "0" in found.not_examined
+
+
+@torch.no_grad()
+def test_tokens_between_linear_layers_are_followed_on_their_own_axis() -> None:
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 4)).eval()
+    _silent(net)
+    x = torch.randn(2, 6, 5)
+    before = net(x)
+    assert remove_dead(net, example=x).without_inputs == {"0": [1]}
+    torch.testing.assert_close(net(x), before)
+    assert (net[2].weight[:, 1] == 0).all()
+
+
+@torch.no_grad()
+def test_batch_norm_between_linear_layers_is_followed_on_a_batch() -> None:
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 4)).eval()
+    net[1].running_mean.normal_()
+    _silent(net)
+    x = torch.randn(6, 5)
+    before = net(x)
+    assert "0" in dead_units(net).not_examined
+    assert remove_dead(net, example=x).without_inputs == {"0": [1]}
+    torch.testing.assert_close(net(x), before)
+
+
+@torch.no_grad()
+def test_a_network_that_its_chain_does_not_tell_is_put_back() -> None:
+    class Late(nn.Sequential):
+        def __call__(self, *args: Tensor) -> Tensor:  # hooks of a container are not in the graph
+            return super().__call__(*args) + self[0].weight.sum()
+
+    net = Late(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 4)).eval()
+    net[2].weight[:, 1] = 0
+    before = {n: p.clone() for n, p in net.named_parameters()}
+    with pytest.raises(ArgumentError, match="without its dead units differs"):
+        remove_dead(net, example=torch.ones(2, 5))
+    assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())

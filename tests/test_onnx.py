@@ -1,4 +1,5 @@
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from gossamer.errors import ArgumentError
 from gossamer.quantize import FixedPoint, Precision, calibrate
 
 onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx.reference")
 ort = pytest.importorskip("onnxruntime")
 
 
 def run(net: FixedPoint, path: Path, x: Tensor) -> Tensor:
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
+    # fused integer kernels round by the machine's instructions; unfused ones do not
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = ort.InferenceSession(
         str(export(net, path)), options, providers=["CPUExecutionProvider"]
     )
@@ -85,3 +89,66 @@ def test_what_onnx_cannot_hold_is_named():
     net = calibrate(nn.Sequential(nn.Linear(16, 2)), [images(2, 0)], Precision(8, 8, 8, True))
     with pytest.raises(ArgumentError, match="0: a linear layer"):
         to_onnx(net)
+
+
+WINDOWS = {
+    "overhanging": nn.AvgPool2d(3, 2, ceil_mode=True),
+    "overhanging, one side": nn.AvgPool2d((3, 2), (2, 2), ceil_mode=True),
+    "far apart": nn.AvgPool2d(2, 3, ceil_mode=True),
+    "whole": nn.AvgPool2d(4, 4, ceil_mode=True),
+    "padded": nn.AvgPool2d(3, 2, padding=1),
+    "padded, not counted": nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+    "largest, overhanging": nn.MaxPool2d(3, 2, ceil_mode=True),
+    "largest, padded and overhanging": nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
+    "largest, dilated": nn.MaxPool2d(2, 3, padding=1, dilation=2, ceil_mode=True),
+}
+
+
+@pytest.mark.parametrize("side", [6, 7, 8])
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_pooling_windows_are_the_networks_everywhere(kind, side, tmp_path):
+    x = torch.arange(float(side * side)).view(1, 1, side, side)
+    net = calibrate(nn.Sequential(WINDOWS[kind]), [x], Precision(8, 8, 8, True))
+    assert torch.equal(run(net, tmp_path / "net.onnx", x), net(x))
+    model = onnx.load(str(tmp_path / "net.onnx"))
+    (reference,) = onnx.reference.ReferenceEvaluator(model).run(None, {"input": x.numpy()})
+    assert torch.equal(torch.from_numpy(reference), net(x))
+    assert not any(a.name == "ceil_mode" for n in model.graph.node for a in n.attribute)
+
+
+def test_an_average_over_the_overhanging_window_by_hand(tmp_path):
+    x = torch.arange(36.0).view(1, 1, 6, 6)
+    net = calibrate(
+        nn.Sequential(nn.AvgPool2d(3, 2, ceil_mode=True)), [x], Precision(8, 8, 8, True)
+    )
+    # the last window of the first row: (4 + 5 + 10 + 11 + 16 + 17) / 6
+    assert run(net, tmp_path / "net.onnx", x)[0, 0, 0].tolist() == [7.0, 9.0, 10.5]
+
+
+def test_an_export_that_computes_otherwise_is_not_written(tmp_path, monkeypatch):
+    from gossamer.deploy import onnx as exporting
+
+    net = calibrate(
+        nn.Sequential(nn.ReLU(), nn.AvgPool2d(2)), [images(2, 0)], Precision(8, 8, 8, True)
+    )
+    windows = exporting._Export._window
+    for wrong, match in (
+        ({"pads": [1] * 4}, r"no valid ONNX model: .*\(9\) vs \(8\)"),
+        ({"kernel_shape": [1, 1]}, r"1 \(average\) differs by .*; nothing was written"),
+    ):
+
+        def window(self, step, wrong=wrong):
+            return {**windows(self, step), **wrong}
+
+        monkeypatch.setattr(exporting._Export, "_window", window)
+        with pytest.raises(ArgumentError, match=match):
+            export(net, tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_without_onnxruntime_nothing_is_written(tmp_path, monkeypatch):
+    net = calibrate(nn.Sequential(nn.ReLU()), [images(2, 0)], Precision(8, 8, 8, True))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ArgumentError, match=r"onnxruntime is not installed; pip install"):
+        export(net, tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()

@@ -63,3 +63,9 @@ def test_bad_input():
         made.weight[0, 0] = math.nan
     with pytest.raises(ArgumentError, match="NaN"):
         factorize(made, 2)
+
+
+def test_a_computed_weight_is_not_factorized() -> None:
+    layer = torch.nn.utils.parametrizations.orthogonal(nn.Linear(6, 4))
+    with pytest.raises(ArgumentError, match=r"the layer cannot be factorized: weight is computed"):
+        factorize(layer, 2)

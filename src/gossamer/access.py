@@ -14,6 +14,7 @@ Tensors that are one object in several places (tied) are found by :func:`gossame
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from torch.nn.utils import parametrize
 
 from gossamer.errors import ArgumentError
 
-__all__ = ["Derived", "aliases", "check_plain", "check_weights", "derived", "is_own"]
+__all__ = ["Derived", "aliases", "check_plain", "check_weights", "copied", "derived", "is_own"]
 
 # The hooks' modules in torch: how a message calls them, and what takes them off.
 _HOOKS = {
@@ -132,6 +133,22 @@ def _of(module: nn.Module, path: str) -> Iterator[Derived]:
             fix,
             False,
         )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of a model.
+
+    Raises :class:`ArgumentError`, naming a tensor that is computed and the fix, for a model that
+    cannot be copied: an old-style hook leaves a tensor in it that is no parameter.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as e:  # copying runs the user's own code, which may raise anything
+        for found in derived(model):
+            if not found.own:
+                layer = found.layer or "the model"
+                raise ArgumentError(f"{layer} cannot be copied: {found}") from e
+        raise ArgumentError(f"{type(model).__name__} cannot be copied: {e}") from e
 
 
 def check_plain(module: nn.Module, name: str, doing: str) -> None:

@@ -35,13 +35,15 @@ __all__ = [
 Forward = Callable[[nn.Module, Any], Any]  # forward(model, batch), where model(batch) is not it
 
 # Calls whose result lies in the memory of their first input, or may.
-_VIEWS = frozenset(
-    "alias as_strided chunk contiguous detach diagonal expand expand_as flatten getitem hsplit "
-    "imag mT movedim moveaxis narrow permute ravel real reshape reshape_as select split "
-    "split_with_sizes squeeze swapaxes swapdims t T H mH tensor_split to transpose type_as "
-    "unbind unflatten unfold unsqueeze view view_as vsplit dsplit float double half adjoint "
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout cpu cuda type".split()
-)
+_VIEWS = {
+    "alias", "as_strided", "chunk", "contiguous", "detach", "diagonal", "expand", "expand_as",
+    "flatten", "getitem", "hsplit", "imag", "mT", "movedim", "moveaxis", "narrow", "permute",
+    "ravel", "real", "reshape", "reshape_as", "select", "split", "split_with_sizes", "squeeze",
+    "swapaxes", "swapdims", "t", "T", "H", "mH", "tensor_split", "to", "transpose", "type_as",
+    "unbind", "unflatten", "unfold", "unsqueeze", "view", "view_as", "vsplit", "dsplit", "float",
+    "double", "half", "adjoint", "dropout", "dropout1d", "dropout2d", "dropout3d",
+    "alpha_dropout", "feature_dropout", "cpu", "cuda", "type",
+}  # fmt: skip
 _VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
 _TOLERANCE = 1e-3  # of the largest output: above rounding, far below another function
 
@@ -163,9 +165,7 @@ def _aliased(graph: fx.GraphModule, node: fx.Node) -> Any:
     return source if views else None
 
 
-def check_writes(
-    graph: fx.GraphModule, only: Callable[[fx.Node], bool] | None = None
-) -> None:
+def check_writes(graph: fx.GraphModule, only: Callable[[fx.Node], bool] | None = None) -> None:
     """Refuse an operation in place on memory that somebody else reads afterwards.
 
     Memory is followed through views, slices and the operations in place themselves. Whoever

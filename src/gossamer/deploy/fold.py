@@ -9,7 +9,6 @@ a kernel of 1; so does one of (N, C, L), where a batch tells that it is.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from typing import Any
 
@@ -59,7 +58,7 @@ def fold_batchnorm(model: nn.Module, example: Any = None) -> fx.GraphModule:
     >>> [type(m).__name__ for m in fold_batchnorm(net).children()]
     ['Conv2d', 'ReLU']
     """
-    graph = trace(copy.deepcopy(model).eval())
+    graph = trace(access.copied(model).eval())
     seen = None if example is None else shapes(graph, example)
     fold = _Fold(graph, {n.name: s for n, s in seen.items()} if seen is not None else None)
     with torch.no_grad():

@@ -97,7 +97,10 @@ class _Export:
         opsets = [helper.make_opsetid("", _OPSET)]
         model = helper.make_model(graph, producer_name="gossamer", opset_imports=opsets)
         model.ir_version = _IR
-        self.onnx.checker.check_model(model, full_check=True)
+        try:
+            self.onnx.checker.check_model(model, full_check=True)
+        except Exception as e:  # the checker's errors have no common base
+            raise ArgumentError(f"the export is no valid ONNX model: {e}") from e
         return model
 
     def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -239,7 +242,17 @@ class _Export:
         if step.kind == "relu":
             return self._node("Relu", [x], name)
         if step.kind == "max_pool":
-            return self._node("MaxPool", [x], name, **self._window(step))
+            window = self._window(step)
+            sides = zip(window["pads"], [*s["kernel_size"]] * 2, strict=True)
+            if any(pad >= side for pad, side in sides):  # dilated: runtimes want less than a side
+                pads = window["pads"]
+                around = np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)
+                form = self.net.formats[step.name]
+                low = self._constant(f"{name}/low", np.array(form.low * form.step, np.float32))
+                where = self._constant(f"{name}/pads", around)
+                x = self._node("Pad", [x, where, low], f"{name}/padded")
+                window["pads"] = [0] * 4
+            return self._node("MaxPool", [x], name, **window)
         if step.kind == "adaptive_max":
             kernel = self._windows(step)
             return self._node("MaxPool", [x], name, kernel_shape=kernel, strides=kernel)
@@ -262,4 +275,3 @@ class _Export:
         still = [0] * (rank - len(before))
         pads = np.array([*still, *before, *still, *after], np.int64)
         return self._node("Pad", [x, self._constant(f"{name}/pads", pads)], name)
-

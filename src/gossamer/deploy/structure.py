@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import nn
 
@@ -170,7 +171,11 @@ def _on_grid(model: nn.Module, record: OnGrid) -> nn.Module:
     from gossamer.quantize.network import FixedPoint, Layer
     from gossamer.quantize.steps import read
 
-    folded = fold_batchnorm(model)
+    try:
+        folded = fold_batchnorm(model)
+    except ArgumentError:  # an axis that only the input's shape tells
+        like = next(model.parameters(), torch.zeros(0))
+        folded = fold_batchnorm(model, torch.zeros(1, *record.shape).to(like))
     program = read(folded)
     steps = {step.name for step in program.steps}
     if steps != set(record.data) or set(program.weights) != set(record.layers):

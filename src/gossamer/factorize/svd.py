@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gossamer import access
 from gossamer.errors import ArgumentError
 
 __all__ = ["SVDSize", "factorize", "svd_size", "sweep"]
@@ -62,7 +63,8 @@ def factorize(layer: nn.Linear, rank: int) -> nn.Sequential:
 
     The layer stays as it is; dtype and device are kept.
 
-    Raises :class:`ArgumentError` for another module, a rank out of range, and NaN or infinity.
+    Raises :class:`ArgumentError` for another module, a weight that is computed from others, a
+    rank out of range, and NaN or infinity.
     """
     u, s, v = _decompose(layer)
     svd_size(layer.in_features, layer.out_features, rank)
@@ -98,6 +100,7 @@ def sweep(layer: nn.Linear, ranks: Iterable[int]) -> list[SVDSize]:
 def _decompose(layer: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
     if not isinstance(layer, nn.Linear):
         raise ArgumentError(f"layer is {type(layer).__name__}; give an nn.Linear")
+    access.check_plain(layer, "", "factorized")
     weight = layer.weight.detach().double()
     if not bool(torch.isfinite(weight).all()):
         raise ArgumentError("the layer's weight holds NaN or infinity; clean it first")

@@ -84,7 +84,7 @@ def fixed_point(state: State, stage: stages.FixedPoint) -> None:
     """Weights, biases and data on power-of-two grids, found by calibration."""
     split = getattr(state.data, stage.calibrate_on)
     given = _inputs(split, stage.calibration, state.generator(98))
-    folded = fold_batchnorm(state.model)
+    folded = fold_batchnorm(state.model, state.example())
     biases = stage.bias_bits or stage.activation_bits
     base = stage.activation_bits if isinstance(stage.bits, Mapping) else stage.bits
     precision = Precision(base, biases, stage.activation_bits, stage.mode == "dynamic")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import names, schedule
+from gossamer import access, names, schedule
 from gossamer.codebook import Quantized
 from gossamer.curvature import hessian_diagonal
 from gossamer.errors import ArgumentError
@@ -220,13 +220,18 @@ def _rate_aware(state: State, stage: schema.RateAware) -> None:
 @torch.no_grad()
 def _quantize_biases(state: State, stage: schema.QuantizeBiases) -> None:
     weights = names.weights(state.model)
-    for name, p in names.parameters(state.model).items():
-        if name not in weights and p.is_floating_point() and p.ndim <= 1:
-            p.copy_(uniform(p, bits=stage.bits, name=name).dequantize())
+    found = {
+        name: p
+        for name, p in names.parameters(state.model).items()
+        if name not in weights and p.is_floating_point() and p.ndim <= 1
+    }
+    access.check_weights(state.model, found)
+    for name, p in found.items():
+        p.copy_(uniform(p, bits=stage.bits, name=name).dequantize())
 
 
 def _remove_dead(state: State, stage: schema.RemoveDead) -> None:
-    found = dead.remove_dead(state.model, state.masks)
+    found = dead.remove_dead(state.model, state.masks, state.example())
     if found.count:
         state.progress.say(found.table())
     state.notes["dead_units"] = {
@@ -237,7 +242,7 @@ def _remove_dead(state: State, stage: schema.RemoveDead) -> None:
 
 
 def _absorb_batchnorm(state: State, stage: schema.AbsorbBatchnorm) -> None:
-    absorb_batchnorm(state.model)
+    absorb_batchnorm(state.model, state.example())
 
 
 _RUNNERS: dict[type, Callable[[State, Any], None]] = {

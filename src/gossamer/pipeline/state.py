@@ -138,6 +138,11 @@ class State:
         self.model = model
         self.structure = [*self.structure, record]
 
+    def example(self, count: int = 8) -> Tensor:
+        """The first training inputs, on the model's device, to compare rewritten networks on."""
+        inputs, _ = self.data.train.batch(torch.arange(min(count, len(self.data.train))))
+        return inputs.to(next((p.device for p in self.model.parameters()), inputs.device))
+
     def generator(self, part: int = 0) -> torch.Generator:
         """Randomness of the present stage."""
         return torch.Generator().manual_seed(self.seed * 10_000 + self.number * 100 + part)

@@ -8,7 +8,6 @@ network's outputs stay what they were.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -270,7 +269,7 @@ def remove_dead(model: nn.Module, masks: Masks | None = None, example: Any = Non
         links, _ = _links(model, example)
         touched = {id(p): p for k in links for m in (k.layer, k.next_layer) for p in m.parameters()}
         held = [(p, p.clone()) for p in touched.values()]
-        before = copy.deepcopy(model) if example is not None else None
+        before = access.copied(model) if example is not None else None
         changed = True
         while changed:
             changed = False

@@ -304,8 +304,8 @@ def quantize_activations_(
         alpha: for all layers; None: from ``calibration``, or without it of the half-normal
             distribution, which fits inputs normalised without scale and shift.
         calibration: batches; each layer's alpha is :func:`best_step` of at most 65,536 of its
-            inputs, run in evaluation mode. A tuple or list gives its first entry to the model. A
-            captured graph is compared with the model on the first batch, in both modes.
+            inputs, run in evaluation mode; of a tuple or list the first entry. A captured graph
+            is compared with the model on the first batch, in both modes.
         forward: ``forward(model, batch)`` where ``model(batch)`` is not the way to run it.
         learned: train alpha.
         include, exclude: patterns of activations (:func:`gossamer.names.select`), by module name,
@@ -315,9 +315,8 @@ def quantize_activations_(
 
     Raises :class:`ArgumentError` before anything is changed: for settings outside what is allowed,
     a network that cannot be captured or has no ReLU, a module that hides one (named), a ReLU in
-    place on a tensor that is read elsewhere, a captured graph that differs from the model, or
-    between training and evaluation, a pattern that matches nothing, or a layer
-    that calibration does not reach.
+    place on a tensor that is read elsewhere, a captured graph that differs from the model or by
+    its mode, a pattern that matches nothing, or a layer that calibration does not reach.
     """
     _check(bits, form)
     _check_estimator(estimator)

@@ -8,7 +8,6 @@ so the file halves its batch-norm bytes and loads into the user's unchanged mode
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -60,10 +59,8 @@ def absorb_batchnorm(model: nn.Module, example: Any = None) -> list[str]:
         if bool((variance < 0).any()):
             raise ArgumentError(f"{name}.running_var is negative; the state is corrupt")
     _check_own(model, [(name, module) for name, module, *_ in tracked])
-    before = copy.deepcopy(model) if example is not None else None
-    state = [
-        (t, t.clone()) for _, m, mean, var in tracked for t in (m.weight, m.bias, mean, var)
-    ]
+    before = access.copied(model) if example is not None else None
+    state = [(t, t.clone()) for _, m, mean, var in tracked for t in (m.weight, m.bias, mean, var)]
     for _, module, mean, variance in tracked:
         # double: the fold's own rounding stays below the last float32 bit
         scale = module.weight.double() / torch.sqrt(variance.double() + module.eps)

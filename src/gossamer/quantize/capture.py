@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -100,17 +101,17 @@ def checked(
 
     Raises :class:`ArgumentError` where they differ.
     """
-    compared = target is model
-    for batch in batches:
-        if not compared:
-            compared = True
-            check_same(model, target, batch, "the captured graph", forward=forward)
-            first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            if not isinstance(first, Tensor) or len(first) > 1:  # batch-norm trains on several
-                check_same(
-                    model, target, batch, "the captured graph", training=True, forward=forward
-                )
-        yield batch
+    rest = iter(batches)
+    if target is model:
+        return rest
+    # at once, not when the batches are read: whoever reads them watches the network
+    begin = list(itertools.islice(rest, 1))
+    for batch in begin:
+        check_same(model, target, batch, "the captured graph", forward=forward)
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(first, Tensor) or len(first) > 1:  # batch-norm trains on several
+            check_same(model, target, batch, "the captured graph", training=True, forward=forward)
+    return itertools.chain(begin, rest)
 
 
 def known(model: nn.Module, functional: bool) -> list[str]:

@@ -38,7 +38,7 @@ from gossamer.quantize.fixed_point import (
     search_pairs,
     to_codes,
 )
-from gossamer.quantize.steps import ARITHMETIC, Program, Step, read, sums, wide
+from gossamer.quantize.steps import ARITHMETIC, Floats, Program, Step, read, sums, wide
 from gossamer.traced import check_same
 
 __all__ = ["FixedPoint", "Layer", "Precision", "calibrate"]
@@ -248,26 +248,9 @@ def calibrate(
                 check_finite(tensor, f"{name}.{what}")
     first = next(b for b in data if len(b))[:_COMPARED]
     first = first.to(next((p.device for p in model.parameters()), first.device))
-    check_same(model, _Floats(program), first, "the network as steps")
+    check_same(model, Floats(program), first, "the network as steps")
     with torch.no_grad():
         return _Calibration(program, [b.cpu() for b in data], precision, bits).run()
-
-
-class _Floats(nn.Module):
-    """A program in floating point, as a network: what the model is compared with."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.program = program
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) -> the output."""
-        held: dict[str, Tensor] = {}
-        for step in self.program.steps:
-            weights = self.program.weights.get(step.name, (None, None))
-            given = [held[n] for n in step.inputs]
-            held[step.name] = x if step.kind == "input" else wide(step, given, *weights)
-        return held[self.program.output]
 
 
 class _Calibration:

@@ -25,7 +25,7 @@ from gossamer import access
 from gossamer.errors import ArgumentError
 from gossamer.traced import check_writes, kind, label, trace
 
-__all__ = ["ARITHMETIC", "Program", "Step", "choose", "read", "sums", "wide"]
+__all__ = ["ARITHMETIC", "Floats", "Program", "Step", "choose", "read", "sums", "wide"]
 
 ARITHMETIC = frozenset({"conv", "linear", "add", "average", "cat"})
 
@@ -378,3 +378,20 @@ def wide(step: Step, inputs: list[Tensor], weight: Tensor | None, bias: Tensor |
     else:
         return choose(step, inputs[0])
     return out.clamp(min=0) if step.relu else out
+
+
+class Floats(nn.Module):
+    """A program in floating point, as a network: what the model is compared with."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ...) -> the output."""
+        held: dict[str, Tensor] = {}
+        for step in self.program.steps:
+            weights = self.program.weights.get(step.name, (None, None))
+            given = [held[n] for n in step.inputs]
+            held[step.name] = x if step.kind == "input" else wide(step, given, *weights)
+        return held[self.program.output]

@@ -61,7 +61,7 @@ def fixed(
 ) -> FixedPoint:
     """The folded network in fixed point."""
     images = _some(data.train, 8 if quick else CALIBRATION, seed)
-    return calibrate(fold_batchnorm(model), [images], precision)
+    return calibrate(fold_batchnorm(model, images[:8]), [images], precision)
 
 
 def _compare(net: FixedPoint, test: Split, *, both: bool) -> tuple[int, int | None]:
@@ -225,8 +225,8 @@ def brute_force(tensor: Tensor, bits: int) -> tuple[int, float]:
 def search_is_brute_force(context: Context) -> Outcome:
     """Fixed point 2: the search against brute force, every weight, bias and output of ResNet-20."""
     data, _ = _data(context.quick)
-    program = read(fold_batchnorm(nets.build(NET, pretrained=True)))
     images = _some(data.train, 2 if context.quick else 16, context.seeds[0])
+    program = read(fold_batchnorm(nets.build(NET, pretrained=True), images))
     held: dict[str, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     with torch.no_grad():
