@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from gossamer.recipe import Recipe
 from gossamer.training import load_checkpoint
 
 __all__ = [
+    "build_options",
     "identity",
     "load_weights",
     "network",
@@ -29,6 +31,9 @@ __all__ = [
     "save_safetensors",
     "trained",
 ]
+
+
+_AT_ONCE = 1 << 20  # entries that are hashed together
 
 
 def network(
@@ -44,15 +49,20 @@ def network(
     Raises :class:`ArgumentError` for an unknown name, a file that does not fit, or a network that
     cannot take the data.
     """
-    if ":" in spec:
-        model = nets.build(spec, seed=seed, pretrained=pretrained)
-    else:
-        images = len(data.in_shape) == 3
-        shape: dict[str, Any] = {"classes": data.classes}
-        if images:
-            shape["in_shape"] = data.in_shape
-        model = nets.build(spec, seed=seed, pretrained=pretrained, **shape)
+    model = nets.build(spec, **build_options(spec, data, seed=seed, pretrained=pretrained))
     return model if weights is None else load_weights(model, weights)
+
+
+def build_options(
+    spec: str, data: Dataset, *, seed: int = 0, pretrained: bool = False
+) -> dict[str, Any]:
+    """What :func:`gossamer.nets.build` takes for a network in the shape of the data."""
+    options: dict[str, Any] = {"seed": seed, "pretrained": pretrained}
+    if ":" not in spec:
+        options["classes"] = data.classes
+        if len(data.in_shape) == 3:
+            options["in_shape"] = data.in_shape
+    return options
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -141,13 +151,35 @@ def plain(weights: str | None) -> None:
 
 
 def identity(data: Dataset) -> dict[str, Any]:
-    """What tells one dataset from another in a run directory."""
-    splits = (data.train, data.validation, data.test)
-    return {
-        "name": data.name,
-        "examples": [len(s) for s in splits],
-        "targets": [zlib.crc32(s.targets.contiguous().cpu().numpy().tobytes()) for s in splits],
-    }
+    """What tells one dataset from another in a run directory: its name, and all its bytes.
+
+    A SHA-256 of every split's inputs, targets and normalisation, types and shapes among them
+    (about a second a gigabyte), and the name of what changes training batches.
+    """
+    own: dict[str, Any] = {"name": data.name, "classes": data.classes}
+    for part in ("train", "validation", "test"):
+        split = getattr(data, part)
+        own[part] = {
+            "examples": len(split),
+            "inputs": _digest(split.stored),
+            "targets": _digest(split.targets),
+            "mean": split.mean,
+            "std": split.std,
+        }
+    if data.augment is not None:
+        own["augment"] = getattr(data.augment, "__qualname__", type(data.augment).__qualname__)
+    if data.vocabulary is not None:
+        own["vocabulary"] = hashlib.sha256("\0".join(data.vocabulary).encode()).hexdigest()
+    return own
+
+
+def _digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's type, shape and bytes, a few megabytes at a time."""
+    total = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    for rows in tensor.detach().split(max(1, _AT_ONCE // max(1, tensor[:1].numel()))):
+        flat = rows.cpu().contiguous().reshape(-1)
+        total.update(memoryview(flat.view(torch.uint8).numpy()) if len(flat) else b"")
+    return total.hexdigest()
 
 
 def save_safetensors(source: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
