@@ -138,6 +138,10 @@ def _without_parametrizations(module: nn.Module) -> list[str]:
         values[key] = value, first
         kinds = ", ".join(type(p).__name__.lstrip("_") for p in found)
         told.append(f"{key} is taken as it is, its {kinds} taken off")
+    for number, other in list(module._load_state_dict_pre_hooks.items()):
+        inner = getattr(other, "hook", other)  # weight norm's reader of files in the older form
+        if getattr(inner, "__module__", "") == "torch.nn.utils.parametrizations":
+            del module._load_state_dict_pre_hooks[number]
     module.__class__ = type(module).__bases__[0]
     del module.parametrizations
     for key, (value, first) in values.items():

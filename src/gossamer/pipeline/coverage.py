@@ -12,12 +12,11 @@ from gossamer.pipeline.layers import chosen, per_layer, quantized_weights
 from gossamer.recipe import Recipe
 from gossamer.recipe.schema import Layers, Quantize, Sensitivity, Svd
 
-__all__ = ["of_recipe", "of_stage", "told"]
+__all__ = ["of_recipe", "of_stage"]
 
 # Settings that may be given by layer: a layer that none names is left as it is.
 _BY_LAYER = ("density", "quality", "bits", "lam", "step", "rank", "energy", "rate")
 _SMALL = "biases, norms"
-_MOST = 4
 
 
 def of_stage(model: nn.Module, stage: Any) -> dict[str, Any] | None:
@@ -81,22 +80,3 @@ def _figures(model: nn.Module, covered: Iterable[str]) -> dict[str, Any]:
         "covered": sum(p.numel() for n, p in everything.items() if n in inside),
         "outside": dict(sorted(outside.items(), key=lambda item: -item[1][1])),
     }
-
-
-def told(found: Mapping[str, Any]) -> str:
-    """The figures in words.
-
-    >>> outside = {"Embedding": [4, 90], "Conv1D": [12, 7]}
-    >>> told({"parameters": 100, "covered": 3, "outside": outside})
-    'covers 3.0 % of the parameters; 97.0 % are outside: 4 Embedding, 12 Conv1D'
-    """
-    total = max(1, found["parameters"])
-    text = f"covers {100 * found['covered'] / total:.1f} % of the parameters"
-    rows = list(found["outside"].items())
-    if not rows:
-        return text
-    parts = [f"{row[0]} {kind}" for kind, row in rows[:_MOST]]
-    if len(rows) > _MOST:
-        parts.append(f"{len(rows) - _MOST} more kinds")
-    left = 100 * (found["parameters"] - found["covered"]) / total
-    return f"{text}; {left:.1f} % are outside: {', '.join(parts)}"

@@ -11,7 +11,7 @@ from gossamer.pipeline import measure
 from gossamer.pipeline.state import State
 from gossamer.training import evaluate
 
-__all__ = ["Rounds", "lowest", "told", "verdict"]
+__all__ = ["Rounds", "lowest", "verdict"]
 
 _EXACT = 1e-9  # of a fraction of examples: 0.005 of 1000 is 5 of them
 
@@ -33,21 +33,6 @@ def verdict(reference: float, accuracy: float, max_drop: float) -> dict[str, Any
         "accuracy": accuracy,
         "kept": accuracy >= lowest(reference, max_drop),
     }
-
-
-def told(floor: dict[str, Any]) -> str:
-    """The verdict in words.
-
-    >>> told(verdict(0.88, 0.7525, 0.005))
-    'FLOOR NOT KEPT: validation accuracy 88.00 % -> 75.25 %, 12.75 points of at most 0.50'
-    """
-    points = 100 * (floor["reference"] - floor["accuracy"])
-    least = 100 * floor["max_drop"]
-    change = f"validation accuracy {100 * floor['reference']:.2f} % -> "
-    change += f"{100 * floor['accuracy']:.2f} %"
-    if not floor["kept"]:
-        return f"FLOOR NOT KEPT: {change}, {points:.2f} points of at most {least:.2f}"
-    return f"floor kept: {change}, at most {least:.2f} points may go"
 
 
 class Rounds:

@@ -45,6 +45,7 @@ from gossamer.plain import copied
 from gossamer.progress import Reporter
 from gossamer.quantize.emulated import Emulated
 from gossamer.recipe import Recipe
+from gossamer.report import promises
 from gossamer.training import Evaluation, evaluate, load_checkpoint, save_atomic
 
 __all__ = ["Result", "compress", "run"]
@@ -247,7 +248,7 @@ class _Job:
             self.progress.say(f"stage {number}/{count} {stage.stage}")
             begun, covered = time.monotonic(), coverage.of_stage(state.model, stage)
             if covered is not None:
-                self.progress.say(f"  {coverage.told(covered)}")
+                self.progress.say(f"  {promises.covers(covered)}")
             state.notes = {} if covered is None else {"coverage": covered}
             run_stage(state, stage)
             state.forget_seeds()
@@ -355,7 +356,7 @@ class _Job:
             timing = measure.latency(dense, decoded, self.data)
         held = floor.verdict(self.validation, validation, self.recipe.max_drop)
         if not held["kept"]:
-            problems.append(floor.told(held))
+            problems.append(promises.keeps(held))
         versions, hardware = measure.environment()
         figures: dict[str, Any] = {
             "name": self.recipe.name,
