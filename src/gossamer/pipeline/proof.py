@@ -86,20 +86,26 @@ def _some(found: list[str]) -> str:
 
 
 def infinite_buffers(model: nn.Module) -> bool:
-    """Whether buffers hold infinity, as attention masks do, and nothing else is out of range.
+    """Whether buffers hold infinity, as attention masks do; such a network is packed as it is.
 
-    Such a network is packed as it is; NaN, and infinite weights, are refused by ``pack``.
+    Raises :class:`ArgumentError` for NaN anywhere and for infinite weights, naming the tensor.
     """
-    odd = False
-    for tensor in names.parameters(model).values():
+    for name, tensor in names.parameters(model).items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return False
-    for buffer in model.buffers():
+            raise ArgumentError(
+                f"{name} holds NaN or infinite values: such a network computes nothing useful; "
+                "find where training diverged (a lower lr, grad_clip)"
+            )
+    infinite = False
+    for name, buffer in model.named_buffers():
         if buffer.is_floating_point():
             if bool(torch.isnan(buffer).any()):
-                return False
-            odd = odd or not bool(torch.isfinite(buffer).all())
-    return odd
+                raise ArgumentError(
+                    f"buffer {names.clean(name)} holds NaN: what is computed with it is NaN; find "
+                    "where training diverged (running statistics keep what they once saw)"
+                )
+            infinite = infinite or bool(torch.isinf(buffer).any())
+    return infinite
 
 
 def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Builder, list[str]]:

@@ -353,7 +353,10 @@ class _Job:
         if self.recipe.evaluate.latency and not isinstance(decoded, Emulated):
             dense = copied(state.origin)
             dense.load_state_dict(state.reference)
-            timing = measure.latency(dense, decoded, self.data)
+            try:
+                timing = measure.latency(dense, decoded, self.data)
+            except (RuntimeError, ValueError) as e:  # the user's network, with one example
+                self.notes.append(f"latency was not measured: {str(e)[:200]}")
         held = floor.verdict(self.validation, validation, self.recipe.max_drop)
         if not held["kept"]:
             problems.append(promises.keeps(held))
