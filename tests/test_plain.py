@@ -81,7 +81,7 @@ def test_wrappers_are_taken_off_and_said() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_is_refused_by_name() -> None:
     net = two(lambda layer: layer)
-    with pytest.raises(ArgumentError, match="TorchScript.*nn.Module that it was made from"):
+    with pytest.raises(ArgumentError, match=r"TorchScript.*nn\.Module that it was made from"):
         plain(torch.jit.trace(net, torch.zeros(1, 6)))
     with pytest.raises(ArgumentError, match="0 is TorchScript"):
         plain(nn.Sequential(torch.jit.trace(net, torch.zeros(1, 6))))

@@ -12,6 +12,7 @@ import gossamer
 from gossamer import datasets, nets, pipeline
 from gossamer.cli.program import main
 from gossamer.errors import ArgumentError, RecipeError
+from gossamer.masks import Masks
 from gossamer.pipeline import coverage, floor, measure, threads
 from gossamer.progress import Lines, Reporter
 from gossamer.recipe import fewbits, schema
@@ -82,7 +83,7 @@ def test_rounds_in_the_middle_may_fall_below(
 
     class State:
         floor, model, data = 0.8, trained, datasets.load("digits")
-        masks: dict[str, Any] = {}
+        masks = Masks()
 
     rounds = floor.Rounds(State(), 3)  # type: ignore[arg-type]
     for number in (1, 2, 3):
@@ -190,5 +191,5 @@ def test_a_run_goes_on_with_the_threads_it_began_with(
     assert threads.settled("auto", 2, net, data, Reporter()) == 2
     assert threads.settled(2, 2, net, data, Reporter()) == 2
     assert "torch threads: 2, as the run began" in capsys.readouterr().err
-    with pytest.raises(ArgumentError, match="threads=4, but the run began with 2.*--restart"):
+    with pytest.raises(ArgumentError, match=r"threads=4, but the run began with 2.*--restart"):
         threads.settled(4, 2, net, data, Reporter())

@@ -82,7 +82,7 @@ def test_a_skeleton_has_no_value_of_any_kind() -> None:
     assert torch.equal(empty.others["shift"], torch.full((3,), 2.0))
     assert float(net.factor) == 2
     assert fresh.skeleton(Scaled("tensor")).model.scale == 0
-    with pytest.raises(ArgumentError, match="Scaled.*extra state of type dict"):
+    with pytest.raises(ArgumentError, match=r"Scaled.*extra state of type dict"):
         fresh.skeleton(Scaled("dict"))
 
 
@@ -142,7 +142,7 @@ def test_by_a_function_the_network_is_built_anew_and_proved(
     other += "    return Loose(1.0 if sys.argv[0].endswith('fresh.py') else 3.0)\n"
     Path("other.py").write_text(header + body + other)
     trains = {**QUICK, "stages": [{"train": {"epochs": 1}}]}
-    with pytest.raises(ArgumentError, match="before any work.*other outputs"):
+    with pytest.raises(ArgumentError, match=r"before any work.*other outputs"):
         gossamer.compress("other.py:model", data(), recipe=trains, out="b")
     assert not Path("b").exists()
 
@@ -205,10 +205,8 @@ def test_what_fails_at_the_end_leaves_file_figures_and_page(
     out = tmp_path / "r"
     with pytest.raises(SystemExit) as ended:
         # an untrained network by name is refused, so the recipe trains for no epoch
-        main(
-            ["compress", "-m", "mlp-64-8-10", "-d", "digits", "-r", str(_recipe(tmp_path))]
-            + ["--out", str(out)]
-        )
+        given = ["-m", "mlp-64-8-10", "-d", "digits", "-r", str(_recipe(tmp_path))]
+        main(["compress", *given, "--out", str(out)])
     assert ended.value.code == 4
     assert "NOT PROVED: the file does not decode" in capsys.readouterr().err
     assert (out / "model.gsm").exists()
