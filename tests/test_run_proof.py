@@ -203,9 +203,9 @@ def test_what_fails_at_the_end_leaves_file_figures_and_page(
 
     monkeypatch.setattr(fresh, "check", broken)
     out = tmp_path / "r"
+    # an untrained network by name is refused, so the recipe trains for no epoch
+    given = ["-m", "mlp-64-8-10", "-d", "digits", "-r", str(_recipe(tmp_path))]
     with pytest.raises(SystemExit) as ended:
-        # an untrained network by name is refused, so the recipe trains for no epoch
-        given = ["-m", "mlp-64-8-10", "-d", "digits", "-r", str(_recipe(tmp_path))]
         main(["compress", *given, "--out", str(out)])
     assert ended.value.code == 4
     assert "NOT PROVED: the file does not decode" in capsys.readouterr().err
