@@ -4,15 +4,17 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import utils
 from torch.nn.utils import parametrizations, prune
 
+import gossamer
 from gossamer.errors import ArgumentError
-from gossamer.plain import copied, plain
+from gossamer.plain import copied, plain, unwrapped
 
 
 def two(first: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -76,6 +78,29 @@ def test_wrappers_are_taken_off_and_said() -> None:
     # a submodule that is really called "module" is no wrapper
     own = nn.ModuleDict({"module": nn.Linear(2, 2)})
     assert list(plain(own)[0].state_dict()) == ["module.weight", "module.bias"]
+
+
+def test_a_network_of_a_process_group_is_unwrapped_before_it_is_copied(tmp_path: Path) -> None:
+    inner = two(lambda layer: layer)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(inner)
+        assert unwrapped(wrapped)[0] is inner
+        digits = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        wrapped = nn.parallel.DistributedDataParallel(digits)
+        stages = [{"prune": {"density": 0.5}}, {"evaluate": {"latency": False}}]
+        result = gossamer.compress(
+            wrapped,
+            "digits",
+            recipe={"name": "t", "max_drop": 1, "stages": stages},
+            out=tmp_path / "r",
+        )
+    finally:
+        distributed.destroy_process_group()
+    assert list(result.model.state_dict()) == ["1.weight", "1.bias"]
+    assert result.run["notes"][0].startswith("DistributedDataParallel is left out")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

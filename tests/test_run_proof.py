@@ -1,6 +1,8 @@
 """What a run knows of its file: tried at the start, proved at the end by a network built anew."""
 
 import json
+import sys
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,24 @@ def test_derived_and_wrapped_networks_run_to_their_end(kind: str, tmp_path: Path
     assert len(result.run["notes"]) == 1
     assert result.run["notes"][0] in result.report.read_text().replace("&#39;", "'")
     assert set(result.model.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+def test_a_class_of_a_module_that_is_only_here_is_proved_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As torch.hub and remote code make them: a module in sys.modules that no path leads to.
+    made = types.ModuleType("hub_like")
+    text = Path(__file__).read_text()
+    body = text[text.index("class Masked") : text.index("def test_a_skeleton")]
+    exec("import torch\nfrom torch import Tensor, nn\n" + body, made.__dict__)
+    monkeypatch.setitem(sys.modules, "hub_like", made)
+    result = gossamer.compress(made.Masked(), data(), recipe="lossless", out=tmp_path / "r")
+    back = result.run["bytes"]["reloaded"]
+    assert back["evaluated_in"] == proof.HERE
+    assert back["identical"]
+    assert back["same_outputs"]
+    assert result.problems == []
+    assert "No module named 'hub_like'" in back["notes"][0]
 
 
 def test_a_network_that_cannot_take_the_data_is_refused_before_any_work(tmp_path: Path) -> None:

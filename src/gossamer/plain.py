@@ -19,7 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from gossamer.errors import ArgumentError
 
-__all__ = ["copied", "plain"]
+__all__ = ["copied", "plain", "unwrapped"]
 
 _COPIES = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # their network is ``.module``
 
@@ -49,27 +49,37 @@ def copied(model: nn.Module, what: str = "model") -> nn.Module:
         ) from e
 
 
-def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The network inside its wrappers, with plain weights; what was taken off, in words.
+def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The network inside DataParallel, DistributedDataParallel and ``torch.compile``; and a note.
 
-    ``model`` is changed. DataParallel, DistributedDataParallel and compiled networks are unwrapped,
-    compiled parts too; parametrizations and the older hooks that derive a weight are evaluated
-    once, in evaluation mode, and taken off: the function stays the same.
-
-    Raises :class:`ArgumentError` for TorchScript and sharded (FSDP) networks, which cannot be.
+    Raises :class:`ArgumentError` for TorchScript and sharded (FSDP) networks, which have none.
     """
     told: list[str] = []
     while (inner := _inner(model)) is not None:
         told.append(f"{type(model).__name__} is left out: the network inside it is compressed")
         model = inner
+    for name, module in model.named_modules():
+        _refuse(name, module)
+    return model, told
+
+
+def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The network inside its wrappers, with plain weights; what was taken off, in words.
+
+    ``model`` is changed: compiled parts are unwrapped too; parametrizations and the older hooks
+    that derive a weight are evaluated once, in evaluation mode, and taken off. The function stays
+    the same.
+
+    Raises :class:`ArgumentError` as :func:`unwrapped` does.
+    """
+    model, told = unwrapped(model)
     for name, module in list(model.named_modules()):
         for key, child in list(module.named_children()):
             while (inner := _inner(child)) is not None:
                 setattr(module, key, inner)
                 told.append(f"{name}.{key}".lstrip(".") + f" is unwrapped ({type(child).__name__})")
                 child = inner
-    for name, module in model.named_modules():
-        _refuse(name, module)
+    unwrapped(model)  # and what the parts wrapped may be refused as well
     for name, module in list(model.named_modules()):
         told += _bake(name, module)
     return model, told

@@ -152,6 +152,7 @@ def compress(
     from gossamer import pipeline
     from gossamer import recipe as recipes
     from gossamer.pipeline import threads as choice
+    from gossamer.report import promises
 
     given = {
         "weights": weights and str(weights),
@@ -177,6 +178,8 @@ def compress(
     print(f"file     {result.file}")
     print(f"bytes    {result.bytes:,} for {result.dense_bytes:,}: {result.ratio:.1f}x smaller")
     print(f"weights  {kept:,} of {total:,} kept")
+    if result.run["coverage"]:
+        print(f"network  the recipe {promises.covers(result.run['coverage'])}")
     print(f"before   {accuracy(result.before, 'test')}")
     back = result.run["bytes"]["reloaded"]
     print(f"after    {accuracy(result.after, 'test')}")
@@ -192,6 +195,8 @@ def compress(
             f"({timing['engine']}, batch 1). {timing['note']}".rstrip()
         )
     print(f"report   {result.report}")
+    if result.run["floor"]["kept"]:
+        print(promises.keeps(result.run["floor"]).replace("floor kept:", "floor    kept:"))
     for problem in result.problems:
         print(problem, file=sys.stderr)
     if back["not_proved"] is not None:

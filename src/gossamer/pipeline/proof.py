@@ -22,7 +22,7 @@ from gossamer.datasets import Dataset, Split
 from gossamer.errors import ArgumentError, GossamerError
 from gossamer.pack import pack
 from gossamer.pipeline import inputs
-from gossamer.plain import copied, plain
+from gossamer.plain import copied, plain, unwrapped
 from gossamer.progress import Reporter
 from gossamer.recipe import Recipe, Training
 from gossamer.training import evaluate
@@ -111,8 +111,9 @@ def infinite_buffers(model: nn.Module) -> bool:
 def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Builder, list[str]]:
     """The run's own network, how it is made again, and what was taken off it, in words."""
     if isinstance(source, nn.Module):
-        network, told = plain(copied(source))
-        return Builder(None, {}, network), told
+        inner, told = unwrapped(source)  # first: a process group cannot be copied
+        network, more = plain(copied(inner))
+        return Builder(None, {}, network), [*told, *more]
     begun = time.monotonic()
     given: dict[str, Any] = {"seed": recipe.seed, "pretrained": recipe.pretrained}
     network, told = plain(inputs.network(source, data, **given, weights=recipe.weights))
