@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import gossamer
 from gossamer import datasets
-from gossamer.datasets import Dataset, Split
+from gossamer.datasets import Dataset, Split, contents
 from gossamer.errors import ArgumentError
-from gossamer.pipeline import folder, inputs
+from gossamer.pipeline import folder
 
 OLD, NEW = {"recipe": "old"}, {"recipe": "new"}
 
@@ -170,16 +172,16 @@ def test_what_a_kill_left_half_written_is_passed_over(tmp_path: Path) -> None:
 
 def test_the_key_covers_every_byte_of_the_data() -> None:
     data = datasets.load("digits")
-    key = inputs.identity(data)
-    assert key == inputs.identity(copy.deepcopy(data))
+    key = contents.identity(data)
+    assert key == contents.identity(copy.deepcopy(data))
     assert json.loads(json.dumps(key))["name"] == "digits"
     flipped = copy.deepcopy(data)
     flipped.train.stored[-1, ..., -1] += 1
-    told = folder._difference(key, inputs.identity(flipped))
+    told = folder._difference(key, contents.identity(flipped))
     assert told.startswith("train.inputs was ")
     relabelled = copy.deepcopy(data)
     relabelled.test.targets[-1] = (relabelled.test.targets[-1] + 1) % 10
-    assert folder._difference(key, inputs.identity(relabelled)).startswith("test.targets was ")
+    assert folder._difference(key, contents.identity(relabelled)).startswith("test.targets was ")
 
 
 def test_normalisation_and_type_are_of_the_key() -> None:
@@ -187,23 +189,31 @@ def test_normalisation_and_type_are_of_the_key() -> None:
 
     def made(mean: float, order: slice = slice(None)) -> dict[str, Any]:
         split = Split(pixels, torch.tensor([0, 1]), mean=[mean] * 3, std=[0.5] * 3)
-        return inputs.identity(Dataset("d", split, split, split, 2))
+        return contents.identity(Dataset("d", split, split, split, 2))
 
     assert folder._difference(made(0.5), made(0.25)).startswith("train.mean")
     same = pixels.float()
     a, b = Split(same, torch.tensor([0, 1])), Split(same.reshape(2, 12), torch.tensor([0, 1]))
-    assert inputs._digest(a.stored) != inputs._digest(b.stored)  # shape
-    assert inputs._digest(same) != inputs._digest(same.int())  # type
-    assert inputs._digest(same.half()) != inputs._digest(same)
+    assert contents.digest(a.stored) != contents.digest(b.stored)  # shape
+    assert contents.digest(same) != contents.digest(same.int())  # type
+    assert contents.digest(same.half()) != contents.digest(same)
     # in pieces as at once
-    assert inputs._digest(same.bfloat16()) == inputs._digest(same.bfloat16().clone())
+    assert contents.digest(same.bfloat16()) == contents.digest(same.bfloat16().clone())
+
+
+def test_a_training_is_not_resumed_with_other_inputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), datasets.load("digits")
+    config = gossamer.TrainConfig(epochs=1, lr=0.1)
+    gossamer.train(net, data, config, checkpoint=tmp_path / "c.pt")
+    gossamer.train(net, data, config, checkpoint=tmp_path / "c.pt")
+    other = copy.deepcopy(data)
+    other.train.stored.copy_(data.train.stored.flip(-1))
+    with pytest.raises(ArgumentError, match=r"of another run: dataset\.contents was"):
+        gossamer.train(net, other, config, checkpoint=tmp_path / "c.pt")
 
 
 def test_a_folder_is_not_resumed_with_other_inputs(tmp_path: Path) -> None:
-    from torch import nn
-
-    import gossamer
-
     torch.manual_seed(0)
     net, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), datasets.load("digits")
     recipe = {

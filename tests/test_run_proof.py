@@ -204,6 +204,13 @@ def test_a_class_of_a_module_that_is_only_here_is_proved_here(
     assert "No module named 'hub_like'" in back["notes"][0]
 
 
+@pytest.mark.parametrize("kind", ["tensor", "dict"])
+def test_extra_state_is_refused_before_any_work(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"extra.state|state_dict\(\) does not hold"):
+        gossamer.compress(Scaled(kind), data(), recipe=QUICK, out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_network_that_cannot_take_the_data_is_refused_before_any_work(tmp_path: Path) -> None:
     for net, told in (
         (nn.Linear(5, 3), r"Linear\) cannot be evaluated on 'own'.*\(4,\), 3 classes"),

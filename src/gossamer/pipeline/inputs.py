@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,7 +21,6 @@ from gossamer.training import load_checkpoint
 
 __all__ = [
     "build_options",
-    "identity",
     "load_weights",
     "network",
     "plain",
@@ -31,9 +28,6 @@ __all__ = [
     "save_safetensors",
     "trained",
 ]
-
-
-_AT_ONCE = 1 << 20  # entries that are hashed together
 
 
 def network(
@@ -148,38 +142,6 @@ def plain(weights: str | None) -> None:
             f"{weights} is of a network whose modules were changed ({found[0].kind}); start from "
             "the float network, and give all stages in one recipe"
         )
-
-
-def identity(data: Dataset) -> dict[str, Any]:
-    """What tells one dataset from another in a run directory: its name, and all its bytes.
-
-    A SHA-256 of every split's inputs, targets and normalisation, types and shapes among them
-    (about a second a gigabyte), and the name of what changes training batches.
-    """
-    own: dict[str, Any] = {"name": data.name, "classes": data.classes}
-    for part in ("train", "validation", "test"):
-        split = getattr(data, part)
-        own[part] = {
-            "examples": len(split),
-            "inputs": _digest(split.stored),
-            "targets": _digest(split.targets),
-            "mean": split.mean,
-            "std": split.std,
-        }
-    if data.augment is not None:
-        own["augment"] = getattr(data.augment, "__qualname__", type(data.augment).__qualname__)
-    if data.vocabulary is not None:
-        own["vocabulary"] = hashlib.sha256("\0".join(data.vocabulary).encode()).hexdigest()
-    return own
-
-
-def _digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and bytes, a few megabytes at a time."""
-    total = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    for rows in tensor.detach().split(max(1, _AT_ONCE // max(1, tensor[:1].numel()))):
-        flat = rows.cpu().contiguous().reshape(-1)
-        total.update(memoryview(flat.view(torch.uint8).numpy()) if len(flat) else b"")
-    return total.hexdigest()
 
 
 def save_safetensors(source: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:

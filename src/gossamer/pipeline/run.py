@@ -21,7 +21,7 @@ from torch import nn
 
 from gossamer import datasets, fresh, names, report
 from gossamer import recipe as recipes
-from gossamer.datasets import Dataset
+from gossamer.datasets import Dataset, contents
 from gossamer.deploy import structure
 from gossamer.errors import ArgumentError, GossamerError
 from gossamer.pack import pack, pack_bytes
@@ -183,7 +183,7 @@ def run(
         "weights": fresh.digest(names.clean_state_dict(network))
         if isinstance(source, nn.Module) or recipe.weights
         else None,
-        "dataset": inputs.identity(data),
+        "dataset": contents.identity(data),
     }
     out = Path(out)
     job = _Job(recipe, network, data, out, key, command, say, builder=builder, notes=taken)
@@ -259,6 +259,7 @@ class _Job:
         return state, rows, before or self._reference(state)
 
     def _row(self, state: State, seconds: float) -> dict[str, Any]:
+        infinite = proof.infinite_buffers(state.model)  # refuses NaN where it came up
         found = evaluate(state.model, self.data.validation)
         row = {
             "stage": state.name,
@@ -276,7 +277,7 @@ class _Job:
                     profile=self.recipe.pack.profile,
                     metadata=structure.metadata(state.structure),
                     seeds=state.seeds,
-                    allow_nonfinite=proof.infinite_buffers(state.model),
+                    allow_nonfinite=infinite,
                 )
             )
             size = f", {row['bytes']:,} bytes packed"
