@@ -38,7 +38,11 @@ def job(
     given: list[dict[str, Any]], model: nn.Module, out: Path, progress: Reporter | None = None
 ) -> _Job:
     """A begun run of some stages on a copy of a network, on digits, then packed and evaluated."""
-    recipe = {"name": "t", "stages": [*given, "pack", {"evaluate": {"latency": False}}]}
+    recipe = {
+        "name": "t",
+        "max_drop": 1,
+        "stages": [*given, "pack", {"evaluate": {"latency": False}}],
+    }
     plan = gossamer.recipe.load(recipe)
     data = datasets.load("digits")
     made = _Job(plan, copy.deepcopy(model), data, out, {}, None, progress or Reporter())

@@ -64,7 +64,7 @@ def test_activations_are_the_same_in_a_fresh_process(tmp_path: Path, trained: nn
         {"activations": settings},
         {"quantize": {"method": "twn"}},
     ]
-    recipe = {"name": "t", "stages": [*given, {"evaluate": {"latency": False}}]}
+    recipe = {"name": "t", "max_drop": 1, "stages": [*given, {"evaluate": {"latency": False}}]}
     result = gossamer.compress(trained, "digits", recipe=recipe, out=tmp_path / "r")
     assert result.run["bytes"]["reloaded"]["evaluated_in"] == "a fresh process"
     net = reloaded(result, nets.build("mlp-64-48-24-10", seed=9))
@@ -107,6 +107,7 @@ def test_called_relus_and_a_file_of_one_s_own_class(
 ) -> None:
     recipe = {
         "name": "t",
+        "max_drop": 1,
         "stages": [{"activations": {"bits": 4, "train": FAST}}, {"evaluate": {"latency": True}}],
     }
     result = gossamer.compress(convolutional, "digits", recipe=recipe, out=tmp_path / "r")
@@ -125,7 +126,7 @@ def test_fixed_point_is_on_grids_and_on_integers_the_same(
         "compare": True,
     }
     given = [{"prune": {"density": 0.5}}, {"fixed_point": stage}]
-    recipe = {"name": "t", "stages": [*given, {"evaluate": {"latency": True}}]}
+    recipe = {"name": "t", "max_drop": 1, "stages": [*given, {"evaluate": {"latency": True}}]}
     result = gossamer.compress(convolutional, "digits", recipe=recipe, out=tmp_path / "r")
     assert result.run["latency"] is None
     integer = result.run["integer"]
@@ -172,7 +173,7 @@ def test_factors_are_made_again_and_train(tmp_path: Path, trained: nn.Module) ->
         {"activations": {"bits": 4}},
         {"evaluate": {"latency": False}},
     ]
-    recipe = {"name": "t", "stages": stages}
+    recipe = {"name": "t", "max_drop": 1, "stages": stages}
     result = gossamer.compress(trained, "digits", recipe=recipe, out=tmp_path / "r")
     net = reloaded(result, nets.build("mlp-64-48-24-10", seed=9))
     shapes = {n: tuple(p.shape) for n, p in names.weights(net).items()}

@@ -91,6 +91,7 @@ def test_compress_then_report(
     out = tmp_path / "run"
     given = ["compress", *NET, "--weights", weights, "--recipe", "prune", "--out", out]
     quick = ["--set", "stages.prune.rounds=1", "--set", "stages.prune.retrain.epochs=1"]
+    quick += ["--max-drop", "1"]
     told = Told(capsys, *given, *quick, "--threads", str(torch.get_num_threads()))
     assert told.code == 0, told.err
     run = json.loads((out / "run.json").read_text())
@@ -115,6 +116,7 @@ def test_a_model_of_ones_own_by_file(tmp_path: Path, capsys: pytest.CaptureFixtu
         *["compress", "--model", f"{own}:model", "--dataset", f"{own}:data"],
         *["--recipe", "prune", "--out", tmp_path / "run"],
         *["--set", "stages.prune.rounds=1", "--set", "stages.prune.retrain.epochs=1"],
+        *["--max-drop", "1"],
     )
     assert told.code == 0, told.err
     run = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -86,7 +86,7 @@ def test_ternary_and_m_bits_pack_to_their_size_after_pruning(
         {"quantize_biases": {"bits": 6}},
         {"evaluate": {"latency": False}},
     ]
-    recipe = {"name": "t", "stages": stages}
+    recipe = {"name": "t", "max_drop": 1, "stages": stages}
     result = gossamer.compress(trained, "digits", recipe=recipe, out=tmp_path / "r")
     found = {x["name"]: x for x in result.run["layers"]}
     book = 8 * 12  # bits of a code book and its frame

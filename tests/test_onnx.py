@@ -20,8 +20,6 @@ ort = pytest.importorskip("onnxruntime")
 def run(net: FixedPoint, path: Path, x: Tensor) -> Tensor:
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
-    # fused integer kernels round by the machine's instructions; unfused ones do not
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = ort.InferenceSession(
         str(export(net, path)), options, providers=["CPUExecutionProvider"]
     )

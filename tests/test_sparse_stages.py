@@ -72,7 +72,7 @@ def test_by_layer_and_axes_of_ones_own(tmp_path: Path, trained: nn.Module) -> No
 
 def test_the_page_tells_each_round(tmp_path: Path, trained: nn.Module) -> None:
     stage = {"tickets": {"rounds": 2, "rate": 0.5, "train": {"epochs": 1, "lr": 0.1}}}
-    recipe = {"name": "t", "stages": [stage, {"evaluate": {"latency": False}}]}
+    recipe = {"name": "t", "max_drop": 1, "stages": [stage, {"evaluate": {"latency": False}}]}
     page = gossamer.compress(trained, "digits", recipe=recipe, out=tmp_path / "r").report
     text = page.read_text().replace("<wbr>", "")
     assert all(f"1-tickets, round {number}" in text for number in (0, 1, 2))
@@ -175,7 +175,7 @@ SUPERMASK = {"supermask": {"train": {"epochs": 12, "batch_size": 32, "lr": 30.0}
 
 
 def test_a_supermask_is_a_file_of_seed_and_mask(tmp_path: Path, trained: nn.Module) -> None:
-    recipe = {"name": "t", "stages": [SUPERMASK, {"evaluate": {"latency": False}}]}
+    recipe = {"name": "t", "max_drop": 1, "stages": [SUPERMASK, {"evaluate": {"latency": False}}]}
     result = gossamer.compress(trained, "digits", recipe=recipe, out=tmp_path / "r")
     with gossamer.Archive(result.file) as archive:
         codecs = {row["name"]: row["codec"] for row in describe(archive)}

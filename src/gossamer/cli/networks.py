@@ -22,12 +22,15 @@ from gossamer.cli.options import (
     Weights,
     accuracy,
     load,
+    settle,
 )
 from gossamer.cli.program import app
 from gossamer.errors import ArgumentError
 from gossamer.progress import console
 
 __all__ = ["compress", "evaluate_", "report_", "sensitivity", "train"]
+
+_BELOW_FLOOR, _NOT_PROVED = 3, 4  # exit codes of compress
 
 
 @app.command()
@@ -79,6 +82,7 @@ def train(
     )
     data = datasets.load(dataset)
     network = inputs.network(model, data, seed=seed, weights=weights)
+    settle(threads, network, data)
     with contextlib.ExitStack() as stack:
         workers = None
         if exchange is not None:
@@ -126,17 +130,36 @@ def compress(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, e.g. stages.prune.density=0.05.")
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Validation accuracy that the whole run may cost, a fraction; in place of the "
+            "recipe's, 0.005 where it names none.",
+        ),
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an older run away.")] = False,
     threads: Threads = None,
 ) -> None:
     """Compress a network by a recipe: a small file, and a report that proves it.
 
     Killed, the same command goes on where it was, to the same bytes.
+
+    Exit codes: 0 all well, 1 an error, 3 the file is there but validation accuracy fell by more
+    than max-drop, 4 the file is there but could not be proved.
     """
     from gossamer import pipeline
     from gossamer import recipe as recipes
+    from gossamer.pipeline import threads as choice
+    from gossamer.report import promises
 
-    given = {"weights": weights and str(weights), "pretrained": pretrained or None, "seed": seed}
+    given = {
+        "weights": weights and str(weights),
+        "pretrained": pretrained or None,
+        "seed": seed,
+        "max_drop": max_drop,
+    }
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     plan = recipes.load(recipe, [*(set_ or []), *extra])
     with console() as show:
@@ -148,16 +171,23 @@ def compress(
             command=shlex.join(["gossamer", *sys.argv[1:]]),
             restart=restart,
             progress=show,
+            threads=threads if threads or choice.asked_for() else "auto",
         )
     kept = sum(layer["kept"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
     total = sum(layer["numel"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
     print(f"file     {result.file}")
     print(f"bytes    {result.bytes:,} for {result.dense_bytes:,}: {result.ratio:.1f}x smaller")
     print(f"weights  {kept:,} of {total:,} kept")
+    if result.run["coverage"]:
+        print(f"network  the recipe {promises.covers(result.run['coverage'])}")
     print(f"before   {accuracy(result.before, 'test')}")
-    where = result.run["bytes"]["reloaded"]["evaluated_in"]
+    back = result.run["bytes"]["reloaded"]
     print(f"after    {accuracy(result.after, 'test')}")
-    print(f"reload   every bit the same in a fresh process; accuracy measured in {where}")
+    if back["not_proved"] is None:
+        print(
+            "reload   every bit the same in a fresh process; accuracy measured in "
+            f"{back['evaluated_in']}, network built anew from {back['built']}"
+        )
     timing = result.run["latency"]
     if timing:
         print(
@@ -165,6 +195,14 @@ def compress(
             f"({timing['engine']}, batch 1). {timing['note']}".rstrip()
         )
     print(f"report   {result.report}")
+    if result.run["floor"]["kept"]:
+        print(promises.keeps(result.run["floor"]).replace("floor kept:", "floor    kept:"))
+    for problem in result.problems:
+        print(problem, file=sys.stderr)
+    if back["not_proved"] is not None:
+        raise typer.Exit(_NOT_PROVED)
+    if not result.run["floor"]["kept"]:
+        raise typer.Exit(_BELOW_FLOOR)
 
 
 @app.command()
@@ -184,6 +222,7 @@ def sensitivity(
     from gossamer.prune import sensitivity as sensitivities
 
     network, data = load(model, dataset, weights, pretrained)
+    settle(threads, network, data)
     with console() as show:
         found = sensitivities.scan(
             network,
@@ -221,6 +260,7 @@ def evaluate_(
     if split not in ("train", "validation", "test"):
         raise ArgumentError(f"split {split!r} is not one of train, validation, test")
     network, data = load(model, dataset, file, pretrained)
+    settle(threads, network, data)
     found = evaluate(network, getattr(data, split))
     print(json.dumps(found.as_dict()) if as_json else accuracy(found, split))
 

@@ -24,6 +24,7 @@ __all__ = [
     "Weights",
     "accuracy",
     "load",
+    "settle",
 ]
 
 MODEL = "A network's name, module:function or file.py:function."
@@ -38,16 +39,33 @@ Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _threads(count: int | None) -> None:
+def _threads(count: int | None) -> int | None:
     if count is not None:
         import torch
 
         torch.set_num_threads(count)
+    return count
 
 
 Threads = Annotated[
-    int | None, typer.Option(min=1, callback=_threads, help="torch threads; torch's own choice.")
+    int | None,
+    typer.Option(
+        min=1,
+        callback=_threads,
+        help="torch threads; left out: $OMP_NUM_THREADS, else one for a small network, and for "
+        "others as many as cores are idle.",
+    ),
 ]
+
+
+def settle(threads: int | None, model: nn.Module, data: Dataset) -> None:
+    """Take so many torch threads that they cannot hurt, where nobody named a number."""
+    import torch
+
+    from gossamer.pipeline import threads as choice
+
+    if threads is None and not choice.asked_for():
+        torch.set_num_threads(choice.chosen(model, data))
 
 
 def load(

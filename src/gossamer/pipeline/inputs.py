@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from gossamer.recipe import Recipe
 from gossamer.training import load_checkpoint
 
 __all__ = [
-    "identity",
+    "build_options",
     "load_weights",
     "network",
     "plain",
@@ -46,15 +45,20 @@ def network(
     Raises :class:`ArgumentError` for an unknown name, a file that does not fit, or a network that
     cannot take the data.
     """
-    if ":" in spec:
-        model = nets.build(spec, seed=seed, pretrained=pretrained)
-    else:
-        images = len(data.in_shape) == 3
-        shape: dict[str, Any] = {"classes": data.classes}
-        if images:
-            shape["in_shape"] = data.in_shape
-        model = nets.build(spec, seed=seed, pretrained=pretrained, **shape)
+    model = nets.build(spec, **build_options(spec, data, seed=seed, pretrained=pretrained))
     return model if weights is None else load_weights(model, weights)
+
+
+def build_options(
+    spec: str, data: Dataset, *, seed: int = 0, pretrained: bool = False
+) -> dict[str, Any]:
+    """What :func:`gossamer.nets.build` takes for a network in the shape of the data."""
+    options: dict[str, Any] = {"seed": seed, "pretrained": pretrained}
+    if ":" not in spec:
+        options["classes"] = data.classes
+        if len(data.in_shape) == 3:
+            options["in_shape"] = data.in_shape
+    return options
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -140,16 +144,6 @@ def plain(weights: str | None) -> None:
             f"{weights} is of a network whose modules were changed ({found[0].kind}); start from "
             "the float network, and give all stages in one recipe"
         )
-
-
-def identity(data: Dataset) -> dict[str, Any]:
-    """What tells one dataset from another in a run directory."""
-    splits = (data.train, data.validation, data.test)
-    return {
-        "name": data.name,
-        "examples": [len(s) for s in splits],
-        "targets": [zlib.crc32(s.targets.contiguous().cpu().numpy().tobytes()) for s in splits],
-    }
 
 
 def save_safetensors(source: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:

@@ -8,32 +8,44 @@ split; the test split is evaluated before and after, and decides nothing.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from gossamer import datasets, fresh, names, report
 from gossamer import recipe as recipes
-from gossamer.datasets import Dataset
+from gossamer.datasets import Dataset, contents
 from gossamer.deploy import structure
 from gossamer.errors import ArgumentError, GossamerError
-from gossamer.masks import Masks
 from gossamer.pack import pack, pack_bytes
-from gossamer.pipeline import folder, inputs, layers, measure
+from gossamer.pipeline import (
+    coverage,
+    floor,
+    folder,
+    inputs,
+    layers,
+    measure,
+    proof,
+    saved,
+)
+from gossamer.pipeline import (
+    threads as threading,
+)
 from gossamer.pipeline.changes import integer_figures
 from gossamer.pipeline.stages import run_stage
 from gossamer.pipeline.state import State
+from gossamer.plain import copied
 from gossamer.progress import Reporter
 from gossamer.quantize.emulated import Emulated
 from gossamer.recipe import Recipe
-from gossamer.seeded import Seed
+from gossamer.report import promises
 from gossamer.training import Evaluation, evaluate, load_checkpoint, save_atomic
 
 __all__ = ["Result", "compress", "run"]
@@ -79,6 +91,12 @@ class Result:
         """Test accuracy of the file, a fraction."""
         return self.after.accuracy
 
+    @property
+    def problems(self) -> list[str]:
+        """What the run did not keep or could not prove, in words; empty where all is well."""
+        found: list[str] = self.run["problems"]
+        return found
+
 
 def compress(
     model: nn.Module | str,
@@ -89,6 +107,7 @@ def compress(
     overrides: tuple[str, ...] | list[str] = (),
     restart: bool = False,
     progress: Reporter | None = None,
+    max_drop: float | None = None,
 ) -> Result:
     """Compress a network in one call.
 
@@ -101,13 +120,20 @@ def compress(
         overrides: ``KEY=VALUE``, such as ``stages.prune.density=0.05``.
         restart: throw an older run in ``out`` away.
         progress: :func:`gossamer.progress.console` shows bars or lines; None is silent.
+        max_drop: in place of the recipe's: the fraction of validation accuracy (0.005: half a
+            point) that the whole run may cost. Rounds of pruning that end below go back; where
+            the file is below all the same, :attr:`Result.problems` says so, with a warning.
 
     Raises :class:`ArgumentError` when ``out`` holds another run, naming what differs;
     :class:`~gossamer.errors.RecipeError` for a recipe that does not fit, before anything is done;
     and what the stages raise: finished stages stay on disk.
     """
-    plan = recipes.load(recipe, overrides)
-    return run(plan, model, dataset, out, restart=restart, progress=progress)
+    given = [] if max_drop is None else [f"max_drop={max_drop!r}"]
+    plan = recipes.load(recipe, [*overrides, *given])
+    result = run(plan, model, dataset, out, restart=restart, progress=progress)
+    for problem in result.problems:
+        warnings.warn(f"{result.out}: {problem}", stacklevel=2)
+    return result
 
 
 def run(
@@ -119,11 +145,15 @@ def run(
     command: str | None = None,
     restart: bool = False,
     progress: Reporter | None = None,
+    threads: int | Literal["auto"] | None = None,
 ) -> Result:
     """Run a recipe; as :func:`compress`, but model and dataset may be the recipe's own.
 
-    ``command``: the command line, for the report.
+    ``command``: the command line, for the report. ``threads``: torch threads, for bits hang on
+    them; ``auto``: :func:`gossamer.pipeline.threads.chosen`; None: those the process has. A run
+    that is gone on with keeps the number that it began with.
     """
+    say = progress or Reporter()
     source = recipe.model if model is None else model
     data_source = recipe.dataset if dataset is None else dataset
     if source is None or data_source is None:
@@ -143,16 +173,8 @@ def run(
                 f"dataset {data.name!r} has no {split} examples; choices are made on validation "
                 "data and figures taken on test data, so hold some back for both"
             )
-    if isinstance(source, nn.Module):
-        network = copy.deepcopy(source)
-    else:
-        network = inputs.network(
-            source,
-            data,
-            seed=recipe.seed,
-            pretrained=recipe.pretrained,
-            weights=recipe.weights,
-        )
+    builder, taken = proof.taken(recipe, source, data)
+    network = copied(builder.origin)
     layers.check(recipe, network)
     key = {
         "recipe": recipe.model_dump(mode="json"),
@@ -161,11 +183,20 @@ def run(
         "weights": fresh.digest(names.clean_state_dict(network))
         if isinstance(source, nn.Module) or recipe.weights
         else None,
-        "dataset": inputs.identity(data),
+        "dataset": contents.identity(data),
     }
-    job = _Job(recipe, network, data, Path(out), key, command, progress or Reporter())
-    job.begin(restart)
-    return job.finish(job.stages(), source, data_source)
+    out = Path(out)
+    job = _Job(recipe, network, data, out, key, command, say, builder=builder, notes=taken)
+    with folder.held(out):
+        resumed = folder.look(out, key, restart) and (out / "stage-0.pt").exists()
+        began = load_checkpoint(out / "stage-0.pt").get("threads") if resumed else None
+        with threading.kept(threading.settled(threads, began, network, data, say)):
+            if not resumed:
+                job.notes += proof.preflight(builder, data, recipe, say)
+            for note in job.notes:
+                say.say(f"note: {note}")
+            job.begin(restart)
+            return job.finish(job.stages(), data_source)
 
 
 @dataclass
@@ -179,6 +210,9 @@ class _Job:
     key: dict[str, Any]
     command: str | None
     progress: Reporter
+    builder: proof.Builder | None = None
+    notes: list[str] = field(default_factory=list)
+    validation: float = 0.0  # accuracy of the network before the first stage that compresses
 
     def begin(self, restart: bool) -> None:
         """Begin, or go on with, the run that the directory is of."""
@@ -188,13 +222,16 @@ class _Job:
         # What the run started from: a user's function may give another network the next time.
         start = out / "stage-0.pt"
         if start.exists():
-            self.model.load_state_dict(load_checkpoint(start)["model"])
+            found = load_checkpoint(start)
+            self.model.load_state_dict(found["model"])
+            self.notes = found.get("notes", [])
         else:
-            save_atomic({"model": self.model.state_dict()}, start)
+            found = {"model": self.model.state_dict(), "threads": torch.get_num_threads()}
+            save_atomic({**found, "notes": self.notes}, start)
 
     def stages(self) -> tuple[State, list[dict[str, Any]], dict[str, Any]]:
         """Do what is not done yet: the state, a row a stage, and the figures before."""
-        origin = copy.deepcopy(self.model)
+        origin = copied(self.model)
         state = State(self.model, origin, self.data, self.out, self.recipe.seed, self.progress)
         rows: list[dict[str, Any]] = []
         before: dict[str, Any] = {}
@@ -202,46 +239,27 @@ class _Job:
         for number, stage in enumerate(self.recipe.work, 1):
             if not before and stage.stage not in ("train", "sensitivity"):
                 before = self._reference(state)
-            saved = self.out / f"stage-{number}.pt"
+            path = self.out / f"stage-{number}.pt"
             state.number, state.name = number, f"{number}-{stage.stage}"
-            if saved.exists():
-                found = load_checkpoint(saved)
-                records = structure.parse(found["structure"])
-                if records != state.structure:
-                    state.model = structure.rebuild(copy.deepcopy(origin), records)
-                    state.structure = records
-                state.model.load_state_dict(found["model"])
-                state.fixed = set(found["fixed"])
-                state.masks = Masks(found["masks"])
-                state.scan, state.curves = found["scan"], found["curves"]
-                state.seeds = {n: Seed(**s) for n, s in found["seeds"].items()}
-                rows.append(found["row"])
+            if path.exists():
+                rows.append(saved.restore(state, path))
                 self.progress.say(f"stage {number}/{count} {stage.stage}: done before")
                 continue
             self.progress.say(f"stage {number}/{count} {stage.stage}")
-            begun = time.monotonic()
-            state.notes = {}
+            begun, covered = time.monotonic(), coverage.of_stage(state.model, stage)
+            if covered is not None:
+                self.progress.say(f"  {promises.covers(covered)}")
+            state.notes = {} if covered is None else {"coverage": covered}
             run_stage(state, stage)
             state.forget_seeds()
             rows.append(self._row(state, time.monotonic() - begun) | state.notes)
-            save_atomic(
-                {
-                    "model": state.model.state_dict(),
-                    "structure": [r.model_dump(mode="json") for r in state.structure],
-                    "fixed": sorted(state.fixed),
-                    "masks": dict(state.masks),
-                    "scan": state.scan,
-                    "curves": state.curves,
-                    "seeds": {n: asdict(s) for n, s in state.seeds.items()},
-                    "row": rows[-1],
-                },
-                saved,
-            )
+            saved.save(state, rows[-1], path)
             for checkpoint in self.out.glob(f"{number}-*.train.pt"):
                 checkpoint.unlink()
         return state, rows, before or self._reference(state)
 
     def _row(self, state: State, seconds: float) -> dict[str, Any]:
+        infinite = proof.infinite_buffers(state.model)  # refuses NaN where it came up
         found = evaluate(state.model, self.data.validation)
         row = {
             "stage": state.name,
@@ -259,6 +277,7 @@ class _Job:
                     profile=self.recipe.pack.profile,
                     metadata=structure.metadata(state.structure),
                     seeds=state.seeds,
+                    allow_nonfinite=infinite,
                 )
             )
             size = f", {row['bytes']:,} bytes packed"
@@ -272,18 +291,23 @@ class _Job:
         """Remember the network before the first stage that compresses it, with test figures."""
         path = self.out / "reference.pt"
         if not path.exists():
-            found = evaluate(state.model, self.data.test)
-            save_atomic({"model": state.model.state_dict(), "test": found.as_dict()}, path)
-        saved = load_checkpoint(path)
-        state.reference = saved["model"]
-        test: dict[str, Any] = saved["test"]
+            reference = {
+                "model": state.model.state_dict(),
+                "test": evaluate(state.model, self.data.test).as_dict(),
+                "validation": evaluate(state.model, self.data.validation).accuracy,
+            }
+            save_atomic(reference, path)
+        found = load_checkpoint(path)
+        state.reference = found["model"]
+        self.validation = found["validation"]
+        state.floor = floor.lowest(found["validation"], self.recipe.max_drop)
+        test: dict[str, Any] = found["test"]
         self.progress.say(f"before: test accuracy {test['accuracy']:.4f}")
         return test
 
     def finish(
         self,
         done: tuple[State, list[dict[str, Any]], dict[str, Any]],
-        source: nn.Module | str,
         data_source: Dataset | str,
     ) -> Result:
         """Pack, decode in a fresh process, measure, and write run.json and the report."""
@@ -296,25 +320,23 @@ class _Job:
             profile=self.recipe.pack.profile,
             metadata=structure.metadata(state.structure),
             seeds=state.seeds,
+            allow_nonfinite=proof.infinite_buffers(state.model),
             progress=lambda name, done, total: self.progress.count("pack", done, total, name),
         ):
             pass
-        wanted = fresh.digest(names.clean_state_dict(state.model))
         self.progress.say("decode and evaluate in a fresh process")
-        back = self._reload(state.origin, file, source, data_source)
-        if back["digest"] != wanted:
-            raise GossamerError(
-                f"{file} does not decode to the tensors that were packed; please report this with "
-                f"{self.out / folder.KEY}"
-            )
-        decoded = structure.load(file, copy.deepcopy(state.origin), max_bytes=1 << 62)
-        after = back.get("test") or evaluate(decoded, self.data.test).as_dict()
+        builder = self.builder or proof.Builder(None, {}, state.origin)
+        reloaded, after = proof.proved(builder, file, state.model, self.data, data_source)
+        decoded, problems = state.model, []
+        try:
+            decoded = structure.load(file, copied(state.origin), max_bytes=1 << 62)
+        except GossamerError as e:
+            reloaded["not_proved"] = reloaded["not_proved"] or f"the file does not load: {e}"
+        after = after or evaluate(decoded, self.data.test).as_dict()
         size, layer_rows, picture = measure.file_figures(file, self.data)
-        size["reloaded"] = {
-            "fresh_process": True,
-            "identical": True,
-            "evaluated_in": "a fresh process" if "test" in back else "this process",
-        }
+        size["reloaded"] = reloaded
+        if reloaded["not_proved"]:
+            problems.append(f"NOT PROVED: {reloaded['not_proved']}")
         validation = (
             rows[-1]["accuracy"] if rows else evaluate(decoded, self.data.validation).accuracy
         )
@@ -330,9 +352,15 @@ class _Job:
         timing = None
         # An emulation in float64 says nothing of the speed of integers.
         if self.recipe.evaluate.latency and not isinstance(decoded, Emulated):
-            dense = copy.deepcopy(state.origin)
+            dense = copied(state.origin)
             dense.load_state_dict(state.reference)
-            timing = measure.latency(dense, decoded, self.data)
+            try:
+                timing = measure.latency(dense, decoded, self.data)
+            except (RuntimeError, ValueError) as e:  # the user's network, with one example
+                self.notes.append(f"latency was not measured: {str(e)[:200]}")
+        held = floor.verdict(self.validation, validation, self.recipe.max_drop)
+        if not held["kept"]:
+            problems.append(promises.keeps(held))
         versions, hardware = measure.environment()
         figures: dict[str, Any] = {
             "name": self.recipe.name,
@@ -345,6 +373,10 @@ class _Job:
             "model": self.key["model"],
             "dataset": data_source if isinstance(data_source, str) else self.data.name,
             "accuracy": {"before": before, "after": after},
+            "floor": held,
+            "problems": problems,
+            "notes": self.notes,
+            "coverage": coverage.of_recipe(state.origin, self.recipe),
             "stages": rows,
             "bytes": size,
             "layers": layer_rows,
@@ -369,23 +401,6 @@ class _Job:
             model=decoded,
             run=figures,
         )
-
-    def _reload(
-        self,
-        origin: nn.Module,
-        file: Path,
-        source: nn.Module | str,
-        data_source: Dataset | str | None,
-    ) -> dict[str, Any]:
-        """Digest and test figures of the file, from a process that has nothing else of the run."""
-        split: Any = self.data.test
-        if isinstance(data_source, str) and data_source in datasets.DATASETS:
-            split = data_source
-        threads = torch.get_num_threads()
-        back = fresh.check(file, origin, split, threads=threads)
-        if "test" not in back and isinstance(source, str):  # the user's function makes it again
-            back = fresh.check(file, source, split, threads=threads)
-        return back
 
 
 def _evaluation(figures: Mapping[str, Any]) -> Evaluation:

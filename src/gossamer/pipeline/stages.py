@@ -17,6 +17,7 @@ from gossamer.errors import ArgumentError
 from gossamer.masks import Masks, keep_top
 from gossamer.method import Masked
 from gossamer.pipeline import changes, fewbits, sparse
+from gossamer.pipeline.floor import Rounds
 from gossamer.pipeline.layers import chosen, per_layer
 from gossamer.pipeline.state import State
 from gossamer.prune import dead, deconstruct, magnitude, obd, sensitivity, snip
@@ -111,6 +112,7 @@ def _prune(state: State, stage: schema.Prune) -> None:
     weights = chosen(state.model, stage.include, stage.exclude)
     within = Masks({n: m for n, m in state.masks.items() if n in weights})
     quality = stage.quality
+    rounds = Rounds(state, stage.rounds)
     with _dropout(state.model, stage.dropout) as rescale:
         for number, budget in enumerate(_budgets(state, stage, weights), 1):
             if quality is not None:
@@ -134,6 +136,8 @@ def _prune(state: State, stage: schema.Prune) -> None:
             if settings is not None and settings.epochs:
                 rescale(state.masks)
                 state.train(settings, [Masked(state.masks)], number)
+            rounds.ended(number)
+    rounds.back()
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class State:
         fixed: few-bit weights, by clean name: later trainings leave them as they are.
         structure: how ``model`` differs from ``origin``, for the file.
         notes: what the present stage reports besides, for its row.
+        floor: validation accuracy that the run has to keep; None before anything compresses.
     """
 
     model: nn.Module
@@ -66,6 +67,7 @@ class State:
     fixed: set[str] = field(default_factory=set)
     structure: list[Any] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    floor: float | None = None
     number: int = 0
     name: str = ""
 

@@ -241,6 +241,9 @@ class Recipe(Strict):
         pretrained: the network's published weights.
         dataset, subset: its name, and how many training examples to use.
         seed: of initial weights, data order and everything random.
+        max_drop: what the whole run may cost: the fraction of validation accuracy below the
+            network before the first stage that compresses; 1 allows anything. Rounds of pruning
+            that end below go back to the last that kept it.
         stages: in order; ``pack`` and ``evaluate`` are added where they are missing.
     """
 
@@ -252,6 +255,7 @@ class Recipe(Strict):
     dataset: str | None = None
     subset: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    max_drop: Annotated[float, Field(ge=0, le=1)] = 0.005
     stages: tuple[Stage, ...] = ()
 
     # path -> where it was written ("line 7", "--set ..."); the file's name

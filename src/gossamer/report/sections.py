@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gossamer.report import fewbits, plots, tables, words
+from gossamer.report import fewbits, plots, promises, tables, words
 
 __all__ = ["SECTIONS", "byte_rows"]
 
@@ -379,6 +379,7 @@ def _made(run: Run) -> Section | None:
 
 SECTIONS: dict[str, Callable[[Run], Section | None]] = {
     "figures": _key_figures,
+    "promises": promises.section,
     "accuracy": _accuracy,
     "reloaded": _reloaded,
     "where": _where,

@@ -139,6 +139,8 @@ def layer_rows(
             "paper": None,
         }
         shared = 1 < row["distinct"] <= _MOST_VALUES and value.is_floating_point()
+        # a mask of minus infinity has few values, and they are no code book of weights
+        shared = shared and bool(torch.isfinite(value).all())
         if shared and value.ndim >= 2 and not row["tied_to"]:
             quantized = Quantized.of(value.float())
             codes = quantized.codes.numpy().reshape(-1)

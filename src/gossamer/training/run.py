@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import names
-from gossamer.datasets import Dataset, Split
+from gossamer.datasets import Dataset, Split, contents
 from gossamer.errors import ArgumentError, FormatError, GossamerError
 from gossamer.method import Method
 from gossamer.training.checkpoints import load_checkpoint, save_atomic
@@ -216,7 +217,13 @@ class Run:
             "dataset.train": [*train.stored.shape],
             # Another seed or subset holds other examples, in as many rows.
             "dataset.targets": zlib.crc32(train.targets.cpu().numpy().tobytes()),
+            "dataset.contents": self._contents,
         }
+
+    @cached_property
+    def _contents(self) -> str:
+        """Of the training examples: other inputs may have the same targets. Hashed once a run."""
+        return json.dumps(contents.of_split(self.dataset.train))
 
     def _save(self) -> None:
         if self.checkpoint is None or (self.workers is not None and self.workers.rank):
@@ -270,6 +277,8 @@ class Run:
         mine = self._fingerprint()
         theirs = state.get("fingerprint", {})
         for name, value in mine.items():
+            if name == "dataset.contents" and name not in theirs:
+                continue  # a checkpoint from before it was kept
             if theirs.get(name) != value:
                 if name == "workers.size" and theirs.get(name):
                     advice = f"start {theirs[name]} processes again, {advice}"

@@ -1,0 +1,86 @@
+"""What a run promised, in words: its floor, the proof of its file, how much of it was touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gossamer.report import words
+
+__all__ = ["covers", "keeps", "section"]
+
+_MOST = 4  # kinds of modules that are named
+
+
+def keeps(floor: Mapping[str, Any]) -> str:
+    """The verdict on the floor of a run.
+
+    >>> keeps({"max_drop": 0.005, "reference": 0.88, "accuracy": 0.7525, "kept": False})
+    'FLOOR NOT KEPT: validation accuracy 88.00 % to 75.25 %, 12.75 points of at most 0.50 lost'
+    """
+    points = 100 * (floor["reference"] - floor["accuracy"])
+    least = f"{100 * floor['max_drop']:.2f}"
+    change = f"validation accuracy {100 * floor['reference']:.2f} % to "
+    change += f"{100 * floor['accuracy']:.2f} %"
+    if not floor["kept"]:
+        return f"FLOOR NOT KEPT: {change}, {points:.2f} points of at most {least} lost"
+    return f"floor kept: {change}, at most {least} points may be lost"
+
+
+def covers(found: Mapping[str, Any]) -> str:
+    """How much of a network stages act on, and what is outside.
+
+    >>> outside = {"Embedding": [4, 90], "Conv1D": [12, 7]}
+    >>> covers({"parameters": 100, "covered": 3, "outside": outside})
+    'covers 3.0 % of the parameters; 97.0 % are outside: 4 Embedding, 12 Conv1D'
+    """
+    total = max(1, found["parameters"])
+    text = f"covers {100 * found['covered'] / total:.1f} % of the parameters"
+    rows = list(found["outside"].items())
+    if not rows:
+        return text
+    parts = [f"{row[0]} {kind}" for kind, row in rows[:_MOST]]
+    if len(rows) > _MOST:
+        parts.append(words.count(len(rows) - _MOST, "more kind"))
+    left = 100 * (found["parameters"] - found["covered"]) / total
+    return f"{text}; {left:.1f} % are outside: {', '.join(parts)}"
+
+
+def section(run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Sentences, each with whether it is bad news, and a row for each stage that acts on layers."""
+    told: list[tuple[str, bool]] = []
+    floor = run.get("floor")
+    if floor:
+        told.append((keeps(floor)[:1].upper() + keeps(floor)[1:] + ".", not floor["kept"]))
+    back = run["bytes"].get("reloaded") or {}
+    if back.get("not_proved"):
+        told.append((f"Not proved: {back['not_proved']}.", True))
+    elif back.get("same_outputs"):
+        told.append(
+            (
+                f"The file was proved with a network built anew from {back.get('built')}, "
+                f"evaluated in {back.get('evaluated_in')}: its outputs are those of the network "
+                "that was packed.",
+                False,
+            )
+        )
+    stages = run.get("stages") or []
+    for stage in stages:
+        if rolled := stage.get("rolled_back"):
+            told.append(
+                (
+                    f"{stage['stage']} went back to round {rolled['round']} of {rolled['rounds']}, "
+                    f"density {rolled['density']:.4f} in place of {rolled['asked']:.4f}: later "
+                    "rounds cost more than the whole run may.",
+                    True,
+                )
+            )
+    told += [
+        (f"{note}.", False) for note in (*(run.get("notes") or ()), *(back.get("notes") or ()))
+    ]
+    if run.get("coverage"):
+        told.append((f"The recipe {covers(run['coverage'])}.", False))
+    rows = [(str(s["stage"]), covers(s["coverage"])) for s in stages if s.get("coverage")]
+    if not told and not rows:
+        return None
+    return {"told": told, "head": ("Stage", "Of the network"), "rows": rows}
