@@ -158,12 +158,13 @@ def compress(
     where = result.run["bytes"]["reloaded"]["evaluated_in"]
     print(f"after    {accuracy(result.after, 'test')}")
     print(f"reload   every bit the same in a fresh process; accuracy measured in {where}")
-    timing = result.run["latency"]
-    if timing:
-        print(
-            f"latency  {timing['dense_ms']:.3f} ms before, {timing['compressed_ms']:.3f} ms after "
-            f"({timing['engine']}, batch 1). {timing['note']}".rstrip()
-        )
+    if timing := result.run["latency"]:
+        from gossamer.report import words
+
+        took = f"{timing['compressed_ms']:.3f} ms"
+        if not timing["same_operations"]:
+            took = f"{timing['dense_ms']:.3f} ms before, {took} after"
+        print(f"latency  {took} ({timing['engine']}, batch 1, 1 thread). {words.speed(timing)}")
     print(f"report   {result.report}")
 
 

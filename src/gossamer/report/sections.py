@@ -91,6 +91,8 @@ def _reloaded(run: Run) -> Section:
         "checked": "identical" in back,
         "identical": bool(back.get("identical")),
         "fresh": bool(back.get("fresh_process")),
+        # files of earlier versions leave out the article
+        "elsewhere": str(back.get("evaluated_in")).removeprefix("a ") == "fresh process",
         "evaluated": back.get("evaluated_in"),
     }
 
@@ -304,9 +306,12 @@ def _latency(run: Run) -> Section | None:
     found = run.get("latency")
     if not found:
         return None
-    slowest = max(found["dense_ms"], found["compressed_ms"]) or 1
+    pairs = (("Dense", "dense_ms"), ("From the file", "compressed_ms"))
+    if found.get("same_operations"):  # two bars would read as a comparison
+        pairs = (("Before and after", "compressed_ms"),)
+    slowest = max(found[key] for _, key in pairs) or 1
     rows = []
-    for name, key in (("Dense", "dense_ms"), ("From the file", "compressed_ms")):
+    for name, key in pairs:
         label = f"{found[key]:.3f} ms"
         rows.append((name, label, Markup(plots.bar(found[key] / slowest, label=label))))
     return {
@@ -314,6 +319,7 @@ def _latency(run: Run) -> Section | None:
         "note": found.get("note"),
         "engine": found.get("engine"),
         "batch": found.get("batch"),
+        "pairs": found.get("pairs"),
         "rows": rows,
     }
 
