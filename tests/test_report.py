@@ -590,3 +590,117 @@ def test_stacked_bars_start_where_the_last_one_ends():
         ("c", "12.5%", "37.5%"),
     ]
     assert "<title>&lt;z&gt;</title>" in svg
+
+
+# Damaged and older run.json ----------------------------------------------------------------
+
+GONE = object()
+DAMAGE = (
+    GONE, None, "x", "", -1, 0, 1, 0.5, float("inf"), float("nan"), [], {}, True, [[]], [None],
+    {"a": None}, 10**30, 1e300, "\ud800", [1], [[1, 2]], {"ip1.weight": 1},
+)  # fmt: skip
+
+
+def noted(run: dict) -> dict:
+    """The run with notes of every stage that the page has a section for."""
+    run, end = copy.deepcopy(run), {"final": {"validation_accuracy": 0.9, "epoch": 2}}
+    value = {"ip1.weight": 0.5}
+    run["integer"] = {"identical": True, "correct": 9, "total": 10}
+    run["stages"] += [
+        {"stage": "3-tickets", "tickets": [{"validation_accuracy": 0.9, "density": 0.5}]},
+        {
+            "stage": "4-quantize",
+            "quantize": {
+                **end,
+                "method": "ttq",
+                "warnings": ["w"],
+                "layers": [
+                    {"name": "ip1.weight", "weights": 1280, "values": 4, "bits": 2.0,
+                     "density": 0.4, "low": -0.25, "high": 0.5}
+                ],
+                "trajectory": [
+                    {"step": step, "high": value, "low": value, "density": value}
+                    for step in (0, 5)
+                ],
+            },
+        },
+        {
+            "stage": "5-activations",
+            "activations": {
+                **end,
+                "bits": 4,
+                "estimator": "clipped",
+                "layers": [{"name": "a", "start": 1.0, "alpha": 0.9}],
+            },
+        },
+        {
+            "stage": "6-fixed_point",
+            "fixed_point": {
+                "mode": "dynamic", "activation_bits": 8, "input_length": -3,
+                "integer": run["integer"], "float_accuracy": 0.9,
+                "layers": [{"name": "ip1", "bits": 8, "weight": -7, "bias": None, "output": 2}],
+                "compare": [{"bits": b, "dynamic": 0.9, "static": 0.8} for b in (4, 8)],
+            },
+        },
+        {
+            "stage": "7-svd",
+            "svd": {**end, "layers": [{"name": "ip1", "rank": 2, "before": 9, "after": 3}]},
+        },
+    ]  # fmt: skip
+    return run
+
+
+def places(value, at=()):
+    """Paths of every node of a JSON tree; of a list, the first two."""
+    if at:
+        yield at
+    children = value.items() if isinstance(value, dict) else ()
+    children = list(enumerate(value))[:2] if isinstance(value, list) else children
+    for key, child in children:
+        yield from places(child, (*at, key))
+
+
+def test_a_damaged_run_is_rendered_or_refused_by_its_field(full_run):
+    whole = noted(full_run)
+    assert "Wilson" in report.render(whole)
+    text = json.dumps(whole)
+    paths = list(places(whole))
+    assert len(paths) > 250
+    refused = 0
+    for number, path in enumerate(paths):
+        for i, other in enumerate(DAMAGE):
+            if (number + i) % 3:  # a third of the pairs, each node and each damage among them
+                continue
+            run = json.loads(text)
+            *way, last = path
+            at = run
+            for key in way:
+                at = at[key]
+            if other is GONE:
+                del at[last]
+            else:
+                at[last] = other
+            try:
+                Page(report.render(run))
+            except ArgumentError as e:
+                refused += 1
+                assert str(path[0]) in str(e), (path, other, str(e))
+    assert refused > 500
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"layers": [{"name": "a"}]}, "layers.0.shape is missing"),
+        ({"bytes": {"dense": 1, "file": 0, "ratio": 1.0}}, "bytes.file is 0: should be greater"),
+        ({"accuracy": {"before": 0.9, "after": 0.9}}, "accuracy.before is 0.9"),
+        ({"curves": "none"}, "curves is 'none': should be a valid list"),
+    ],
+)
+def test_the_message_names_file_field_value_and_fix(change, told):
+    with pytest.raises(ArgumentError, match=r"^old/run\.json is damaged") as e:
+        report.render({**minimal(), **change}, "old/run.json")
+    assert told in str(e.value)
+    assert "run the same command again" in str(e.value)
+    with pytest.raises(ArgumentError, match="run holds a list"):
+        report.render([1])

@@ -237,6 +237,6 @@ def report_(
     source = run / "run.json" if run.is_dir() else run
     try:
         figures = json.loads(source.read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ArgumentError(f"{source} holds no run's figures: {e}") from e
-    print(report.write(figures, out or source.with_name("report.html")))
+    print(report.write(figures, out or source.with_name("report.html"), str(source)))

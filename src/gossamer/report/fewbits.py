@@ -45,7 +45,9 @@ def weights(run: Run) -> Section | None:
             now = sizes.get(x["name"])
             # a later stage may have given the layer other values
             same = now and now["distinct"] == x["values"]
-            stored = f"{8 * now['bytes'] / now['numel']:.2f}" if now and same else "–"
+            stored = (
+                f"{8 * now['bytes'] / now['numel']:.2f}" if now and same and now["numel"] else "–"
+            )
             rows.append(
                 [
                     tables.layer_name(x),

@@ -206,7 +206,7 @@ def _compared(latency: Figures) -> tuple[float, float, float] | None:
     if latency.get("same_operations") or gain is None or gain <= 0 or not ends:
         return None
     low, high = number(ends[0]), number(ends[1])
-    return None if low is None or high is None or low <= 0 else (low, high, gain)
+    return None if low is None or high is None or not 0 < low <= high else (low, high, gain)
 
 
 def _slower(low: float, high: float) -> str:
