@@ -665,8 +665,8 @@ def test_a_damaged_run_is_rendered_or_refused_by_its_field(full_run):
     assert "Wilson" in report.render(whole)
     text = json.dumps(whole)
     paths = list(places(whole))
-    assert len(paths) > 250
-    refused = 0
+    assert len(paths) > 150
+    refused = []
     for number, path in enumerate(paths):
         for i, other in enumerate(DAMAGE):
             if (number + i) % 3:  # a third of the pairs, each node and each damage among them
@@ -683,9 +683,9 @@ def test_a_damaged_run_is_rendered_or_refused_by_its_field(full_run):
             try:
                 Page(report.render(run))
             except ArgumentError as e:
-                refused += 1
-                assert str(path[0]) in str(e), (path, other, str(e))
-    assert refused > 500
+                refused.append((str(path[0]), str(e)))
+    assert len(refused) > 500
+    assert [pair for pair in refused if pair[0] not in pair[1]] == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gossamer.report import fewbits, plots, tables, words
+from gossamer.report import fewbits, plots, speed, tables, words
 
 __all__ = ["SECTIONS", "byte_rows"]
 
@@ -302,28 +302,6 @@ def _mask(run: Run) -> Section | None:
     }
 
 
-def _latency(run: Run) -> Section | None:
-    found = run.get("latency")
-    if not found:
-        return None
-    pairs = (("Dense", "dense_ms"), ("From the file", "compressed_ms"))
-    if found.get("same_operations"):  # two bars would read as a comparison
-        pairs = (("Before and after", "compressed_ms"),)
-    slowest = max(found[key] for _, key in pairs) or 1
-    rows = []
-    for name, key in pairs:
-        label = f"{found[key]:.3f} ms"
-        rows.append((name, label, Markup(plots.bar(found[key] / slowest, label=label))))
-    return {
-        "said": words.speed(found),
-        "note": found.get("note"),
-        "engine": found.get("engine"),
-        "batch": found.get("batch"),
-        "pairs": found.get("pairs"),
-        "rows": rows,
-    }
-
-
 def _stages(run: Run) -> Section | None:
     rows: list[list[str]] = []
     for s in run.get("stages") or []:
@@ -397,7 +375,7 @@ SECTIONS: dict[str, Callable[[Run], Section | None]] = {
     "codebooks": _codebooks,
     "curves": _curves,
     "mask": _mask,
-    "latency": _latency,
+    "latency": speed.latency,
     "stages": _stages,
     "tensors": _tensors,
     "made": _made,
