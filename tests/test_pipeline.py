@@ -337,7 +337,7 @@ def test_weights_from_every_kind_of_file(tmp_path: Path, trained: nn.Module) -> 
     with pytest.raises(ArgumentError, match=r"missing 'fc2\.bias'"):
         inputs.network("mlp-64-24-10", data, weights=tmp_path / "e.pt")
     torch.save({"epoch": 3}, tmp_path / "f.pt")
-    with pytest.raises(ArgumentError, match="'epoch' is a int"):
+    with pytest.raises(ArgumentError, match="'epoch' is of type int"):
         inputs.read_state(tmp_path / "f.pt")
 
 

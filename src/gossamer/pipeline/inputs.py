@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gossamer import nets
 from gossamer.datasets import Dataset
 from gossamer.deploy.structure import load, recorded
-from gossamer.errors import ArgumentError, FormatError, RecipeError
+from gossamer.errors import ArgumentError, FormatError, GossamerError, RecipeError
 from gossamer.pack import unpack
 from gossamer.pack.writer import named_tensors
 from gossamer.recipe import Recipe
@@ -44,6 +44,11 @@ def network(
     Raises :class:`ArgumentError` for an unknown name, a file that does not fit, or a network that
     cannot take the data.
     """
+    if not isinstance(spec, str):
+        raise ArgumentError(
+            f"model is of type {type(spec).__name__}; give the nn.Module itself, or a name such as "
+            "'file.py:function' (a state dict goes to weights as a file)"
+        )
     if ":" in spec:
         model = nets.build(spec, seed=seed, pretrained=pretrained)
     else:
@@ -79,7 +84,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise ArgumentError(f"{path} holds a {type(found).__name__}, not a mapping of tensors")
     odd = [name for name, value in found.items() if not isinstance(value, Tensor)]
     if odd or not found:
-        what = f"{odd[0]!r} is a {type(found[odd[0]]).__name__}" if odd else "it is empty"
+        what = f"{odd[0]!r} is of type {type(found[odd[0]]).__name__}" if odd else "it is empty"
         raise ArgumentError(f"{path} is no mapping of names to tensors: {what}")
     return found
 
@@ -153,7 +158,8 @@ def identity(data: Dataset) -> dict[str, Any]:
 def save_safetensors(source: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
     """Write plain tensors, atomically; tied ones once, their aliases as metadata.
 
-    Raises :class:`ArgumentError` when the folder does not exist.
+    Raises :class:`ArgumentError` when the folder does not exist, :class:`GossamerError` when the
+    file cannot be written (a full disk).
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -165,5 +171,7 @@ def save_safetensors(source: nn.Module | Mapping[str, Tensor], path: str | Path)
         plain = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
         save_file(plain, temporary, metadata=aliases or None)
         temporary.replace(path)
+    except SafetensorError as e:  # such as a full disk
+        raise GossamerError(f"{path} cannot be written: {e}; nothing was left there") from e
     finally:
         temporary.unlink(missing_ok=True)

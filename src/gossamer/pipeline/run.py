@@ -26,7 +26,7 @@ from gossamer.deploy import structure
 from gossamer.errors import ArgumentError, GossamerError
 from gossamer.masks import Masks
 from gossamer.pack import pack, pack_bytes
-from gossamer.pipeline import folder, inputs, layers, measure
+from gossamer.pipeline import door, folder, inputs, layers, measure
 from gossamer.pipeline.changes import integer_figures
 from gossamer.pipeline.stages import run_stage
 from gossamer.pipeline.state import State
@@ -137,12 +137,7 @@ def run(
         if isinstance(data_source, Dataset)
         else datasets.load(data_source, subset=recipe.subset)
     )
-    for split in ("train", "validation", "test"):
-        if not len(getattr(data, split)):
-            raise ArgumentError(
-                f"dataset {data.name!r} has no {split} examples; choices are made on validation "
-                "data and figures taken on test data, so hold some back for both"
-            )
+    door.check_data(data)
     if isinstance(source, nn.Module):
         network = copy.deepcopy(source)
     else:
@@ -153,6 +148,7 @@ def run(
             pretrained=recipe.pretrained,
             weights=recipe.weights,
         )
+    door.check_fit(network, data)
     layers.check(recipe, network)
     key = {
         "recipe": recipe.model_dump(mode="json"),
