@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 
 from gossamer.recipe.base import (
     Bits,
@@ -103,7 +103,7 @@ class Prune(Layers):
     quality: Quality | None = None
     max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.005
     scope: Literal["layer", "global"] = "layer"
-    rounds: Annotated[int, Field(ge=1)] = 1
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 1
     schedule: Literal["geometric", "linear", "cubic"] = "geometric"
     retrain: Training | None = None
     between: Training | None = None
@@ -232,6 +232,10 @@ STAGES: dict[str, type[BaseModel]] = {
 """Stage name -> its settings."""
 
 
+MOST_SEED = 10**14
+"""A stage's own seed is 10,000 times the recipe's and a little, and torch takes 63 bits."""
+
+
 class Recipe(Strict):
     """A validated recipe.
 
@@ -244,15 +248,22 @@ class Recipe(Strict):
         stages: in order; ``pack`` and ``evaluate`` are added where they are missing.
     """
 
-    name: str
+    name: Annotated[str, Field(max_length=200)]
     description: str = ""
     model: str | None = None
     weights: str | None = None
     pretrained: bool = False
     dataset: str | None = None
     subset: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     stages: tuple[Stage, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError("holds control characters; give a name that a terminal can show")
+        return value
 
     # path -> where it was written ("line 7", "--set ..."); the file's name
     _places: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
