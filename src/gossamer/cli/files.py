@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import AsJson, Threads
+from gossamer.cli.options import AsJson, Key, Threads
 from gossamer.cli.program import app
 from gossamer.progress import console
 
@@ -20,13 +20,14 @@ def pack(
     source: Annotated[Path, typer.Argument(help="A .safetensors, .pt or .pth file.")],
     file: Annotated[Path, typer.Argument(help="The .gsm file to write.")],
     profile: Annotated[str, typer.Option(help="smallest, fast or huffman.")] = "smallest",
+    key: Key = None,
     threads: Threads = None,
 ) -> None:
     """Pack tensors losslessly into a small file."""
     from gossamer.pack import pack as write
     from gossamer.pipeline import inputs
 
-    state = inputs.read_state(source)
+    state = inputs.read_state(source, key)
     with (
         console() as show,
         write(

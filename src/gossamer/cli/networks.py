@@ -15,6 +15,7 @@ from gossamer.cli.options import (
     MODEL,
     AsJson,
     Data,
+    Key,
     Model,
     Pretrained,
     Seed,
@@ -42,6 +43,7 @@ def train(
     weight_decay: float = 0.0,
     schedule: Annotated[str, typer.Option(help="Of the learning rate.")] = "cosine",
     weights: Weights = None,
+    key: Key = None,
     seed: Seed = 0,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
     exchange: Annotated[
@@ -78,7 +80,7 @@ def train(
         seed=seed,
     )
     data = datasets.load(dataset)
-    network = inputs.network(model, data, seed=seed, weights=weights)
+    network = inputs.network(model, data, seed=seed, weights=weights, key=key)
     with contextlib.ExitStack() as stack:
         workers = None
         if exchange is not None:
@@ -121,12 +123,20 @@ def compress(
     ] = "deep-compression",
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/compress"),
     weights: Weights = None,
+    key: Key = None,
     pretrained: Pretrained = False,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the recipe's.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, e.g. stages.prune.density=0.05.")
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an older run away.")] = False,
+    trust_recipe_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-recipe-code",
+            help="Run functions that a recipe from outside this folder names as model or dataset.",
+        ),
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Compress a network by a recipe: a small file, and a report that proves it.
@@ -136,7 +146,12 @@ def compress(
     from gossamer import pipeline
     from gossamer import recipe as recipes
 
-    given = {"weights": weights and str(weights), "pretrained": pretrained or None, "seed": seed}
+    given = {
+        "weights": weights and str(weights),
+        "weights_key": key,
+        "pretrained": pretrained or None,
+        "seed": seed,
+    }
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     plan = recipes.load(recipe, [*(set_ or []), *extra])
     with console() as show:
@@ -148,6 +163,7 @@ def compress(
             command=shlex.join(["gossamer", *sys.argv[1:]]),
             restart=restart,
             progress=show,
+            trust_recipe_code=trust_recipe_code,
         )
     kept = sum(layer["kept"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
     total = sum(layer["numel"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
@@ -173,6 +189,7 @@ def sensitivity(
     model: Model,
     dataset: Data,
     weights: Weights = None,
+    key: Key = None,
     pretrained: Pretrained = False,
     density: Annotated[list[float] | None, typer.Option(help="Densities to try.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Layer patterns.")] = None,
@@ -184,7 +201,7 @@ def sensitivity(
     """Accuracy against density, one layer at a time, on the validation split."""
     from gossamer.prune import sensitivity as sensitivities
 
-    network, data = load(model, dataset, weights, pretrained)
+    network, data = load(model, dataset, weights, pretrained, key)
     with console() as show:
         found = sensitivities.scan(
             network,
@@ -211,6 +228,7 @@ def evaluate_(
     file: Annotated[
         Path | None, typer.Argument(help="A .gsm, .safetensors, .pt or .pth file.")
     ] = None,
+    key: Key = None,
     pretrained: Pretrained = False,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     as_json: AsJson = False,
@@ -221,7 +239,7 @@ def evaluate_(
 
     if split not in ("train", "validation", "test"):
         raise ArgumentError(f"split {split!r} is not one of train, validation, test")
-    network, data = load(model, dataset, file, pretrained)
+    network, data = load(model, dataset, file, pretrained, key)
     found = evaluate(network, getattr(data, split))
     print(json.dumps(found.as_dict()) if as_json else accuracy(found, split))
 

@@ -17,6 +17,7 @@ __all__ = [
     "MODEL",
     "AsJson",
     "Data",
+    "Key",
     "Model",
     "Pretrained",
     "Seed",
@@ -34,6 +35,10 @@ Weights = Annotated[
     Path | None, typer.Option(help="Trained tensors: .safetensors, .gsm, .pt or .pth.")
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="The network's published weights.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", help="Where in a checkpoint the tensors are, e.g. ema or state.model."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -51,14 +56,14 @@ Threads = Annotated[
 
 
 def load(
-    model: str, dataset: str, weights: Path | None, pretrained: bool
+    model: str, dataset: str, weights: Path | None, pretrained: bool, key: str | None = None
 ) -> tuple[nn.Module, Dataset]:
     """The network and the data that options name."""
     from gossamer import datasets
     from gossamer.pipeline import inputs
 
     data = datasets.load(dataset)
-    return inputs.network(model, data, pretrained=pretrained, weights=weights), data
+    return inputs.network(model, data, pretrained=pretrained, weights=weights, key=key), data
 
 
 def accuracy(found: Any, split: str) -> str:

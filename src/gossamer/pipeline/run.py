@@ -26,7 +26,7 @@ from gossamer.deploy import structure
 from gossamer.errors import ArgumentError, GossamerError
 from gossamer.masks import Masks
 from gossamer.pack import pack, pack_bytes
-from gossamer.pipeline import door, folder, inputs, layers, measure
+from gossamer.pipeline import door, folder, inputs, layers, measure, trust
 from gossamer.pipeline.changes import integer_figures
 from gossamer.pipeline.stages import run_stage
 from gossamer.pipeline.state import State
@@ -119,11 +119,14 @@ def run(
     command: str | None = None,
     restart: bool = False,
     progress: Reporter | None = None,
+    trust_recipe_code: bool = False,
 ) -> Result:
     """Run a recipe; as :func:`compress`, but model and dataset may be the recipe's own.
 
-    ``command``: the command line, for the report.
+    ``command``: the command line, for the report. ``trust_recipe_code``: run functions that a
+    recipe from outside the current folder's tree names (:func:`gossamer.pipeline.trust.check`).
     """
+    trust.check(recipe, model=model is None, dataset=dataset is None, trusted=trust_recipe_code)
     source = recipe.model if model is None else model
     data_source = recipe.dataset if dataset is None else dataset
     if source is None or data_source is None:
@@ -147,6 +150,7 @@ def run(
             seed=recipe.seed,
             pretrained=recipe.pretrained,
             weights=recipe.weights,
+            key=recipe.weights_key,
         )
     door.check_fit(network, data)
     layers.check(recipe, network)

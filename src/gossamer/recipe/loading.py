@@ -65,6 +65,11 @@ def show(source: str | Path) -> str:
 
 def _text(source: str | Path) -> tuple[str, str]:
     path = Path(source)
+    if "://" in str(source):
+        raise RecipeError(
+            f"recipe {short(str(source))} is an address, and nothing is downloaded: fetch it, read "
+            "it, and give the file"
+        )
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return read_file(path), str(source)
     resource = files("gossamer").joinpath("recipes", f"{source}.yaml")
@@ -86,7 +91,11 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
     Raises :class:`RecipeError` for a name or file that does not exist, and as :func:`parse` does.
     """
     if isinstance(source, Recipe):
-        return parse(dump(source), source.name, overrides) if overrides else source
+        if not overrides:
+            return source
+        plan = parse(dump(source), source.name, overrides)
+        plan._source = source.source
+        return plan
     if isinstance(source, Mapping):
         check_value(source)
         try:
@@ -98,7 +107,10 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
             ) from e
         return parse(text, "recipe", overrides)
     text, where = _text(source)
-    return parse(text, where, overrides)
+    plan = parse(text, where, overrides)
+    # the text of a built-in recipe is told apart by its name, which is no file's
+    plan._source = Path(source) if where == str(source) else None
+    return plan
 
 
 def parse(text: str, where: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:

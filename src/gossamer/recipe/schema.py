@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
@@ -242,6 +243,8 @@ class Recipe(Strict):
     Attributes:
         model: a network's name or ``module:function``; may be given at the run instead.
         weights: file with the network's trained tensors.
+        weights_key: where in a checkpoint they are, such as ``ema`` or ``state.model``; needed
+            only where there are several.
         pretrained: the network's published weights.
         dataset, subset: its name, and how many training examples to use.
         seed: of initial weights, data order and everything random.
@@ -252,6 +255,7 @@ class Recipe(Strict):
     description: str = ""
     model: str | None = None
     weights: str | None = None
+    weights_key: str | None = None
     pretrained: bool = False
     dataset: str | None = None
     subset: Annotated[int, Field(ge=1)] | None = None
@@ -268,6 +272,16 @@ class Recipe(Strict):
     # path -> where it was written ("line 7", "--set ..."); the file's name
     _places: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
     _file: str = PrivateAttr(default="recipe")
+    _source: Path | None = PrivateAttr(default=None)
+
+    @property
+    def source(self) -> Path | None:
+        """The file that the recipe was read from; None for one of the library's, or a mapping."""
+        return self._source
+
+    def overridden(self, key: str) -> bool:
+        """Whether ``--set`` gave a key at the top of the recipe."""
+        return self._places.get((key,), "").startswith("--set ")
 
     def place(self, *path: str | int) -> str:
         """How a message calls a key: file, line and dotted path."""

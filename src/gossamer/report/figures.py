@@ -68,6 +68,30 @@ class _Reloaded(_Part):
     fresh_process: Flag | None = None
     identical: Flag | None = None
     evaluated_in: Text | None = None
+    built: Text | None = None
+    same_outputs: Flag | None = None
+    not_proved: Text | None = None
+    notes: list[Text] | None = None
+
+
+class _Floor(_Part):
+    max_drop: Fraction
+    reference: Fraction
+    accuracy: Fraction
+    kept: Flag
+
+
+class _Coverage(_Part):
+    parameters: Count
+    covered: Count
+    outside: dict[Text, Annotated[list[Count], Field(min_length=1)]]
+
+
+class _Rolled(_Part):
+    round: Count
+    rounds: Count
+    density: Fraction
+    asked: Fraction
 
 
 class _Bytes(_Part):
@@ -235,6 +259,8 @@ class _Stage(_Part):
     activations: _Activations | None = None
     fixed_point: _FixedPoint | None = None
     svd: _Svd | None = None
+    coverage: _Coverage | None = None
+    rolled_back: _Rolled | None = None
 
 
 class _Latency(_Part):
@@ -284,6 +310,9 @@ class _Run(_Part):
     sensitivity: dict[Text, list[_Point] | None] | None = None
     curves: list[_Epoch] | None = None
     mask_image: _Mask | None = None
+    floor: _Floor | None = None
+    coverage: _Coverage | None = None
+    notes: list[Text] | None = None
 
 
 def checked(run: object, where: str = "run") -> Mapping[str, Any]:
