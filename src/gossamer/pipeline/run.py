@@ -9,6 +9,7 @@ split; the test split is evaluated before and after, and decides nothing.
 from __future__ import annotations
 
 import copy
+import html
 import json
 import time
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from gossamer.pipeline import door, folder, inputs, layers, measure, trust
 from gossamer.pipeline.changes import integer_figures
 from gossamer.pipeline.stages import run_stage
 from gossamer.pipeline.state import State
-from gossamer.progress import Reporter
+from gossamer.progress import Reporter, shown
 from gossamer.quantize.emulated import Emulated
 from gossamer.recipe import Recipe
 from gossamer.seeded import Seed
@@ -41,7 +42,7 @@ __all__ = ["Result", "compress", "run"]
 _ESTIMATED = 1 << 19  # up to so many tensor entries the packed size is known after every stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run leaves.
 
@@ -63,6 +64,21 @@ class Result:
     after: Evaluation
     model: nn.Module
     run: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<Result {self.out}: {self._told()}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a line, and where file and page are."""
+        place = html.escape(str(self.report))
+        return f"<p><b>{html.escape(str(self.file))}</b>: {self._told()}. Page: {place}</p>"
+
+    def _told(self) -> str:
+        smaller = f"{self.ratio:.1f}x smaller" if self.ratio > 1 else "not smaller"
+        return (
+            f"{self.bytes:,} bytes for {self.dense_bytes:,}, {smaller}; test accuracy "
+            f"{100 * self.accuracy_before:.2f} % before, {100 * self.accuracy_after:.2f} % after"
+        )
 
     @property
     def ratio(self) -> float:
@@ -88,7 +104,7 @@ def compress(
     out: str | Path,
     overrides: tuple[str, ...] | list[str] = (),
     restart: bool = False,
-    progress: Reporter | None = None,
+    progress: Reporter | bool | None = None,
 ) -> Result:
     """Compress a network in one call.
 
@@ -100,14 +116,18 @@ def compress(
         out: run directory; started again, a killed run goes on from it, to the same bytes.
         overrides: ``KEY=VALUE``, such as ``stages.prune.density=0.05``.
         restart: throw an older run in ``out`` away.
-        progress: :func:`gossamer.progress.console` shows bars or lines; None is silent.
+        progress: None shows how far it is on a terminal and in a notebook, and nothing elsewhere;
+            False nothing, True always; or a :class:`gossamer.progress.Reporter` of one's own.
+
+    A recipe's own ``model`` and ``dataset`` are not looked at here, so no code that it names runs.
 
     Raises :class:`ArgumentError` when ``out`` holds another run, naming what differs;
     :class:`~gossamer.errors.RecipeError` for a recipe that does not fit, before anything is done;
     and what the stages raise: finished stages stay on disk.
     """
     plan = recipes.load(recipe, overrides)
-    return run(plan, model, dataset, out, restart=restart, progress=progress)
+    with shown(progress) as show:
+        return run(plan, model, dataset, out, restart=restart, progress=show)
 
 
 def run(
