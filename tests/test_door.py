@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,9 @@ def nolabels():
     x = torch.randn(9, 1, 8, 8)
     return Dataset("d", *[Split(x, None)] * 3, classes=10)
 
+def narrow():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(63, 10))
+
 def state():
     return torch.nn.Linear(2, 2).state_dict()
 """
@@ -254,4 +258,36 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     monkeypatch.setattr(inputs, "save_file", full)
     with pytest.raises(GossamerError, match=r"w\.safetensors cannot be written: .*No space left"):
         inputs.save_safetensors(net(), tmp_path / "w.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(inputs, "read_state", full)
+    with pytest.raises(SystemExit) as end:
+        main(["pack", str(tmp_path / "w.pt"), str(tmp_path / "w.gsm")])
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: the disk is full (")
+    assert "free some space and give the same command again" in told
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sensitivity", "train"])
+def test_every_command_tries_the_network_first(
+    command: str,
+    users: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(users)
+    more = ["--out", str(tmp_path / "w.safetensors")] if command == "train" else []
+    with pytest.raises(SystemExit) as end:
+        main([command, "-m", "door_users.py:narrow", "-d", "digits", *more])
+    assert end.value.code == 1
+    assert "cannot take the inputs of dataset 'digits', (1, 8, 8) each" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import AsJson, Key, Threads
+from gossamer.cli.options import AsJson, Key, Threads, smaller
 from gossamer.cli.program import app
 from gossamer.progress import console
 
@@ -38,7 +38,7 @@ def pack(
         ) as archive,
     ):
         size, dense = archive.file_bytes, archive.dense_bytes
-    print(f"{file}: {size:,} bytes for {dense:,}: {dense / size:.2f}x smaller, lossless")
+    print(f"{file}: {size:,} bytes for {dense:,}: {smaller(dense, size)}, lossless")
 
 
 @app.command()
@@ -87,5 +87,5 @@ def inspect(
         columns = zip(line, widths, strict=True)
         told = [c.ljust(w) if i in (0, 4) else c.rjust(w) for i, (c, w) in enumerate(columns)]
         print("  ".join(told).rstrip())
-    print(f"{size:,} bytes for {dense:,}: {dense / size:.1f}x smaller")
+    print(f"{size:,} bytes for {dense:,}: {smaller(dense, size)}")
     print(", ".join(f"{name} {count:,}" for name, count in parts.items()))

@@ -23,6 +23,7 @@ from gossamer.cli.options import (
     Weights,
     accuracy,
     load,
+    smaller,
 )
 from gossamer.cli.program import app
 from gossamer.errors import ArgumentError
@@ -68,7 +69,7 @@ def train(
     import os
 
     from gossamer import datasets, training
-    from gossamer.pipeline import inputs
+    from gossamer.pipeline import door, inputs
 
     config = training.TrainConfig(
         epochs=epochs,
@@ -81,6 +82,7 @@ def train(
     )
     data = datasets.load(dataset)
     network = inputs.network(model, data, seed=seed, weights=weights, key=key)
+    door.check_fit(network, data)
     with contextlib.ExitStack() as stack:
         workers = None
         if exchange is not None:
@@ -168,7 +170,8 @@ def compress(
     kept = sum(layer["kept"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
     total = sum(layer["numel"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
     print(f"file     {result.file}")
-    print(f"bytes    {result.bytes:,} for {result.dense_bytes:,}: {result.ratio:.1f}x smaller")
+    shrunk = smaller(result.dense_bytes, result.bytes)
+    print(f"bytes    {result.bytes:,} for {result.dense_bytes:,}: {shrunk}")
     print(f"weights  {kept:,} of {total:,} kept")
     print(f"before   {accuracy(result.before, 'test')}")
     where = result.run["bytes"]["reloaded"]["evaluated_in"]

@@ -25,6 +25,7 @@ __all__ = [
     "Weights",
     "accuracy",
     "load",
+    "smaller",
 ]
 
 MODEL = "A network's name, module:function or file.py:function."
@@ -58,12 +59,23 @@ Threads = Annotated[
 def load(
     model: str, dataset: str, weights: Path | None, pretrained: bool, key: str | None = None
 ) -> tuple[nn.Module, Dataset]:
-    """The network and the data that options name."""
+    """The network and the data that options name, tried on two examples."""
     from gossamer import datasets
-    from gossamer.pipeline import inputs
+    from gossamer.pipeline import door, inputs
 
     data = datasets.load(dataset)
-    return inputs.network(model, data, pretrained=pretrained, weights=weights, key=key), data
+    network = inputs.network(model, data, pretrained=pretrained, weights=weights, key=key)
+    door.check_fit(network, data)
+    return network, data
+
+
+def smaller(dense: int, size: int) -> str:
+    """How much smaller a file is, in words.
+
+    >>> smaller(1000, 400), smaller(1000, 1010)
+    ('2.5x smaller', 'not smaller')
+    """
+    return f"{dense / size:.1f}x smaller" if dense > size else "not smaller"
 
 
 def accuracy(found: Any, split: str) -> str:
