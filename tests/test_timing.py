@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 
 import pytest
 import torch
@@ -68,8 +69,7 @@ def test_the_same_operations_never_get_a_verdict_on_speed(seed: int) -> None:
     assert latency["dense_ms"] == latency["compressed_ms"] > 1
     verdict, text = page(latency)
     assert [told for told, _ in verdict] == ["Accuracy was not measured."]
-    for word in ("faster (", "slower:", "times as fast", "speed-up", "It runs", "It also runs"):
-        assert word not in text
+    assert not re.search(r"faster|slower|speed-up|× the time|It (also )?runs", text, re.I)
     assert "The same operations as before, so no speed is compared." in text
 
 

@@ -94,8 +94,7 @@ def latency(
             "ratio": None,
             "interval": None,
             **about,
-            "note": "The file decodes to dense tensors of the same shapes, and so to the same "
-            "operations: it is smaller, and no faster or slower.",
+            "note": "The file decodes to dense tensors of the same shapes.",
         }
     return {
         "same_operations": False,
