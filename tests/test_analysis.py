@@ -254,16 +254,22 @@ def test_the_estimates_by_hand() -> None:
     dense = conv.dense_ms + linear.dense_ms
     assert found.channel == pytest.approx(dense / (conv.channel_ms + linear.channel_ms))
     assert found.ideal == pytest.approx(dense / (conv.ideal_ms + linear.ideal_ms))
-    assert found.measured == found.dense_ms / found.csr_ms
+    assert found.measured > 0
+    assert found.interval is None  # of two pairs
+    assert "too few pairs" in found.table()
+    found = speedups(net, split, batch_size=2, rounds=8)
+    assert found.interval[0] <= found.measured <= found.interval[1]
+    assert "95 % interval of (c): " in found.table()
+    assert found.as_dict()["measured_interval"] == list(found.interval)
     assert found.batch_size == 2
     data = found.as_dict()
     json.dumps(data)
     assert data["rows"][0]["weight_density"] == 0.5
     lines = found.table().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert lines[1].split()[:3] == ["0", "50.00", "71.88"]
     assert lines[1].split()[-1] == "-"
-    assert "estimated" in lines[-1]
+    assert "estimated" in lines[-2]
 
 
 def test_a_network_without_weights_or_activations() -> None:
@@ -392,3 +398,10 @@ def test_plots_say_what_they_cannot_draw(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="scores of 0 layers"):
         histograms({}, path, low=0.1)
     assert not path.exists()
+
+
+def test_without_a_linear_layer_no_speed_up_is_measured() -> None:
+    net = nn.Sequential(nn.Conv1d(1, 2, 1), nn.Flatten())
+    found = speedups(net, Split(torch.rand(4, 1, 3), torch.arange(4)), rounds=8)
+    assert found.measured is found.interval is None
+    assert "the same operations" in found.table()

@@ -79,21 +79,31 @@ def test_loopback_counts_its_traffic() -> None:
 
 def test_table_names_what_failed_and_why_there_are_no_namespaces() -> None:
     link = {"kind": "loopback", "reason": "network namespaces need root", "rate": None}
-    row = {"seconds": 2.0, "sent": 4e6, "sent_a_parameter": 4.0, "cpu_seconds": 0.5}
+    row = {"sent": 4e6, "sent_a_parameter": 4.0, "cpu_seconds": 0.5}
+
+    def took(*seconds: float) -> dict:
+        return {**row, "seconds": min(seconds), "all_seconds": list(seconds)}
+
     text = table(
         {
             "workers": 2,
             "parameters": 10**6,
             "link": link,
             "rows": [
-                {"hook": "none", **row},
-                {"hook": "terngrad", **row, "seconds": 0.5},
+                {"hook": "none", **took(2.0, 2.1, 2.2, 2.3)},
+                {"hook": "terngrad", **took(0.5, 0.6, 0.7, 1.9)},
+                {"hook": "sq2", **took(1.0, 1.0, 1.0, 2.05)},
+                {"hook": "sq8", **took(0.5, 0.5, 0.5)},
                 {"hook": "fp16", "error": "rank 1 failed: boom"},
             ],
         }
     )
     assert "no namespaces: network namespaces need root" in text
-    assert "4.00x" in text
+    speeds = {line.split()[0]: line.split()[-1] for line in text.splitlines()}
+    assert speeds["terngrad"] == "4.00x"
+    assert speeds["none"] == "0.500"  # processor seconds: it is not compared with itself
+    assert speeds["sq2"] == "~"  # one of its steps took as long as plain DDP's
+    assert speeds["sq8"] == "~"  # three steps say nothing
     assert "rank 1 failed: boom" in text
     assert "divided by the workers" in text
 

@@ -104,7 +104,7 @@ def full_run() -> dict:
             "reloaded": {
                 "fresh_process": True,
                 "identical": True,
-                "evaluated_in": "fresh process",
+                "evaluated_in": "a fresh process",
             },
         },
         "layers": layers,
@@ -113,11 +113,15 @@ def full_run() -> dict:
             {"stage": "2-pack", "accuracy": 0.9805, "density": 0.4, "bytes": size, "seconds": 150},
         ],
         "latency": {
+            "same_operations": False,
             "dense_ms": 0.043,
             "compressed_ms": 0.044,
             "ratio": 0.043 / 0.044,
+            "interval": [0.9, 1.1],
             "engine": "torch eager",
             "batch": 1,
+            "threads": 1,
+            "pairs": 200,
             "note": "It decodes to dense tensors.",
         },
         "sensitivity": {"ip1.weight": scan, "ip2.weight": scan[:2]},
@@ -153,13 +157,13 @@ def test_a_full_page_holds_every_section_and_figure(full_run, tmp_path):
         "mlp on digits: 6.00 KB →",
         f"{6000 / size:.1f}× smaller, accuracy 97.00 % → 96.80 %.",
         "The change of −0.20 points lies within the 95 % confidence interval",
-        "It runs no faster",
         f"{size:,} bytes on disk",
         "A fresh process that had nothing but the file decoded it",
         f"whole file {size:,} bytes",
         "95.75 to 97.89 %",  # Wilson's interval of 970 of 1000
         "970 of 1,000",
-        "No speed-up",
+        "the decoded network, evaluated in a fresh process.",
+        "No difference that these timings can show: the ratio's 95 % interval is 0.90× to 1.10×.",
         "0.043 ms",
         "2.5 min",
         "A CPU & more",
@@ -265,9 +269,22 @@ def test_what_is_no_run_is_refused():
     ("ratio", "correct", "speed", "told"),
     [
         (25.0, 970, None, [("No accuracy was lost: ±0.00 points, within", False)]),
-        (25.0, 990, 1.0, [("+2.00 points, beyond", False), ("no faster", False)]),
-        (25.0, 965, 1.5, [("−0.50 points lies within", False), ("1.50× faster", False)]),
-        (25.0, 950, 0.5, [("Accuracy fell by 2.00 points, beyond", True), ("2.00× the", True)]),
+        (25.0, 990, (0.9, 1.0, 1.1), [("+2.00 points, beyond", False)]),
+        (
+            25.0,
+            965,
+            (1.4, 1.5, 1.6),
+            [("−0.50 points lies within", False), ("1.50× faster (95 %: 1.40× to 1.60×)", False)],
+        ),
+        (
+            25.0,
+            950,
+            (0.4, 0.5, 0.625),
+            [
+                ("Accuracy fell by 2.00 points, beyond", True),
+                ("2.00× the time (95 %: 1.60× to 2.50×)", True),
+            ],
+        ),
         (1.0, 970, None, [("No gain", True), ("No accuracy was lost", False)]),
     ],
 )
@@ -275,12 +292,84 @@ def test_the_verdict_is_plain(ratio, correct, speed, told):
     run = minimal()
     run["bytes"]["ratio"] = ratio
     run["accuracy"]["after"] = accuracy(correct, 1000)
-    run["latency"] = speed and {"ratio": speed, "dense_ms": 1.0, "compressed_ms": 1 / speed}
+    run["latency"] = speed and {
+        "ratio": speed[1],
+        "interval": [speed[0], speed[2]],
+        "dense_ms": 1.0,
+        "compressed_ms": 1 / speed[1],
+    }
     found = words.verdict(run)
     assert [bad for _, bad in found] == [bad for _, bad in told]
     for (sentence, _), (part, _) in zip(found, told, strict=True):
         assert part in sentence
     assert ("not smaller" in words.headline(run)) == (ratio <= 1)
+
+
+def test_a_ratio_without_an_interval_or_of_the_same_operations_is_no_verdict():
+    old = {"ratio": 1.45, "dense_ms": 1.45, "compressed_ms": 1.0}
+    same = {**old, "interval": [1.4, 1.5], "same_operations": True}
+    for latency in (old, same, {**old, "interval": None}, {**old, "ratio": None}):
+        run = {**minimal(), "latency": latency}
+        assert len(words.verdict(run)) == 1
+        text = Page(report.render(run)).text
+        assert not re.search(r"faster|slower|speed-up", text, re.I)
+    assert "No verdict on speed" in words.speed(old)
+    assert "same operations" in words.speed(same)
+
+
+def test_training_since_the_reference_stands_beside_the_accuracy():
+    run = minimal()
+    run["accuracy"]["after"] = accuracy(990, 1000)
+    row = {"train_loss": 0.1, "validation_accuracy": 0.9}
+    run["stages"] = [{"stage": name} for name in ("1-train", "2-prune", "3-share", "4-pack")]
+    names = ["1-train"] * 9 + ["2-prune-0", "2-prune-0", "2-prune-1", "3-share"]
+    run["curves"] = [{"stage": name, **row} for name in names]
+    assert words.trained(run) == {"2-prune": 3, "3-share": 1}
+    (told, bad), *rest = words.verdict(run)
+    assert not bad
+    assert not rest
+    assert "No accuracy was lost" not in told
+    assert told.startswith("Accuracy rose by 2.00 points, beyond the 95 % confidence interval")
+    assert "4 epochs of training (2-prune 3, 3-share 1), and no network was trained as long" in told
+    for correct, start in (
+        (970, "Accuracy is what it was"),
+        (965, "The change"),
+        (900, "Accuracy fell"),
+    ):
+        run["accuracy"]["after"] = accuracy(correct, 1000)
+        told = words.verdict(run)[0][0]
+        assert told.startswith(start)
+        assert "4 epochs of training" in told
+    run["curves"] = run["curves"][:9]  # all of it before the figures before
+    run["accuracy"]["after"] = accuracy(990, 1000)
+    assert "No accuracy was lost: +2.00 points" in words.verdict(run)[0][0]
+
+
+def test_a_test_loss_that_rose_is_said():
+    run = minimal()
+    run["accuracy"]["after"]["loss"] = 0.07
+    assert ("Test loss rose: 0.0612 → 0.0700.", True) in words.verdict(run)
+    assert "Test loss rose: 0.0612 → 0.0700." in Page(report.render(run)).text
+    for loss in (0.0612, 0.06120001, 0.05, None):
+        run["accuracy"]["after"]["loss"] = loss
+        run["accuracy"]["before"]["loss"] = 0.0612
+        assert not any("rose" in told for told, _ in words.verdict(run))
+    run["accuracy"]["after"]["loss"] = float("nan")
+    assert any("no finite number" in told for told, _ in words.verdict(run))
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("a fresh process", "evaluated in a fresh process."),
+        ("fresh process", "evaluated in a fresh process."),
+        ("this process", "evaluated in the process that compressed it."),
+    ],
+)
+def test_where_the_accuracy_was_measured_is_told_as_it_was(full_run, told, shown):
+    run = copy.deepcopy(full_run)
+    run["bytes"]["reloaded"]["evaluated_in"] = told
+    assert shown in Page(report.render(run)).text
 
 
 def test_bytes_add_up_to_the_file(full_run):
@@ -501,3 +590,117 @@ def test_stacked_bars_start_where_the_last_one_ends():
         ("c", "12.5%", "37.5%"),
     ]
     assert "<title>&lt;z&gt;</title>" in svg
+
+
+# Damaged and older run.json ----------------------------------------------------------------
+
+GONE = object()
+DAMAGE = (
+    GONE, None, "x", "", -1, 0, 1, 0.5, float("inf"), float("nan"), [], {}, True, [[]], [None],
+    {"a": None}, 10**30, 1e300, "\ud800", [1], [[1, 2]], {"ip1.weight": 1},
+)  # fmt: skip
+
+
+def noted(run: dict) -> dict:
+    """The run with notes of every stage that the page has a section for."""
+    run, end = copy.deepcopy(run), {"final": {"validation_accuracy": 0.9, "epoch": 2}}
+    value = {"ip1.weight": 0.5}
+    run["integer"] = {"identical": True, "correct": 9, "total": 10}
+    run["stages"] += [
+        {"stage": "3-tickets", "tickets": [{"validation_accuracy": 0.9, "density": 0.5}]},
+        {
+            "stage": "4-quantize",
+            "quantize": {
+                **end,
+                "method": "ttq",
+                "warnings": ["w"],
+                "layers": [
+                    {"name": "ip1.weight", "weights": 1280, "values": 4, "bits": 2.0,
+                     "density": 0.4, "low": -0.25, "high": 0.5}
+                ],
+                "trajectory": [
+                    {"step": step, "high": value, "low": value, "density": value}
+                    for step in (0, 5)
+                ],
+            },
+        },
+        {
+            "stage": "5-activations",
+            "activations": {
+                **end,
+                "bits": 4,
+                "estimator": "clipped",
+                "layers": [{"name": "a", "start": 1.0, "alpha": 0.9}],
+            },
+        },
+        {
+            "stage": "6-fixed_point",
+            "fixed_point": {
+                "mode": "dynamic", "activation_bits": 8, "input_length": -3,
+                "integer": run["integer"], "float_accuracy": 0.9,
+                "layers": [{"name": "ip1", "bits": 8, "weight": -7, "bias": None, "output": 2}],
+                "compare": [{"bits": b, "dynamic": 0.9, "static": 0.8} for b in (4, 8)],
+            },
+        },
+        {
+            "stage": "7-svd",
+            "svd": {**end, "layers": [{"name": "ip1", "rank": 2, "before": 9, "after": 3}]},
+        },
+    ]  # fmt: skip
+    return run
+
+
+def places(value, at=()):
+    """Paths of every node of a JSON tree; of a list, the first two."""
+    if at:
+        yield at
+    children = value.items() if isinstance(value, dict) else ()
+    children = list(enumerate(value))[:2] if isinstance(value, list) else children
+    for key, child in children:
+        yield from places(child, (*at, key))
+
+
+def test_a_damaged_run_is_rendered_or_refused_by_its_field(full_run):
+    whole = noted(full_run)
+    assert "Wilson" in report.render(whole)
+    text = json.dumps(whole)
+    paths = list(places(whole))
+    assert len(paths) > 150
+    refused = []
+    for number, path in enumerate(paths):
+        for i, other in enumerate(DAMAGE):
+            if (number + i) % 3:  # a third of the pairs, each node and each damage among them
+                continue
+            run = json.loads(text)
+            *way, last = path
+            at = run
+            for key in way:
+                at = at[key]
+            if other is GONE:
+                del at[last]
+            else:
+                at[last] = other
+            try:
+                Page(report.render(run))
+            except ArgumentError as e:
+                refused.append((str(path[0]), str(e)))
+    assert len(refused) > 500
+    assert [pair for pair in refused if pair[0] not in pair[1]] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"layers": [{"name": "a"}]}, "layers.0.shape is missing"),
+        ({"bytes": {"dense": 1, "file": 0, "ratio": 1.0}}, "bytes.file is 0: should be greater"),
+        ({"accuracy": {"before": 0.9, "after": 0.9}}, "accuracy.before is 0.9"),
+        ({"curves": "none"}, "curves is 'none': should be a valid list"),
+    ],
+)
+def test_the_message_names_file_field_value_and_fix(change, told):
+    with pytest.raises(ArgumentError, match=r"^old/run\.json is damaged") as e:
+        report.render({**minimal(), **change}, "old/run.json")
+    assert told in str(e.value)
+    assert "run the same command again" in str(e.value)
+    with pytest.raises(ArgumentError, match="run holds a list"):
+        report.render([1])

@@ -139,7 +139,42 @@ __all__ = [
 ]
 
 
+# modules of the package that ``import gossamer`` alone makes usable: ``gossamer.datasets.load``
+_MODULES = (
+    "analysis",
+    "budgets",
+    "codebook",
+    "curvature",
+    "datasets",
+    "deploy",
+    "distill",
+    "distribute",
+    "errors",
+    "factorize",
+    "masks",
+    "method",
+    "names",
+    "nets",
+    "pack",
+    "pipeline",
+    "progress",
+    "prune",
+    "quantize",
+    "quantizer",
+    "reallocation",
+    "recipe",
+    "report",
+    "reproduce",
+    "schedule",
+    "seeded",
+    "theory",
+    "training",
+)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"gossamer.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
     module, attribute = _HOME[name]
@@ -147,4 +182,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

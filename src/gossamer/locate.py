@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gossamer.errors import ArgumentError, DatasetError
+from gossamer.errors import ArgumentError, DatasetError, GossamerError
 
-__all__ = ["cache_folder", "find", "function", "places"]
+__all__ = ["cache_folder", "called", "failure", "find", "function", "places"]
 
 
 def cache_folder() -> Path:
@@ -96,3 +97,32 @@ def function(spec: str, what: str) -> Callable[..., Any]:
             f"it has: {', '.join(known[:20]) or 'none'}"
         )
     return value
+
+
+def called(make: Callable[..., Any], what: str, /, *given: Any, **options: Any) -> Any:
+    """What a user's function returns; what it raises is told with file and line.
+
+    Raises :class:`ArgumentError` in place of the function's own errors, which stay its cause;
+    the library's and the system's (``OSError``) pass as they are.
+    """
+    try:
+        return make(*given, **options)
+    except (GossamerError, OSError):
+        raise
+    except Exception as e:  # the user's own code may raise anything
+        raise ArgumentError(f"{what} {failure(e)}") from e
+
+
+def failure(error: Exception) -> str:
+    """An error of somebody's code in one sentence: where it happened, and what it says."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and "/gossamer/" not in frame.filename
+    ]
+    place = f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
+    fix = ""
+    if "CUDA" in said or "NVIDIA" in said:
+        fix = "; there is no usable GPU here: leave out .cuda(), or map to the CPU"
+    return f"fails{place}: {type(error).__name__}: {said[:300]}{fix}"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from gossamer.training import Progress
 
-__all__ = ["Lines", "Reporter", "console"]
+__all__ = ["Lines", "Reporter", "console", "shown"]
 
 _EVERY = 5.0  # seconds between two lines about one piece of work
 
@@ -107,3 +109,30 @@ class _Bars(Reporter):
 def console() -> Reporter:
     """Bars where standard error is a terminal, else plain lines."""
     return _Bars() if sys.stderr.isatty() else Lines()
+
+
+@contextmanager
+def shown(wanted: Reporter | bool | None) -> Iterator[Reporter]:
+    """Who is told of a call from Python.
+
+    None: a terminal gets bars and a notebook lines, and nobody is told elsewhere (a script whose
+    output goes to a file, a test). True: :func:`console`, False: nobody. A reporter is used as it
+    is, begun and ended by its owner.
+    """
+    if isinstance(wanted, Reporter):
+        yield wanted
+        return
+    if wanted is None and _notebook():
+        made: Reporter = Lines(sys.stdout)
+    elif wanted or (wanted is None and sys.stderr is not None and sys.stderr.isatty()):
+        made = console()
+    else:
+        made = Reporter()
+    with made as reporter:
+        yield reporter
+
+
+def _notebook() -> bool:
+    """Whether the code runs in the kernel of a notebook; nothing is imported to find out."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from gossamer.analysis.layers import choose, observe
 from gossamer.datasets import Split
 from gossamer.errors import ArgumentError, GossamerError
-from gossamer.timing import best_of
+from gossamer.timing import best_of, one_thread, paired
 from gossamer.training.evaluation import device_of, modes_kept
 
 __all__ = ["LayerSpeed", "Speedups", "empty_weight_channels", "speedups", "to_csr"]
@@ -87,13 +87,19 @@ class Speedups:
     Attributes:
         rows: one a layer.
         batch_size: examples in the timed batch.
-        dense_ms, csr_ms: the whole network, measured: dense, and with linear layers in CSR.
+        dense_ms, csr_ms: the whole network, measured: dense, and with linear layers in CSR; the
+            medians of pairs of runs on one thread.
+        measured: (c), the median of the pairs' ratios, dense over CSR; None without a linear
+            layer, as both networks do the same then, and a ratio would be noise.
+        interval: of ``measured``, at 95 %; None for fewer than six pairs.
     """
 
     rows: tuple[LayerSpeed, ...]
     batch_size: int
     dense_ms: float
     csr_ms: float
+    measured: float | None
+    interval: tuple[float, float] | None
 
     @property
     def channel(self) -> float:
@@ -105,11 +111,6 @@ class Speedups:
         """(b): dense over estimated time of the layers together."""
         least = sum(row.ideal_ms for row in self.rows)
         return self._dense / least if least else float("inf")
-
-    @property
-    def measured(self) -> float:
-        """(c): dense over CSR time of the whole network."""
-        return self.dense_ms / self.csr_ms
 
     @property
     def _dense(self) -> float:
@@ -125,6 +126,7 @@ class Speedups:
             "estimated_channel": self.channel,
             "estimated_ideal": self.ideal,
             "measured": self.measured,
+            "measured_interval": None if self.interval is None else list(self.interval),
         }
 
     def table(self) -> str:
@@ -138,10 +140,19 @@ class Speedups:
                 f"{row.dense_ms:8.4f}{row.channel_ms:8.4f}{row.ideal_ms:8.4f}{csr:>8}"
             )
         lines.append(f"{'whole network':{width}}{'':16}{self.dense_ms:8.4f}{self.csr_ms:24.4f}")
+        known = "      -" if self.measured is None else f"{self.measured:7.2f}x"
         lines.append(
-            f"{'speed-up':{width}}{'':24}{self.channel:7.2f}x{self.ideal:7.2f}x{self.measured:7.2f}x"
+            f"{'speed-up':{width}}{'':24}{self.channel:7.2f}x{self.ideal:7.2f}x{known}"
             "   (a), (b) estimated, (c) measured"
         )
+        if self.measured is None:
+            lines.append("no linear layer: the same operations, so nothing is compared in (c)")
+        elif self.interval is None:
+            lines.append("too few pairs of runs for an interval of (c)")
+        else:
+            low, high = self.interval
+            told = "" if low > 1 or high < 1 else "; it holds 1: no difference that this shows"
+            lines.append(f"95 % interval of (c): {low:.2f}x to {high:.2f}x{told}")
         return "\n".join(lines)
 
 
@@ -198,7 +209,8 @@ def speedups(
         split: real data; input densities and empty activation channels are means over it.
         include, exclude: patterns over the names of convolutions and linear layers.
         batch_size: examples in the timed batch, the first of the split.
-        rounds: of timing; the least counts. Densities do not depend on it.
+        rounds: of timing, on one thread; the least counts for a layer, and the median of the
+            pairs' ratios for the network. Densities do not depend on it.
 
     Raises :class:`ArgumentError` for no layers or others than convolutions and linear ones, an
     empty split, a batch size or rounds under 1; :class:`~gossamer.errors.GossamerError` when CSR
@@ -237,7 +249,7 @@ def speedups(
         if id(m) in chosen and isinstance(m, nn.Linear)
     ]
     device, rows = device_of(model), []
-    with torch.inference_mode(), modes_kept(model):
+    with torch.inference_mode(), modes_kept(model), one_thread():
         model.eval()
         for name in seen:
             module, xs = layers[name], inputs[name]
@@ -249,9 +261,21 @@ def speedups(
         whole = timed.batch(slice(None))[0].to(device)
         twin = to_csr(model, linear)
         _check(model(whole), twin(whole))
-        pair = [lambda: model(whole), lambda: twin(whole)]
-        network = best_of(pair, rounds, device=device)
-    return Speedups(tuple(rows), len(timed), network[0] * 1e3, network[1] * 1e3)
+        network = paired(
+            lambda: model(whole),
+            lambda: twin(whole),
+            pairs=rounds,
+            seconds=float("inf"),
+            device=device,
+        )
+    return Speedups(
+        tuple(rows),
+        len(timed),
+        network.first * 1e3,
+        network.second * 1e3,
+        network.ratio if linear else None,
+        network.interval if linear else None,
+    )
 
 
 def _over(module: nn.Module, xs: list[Tensor]) -> Callable[[], None]:

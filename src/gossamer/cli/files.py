@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import AsJson, Threads
+from gossamer.cli.options import AsJson, Key, Threads, smaller
 from gossamer.cli.program import app
 from gossamer.files import shown
 from gossamer.progress import console
@@ -21,13 +21,14 @@ def pack(
     source: Annotated[Path, typer.Argument(help="A .safetensors, .pt or .pth file.")],
     file: Annotated[Path, typer.Argument(help="The .gsm file to write.")],
     profile: Annotated[str, typer.Option(help="smallest, fast or huffman.")] = "smallest",
+    key: Key = None,
     threads: Threads = None,
 ) -> None:
     """Pack tensors losslessly into a small file."""
     from gossamer.pack import pack as write
     from gossamer.pipeline import inputs
 
-    state = inputs.read_state(source)
+    state = inputs.read_state(source, key)
     with (
         console() as show,
         write(
@@ -38,7 +39,7 @@ def pack(
         ) as archive,
     ):
         size, dense = archive.file_bytes, archive.dense_bytes
-    print(f"{file}: {size:,} bytes for {dense:,}: {dense / size:.2f}x smaller, lossless")
+    print(f"{file}: {size:,} bytes for {dense:,}: {smaller(dense, size)}, lossless")
 
 
 @app.command()
@@ -87,5 +88,5 @@ def inspect(
         columns = zip(line, widths, strict=True)
         told = [c.ljust(w) if i in (0, 4) else c.rjust(w) for i, (c, w) in enumerate(columns)]
         print("  ".join(told).rstrip())
-    print(f"{size:,} bytes for {dense:,}: {dense / size:.1f}x smaller")
+    print(f"{size:,} bytes for {dense:,}: {smaller(dense, size)}")
     print(", ".join(f"{name} {count:,}" for name, count in parts.items()))

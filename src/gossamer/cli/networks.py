@@ -15,6 +15,7 @@ from gossamer.cli.options import (
     MODEL,
     AsJson,
     Data,
+    Key,
     Model,
     Pretrained,
     Seed,
@@ -23,6 +24,7 @@ from gossamer.cli.options import (
     accuracy,
     load,
     settle,
+    smaller,
 )
 from gossamer.cli.program import app
 from gossamer.errors import ArgumentError
@@ -45,6 +47,7 @@ def train(
     weight_decay: float = 0.0,
     schedule: Annotated[str, typer.Option(help="Of the learning rate.")] = "cosine",
     weights: Weights = None,
+    key: Key = None,
     seed: Seed = 0,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
     exchange: Annotated[
@@ -69,7 +72,7 @@ def train(
     import os
 
     from gossamer import datasets, training
-    from gossamer.pipeline import inputs
+    from gossamer.pipeline import door, inputs
 
     config = training.TrainConfig(
         epochs=epochs,
@@ -81,7 +84,8 @@ def train(
         seed=seed,
     )
     data = datasets.load(dataset)
-    network = inputs.network(model, data, seed=seed, weights=weights)
+    network = inputs.network(model, data, seed=seed, weights=weights, key=key)
+    door.check_fit(network, data)
     settle(threads, network, data)
     with contextlib.ExitStack() as stack:
         workers = None
@@ -125,6 +129,7 @@ def compress(
     ] = "deep-compression",
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/compress"),
     weights: Weights = None,
+    key: Key = None,
     pretrained: Pretrained = False,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the recipe's.")] = None,
     set_: Annotated[
@@ -140,6 +145,13 @@ def compress(
         ),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an older run away.")] = False,
+    trust_recipe_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-recipe-code",
+            help="Run functions that a recipe from outside this folder names as model or dataset.",
+        ),
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Compress a network by a recipe: a small file, and a report that proves it.
@@ -156,6 +168,7 @@ def compress(
 
     given = {
         "weights": weights and str(weights),
+        "weights_key": key,
         "pretrained": pretrained or None,
         "seed": seed,
         "max_drop": max_drop,
@@ -172,11 +185,13 @@ def compress(
             restart=restart,
             progress=show,
             threads=threads if threads or choice.asked_for() else "auto",
+            trust_recipe_code=trust_recipe_code,
         )
     kept = sum(layer["kept"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
     total = sum(layer["numel"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
     print(f"file     {result.file}")
-    print(f"bytes    {result.bytes:,} for {result.dense_bytes:,}: {result.ratio:.1f}x smaller")
+    shrunk = smaller(result.dense_bytes, result.bytes)
+    print(f"bytes    {result.bytes:,} for {result.dense_bytes:,}: {shrunk}")
     print(f"weights  {kept:,} of {total:,} kept")
     if result.run["coverage"]:
         print(f"network  the recipe {promises.covers(result.run['coverage'])}")
@@ -188,12 +203,13 @@ def compress(
             "reload   every bit the same in a fresh process; accuracy measured in "
             f"{back['evaluated_in']}, network built anew from {back['built']}"
         )
-    timing = result.run["latency"]
-    if timing:
-        print(
-            f"latency  {timing['dense_ms']:.3f} ms before, {timing['compressed_ms']:.3f} ms after "
-            f"({timing['engine']}, batch 1). {timing['note']}".rstrip()
-        )
+    if timing := result.run["latency"]:
+        from gossamer.report import words
+
+        took = f"{timing['compressed_ms']:.3f} ms"
+        if not timing["same_operations"]:
+            took = f"{timing['dense_ms']:.3f} ms before, {took} after"
+        print(f"latency  {took} ({timing['engine']}, batch 1, 1 thread). {words.speed(timing)}")
     print(f"report   {result.report}")
     if result.run["floor"]["kept"]:
         print(promises.keeps(result.run["floor"]).replace("floor kept:", "floor    kept:"))
@@ -210,6 +226,7 @@ def sensitivity(
     model: Model,
     dataset: Data,
     weights: Weights = None,
+    key: Key = None,
     pretrained: Pretrained = False,
     density: Annotated[list[float] | None, typer.Option(help="Densities to try.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Layer patterns.")] = None,
@@ -221,7 +238,7 @@ def sensitivity(
     """Accuracy against density, one layer at a time, on the validation split."""
     from gossamer.prune import sensitivity as sensitivities
 
-    network, data = load(model, dataset, weights, pretrained)
+    network, data = load(model, dataset, weights, pretrained, key)
     settle(threads, network, data)
     with console() as show:
         found = sensitivities.scan(
@@ -249,6 +266,7 @@ def evaluate_(
     file: Annotated[
         Path | None, typer.Argument(help="A .gsm, .safetensors, .pt or .pth file.")
     ] = None,
+    key: Key = None,
     pretrained: Pretrained = False,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     as_json: AsJson = False,
@@ -259,7 +277,7 @@ def evaluate_(
 
     if split not in ("train", "validation", "test"):
         raise ArgumentError(f"split {split!r} is not one of train, validation, test")
-    network, data = load(model, dataset, file, pretrained)
+    network, data = load(model, dataset, file, pretrained, key)
     settle(threads, network, data)
     found = evaluate(network, getattr(data, split))
     print(json.dumps(found.as_dict()) if as_json else accuracy(found, split))
@@ -276,6 +294,6 @@ def report_(
     source = run / "run.json" if run.is_dir() else run
     try:
         figures = json.loads(source.read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ArgumentError(f"{source} holds no run's figures: {e}") from e
-    print(report.write(figures, out or source.with_name("report.html")))
+    print(report.write(figures, out or source.with_name("report.html"), str(source)))

@@ -17,6 +17,7 @@ __all__ = [
     "MODEL",
     "AsJson",
     "Data",
+    "Key",
     "Model",
     "Pretrained",
     "Seed",
@@ -25,6 +26,7 @@ __all__ = [
     "accuracy",
     "load",
     "settle",
+    "smaller",
 ]
 
 MODEL = "A network's name, module:function or file.py:function."
@@ -35,6 +37,10 @@ Weights = Annotated[
     Path | None, typer.Option(help="Trained tensors: .safetensors, .gsm, .pt or .pth.")
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="The network's published weights.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", help="Where in a checkpoint the tensors are, e.g. ema or state.model."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -69,14 +75,25 @@ def settle(threads: int | None, model: nn.Module, data: Dataset) -> None:
 
 
 def load(
-    model: str, dataset: str, weights: Path | None, pretrained: bool
+    model: str, dataset: str, weights: Path | None, pretrained: bool, key: str | None = None
 ) -> tuple[nn.Module, Dataset]:
-    """The network and the data that options name."""
+    """The network and the data that options name, tried on two examples."""
     from gossamer import datasets
-    from gossamer.pipeline import inputs
+    from gossamer.pipeline import door, inputs
 
     data = datasets.load(dataset)
-    return inputs.network(model, data, pretrained=pretrained, weights=weights), data
+    network = inputs.network(model, data, pretrained=pretrained, weights=weights, key=key)
+    door.check_fit(network, data)
+    return network, data
+
+
+def smaller(dense: int, size: int) -> str:
+    """How much smaller a file is, in words.
+
+    >>> smaller(1000, 400), smaller(1000, 1010)
+    ('2.5x smaller', 'not smaller')
+    """
+    return f"{dense / size:.1f}x smaller" if dense > size else "not smaller"
 
 
 def accuracy(found: Any, split: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -52,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         told = str(e)
         if isinstance(e, OSError) and e.filename is not None:
             told = f"{e.filename}: {e.strerror}"
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = f"the disk is full ({told}); free some space and give the same command again"
         print(f"error: {told}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as e:

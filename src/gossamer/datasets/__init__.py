@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from gossamer.datasets.base import Dataset, Split, balanced, batches, carve, check
+from gossamer.datasets.base import Dataset, Split, balanced, batches, carve, check, check_split
 from gossamer.datasets.cifar10 import cifar10, crop_and_flip
 from gossamer.datasets.digits import digits
 from gossamer.datasets.mnist import mnist, read_idx
 from gossamer.datasets.text import text
 from gossamer.errors import ArgumentError, DatasetError
-from gossamer.locate import function
+from gossamer.locate import called, function
 
 __all__ = [
     "DATASETS",
@@ -30,6 +30,7 @@ __all__ = [
     "batches",
     "carve",
     "check",
+    "check_split",
     "crop_and_flip",
     "load",
     "read_idx",
@@ -72,6 +73,11 @@ def load(
     Raises :class:`ArgumentError` for an unknown name or option, :class:`DatasetError` for data
     that are missing or unsound.
     """
+    if not isinstance(name, str):
+        raise ArgumentError(
+            f"dataset is of type {type(name).__name__}; give a gossamer.Dataset (its splits are "
+            "gossamer.Split(inputs, targets), all examples as two tensors) or a name"
+        )
     if seed < 0:
         raise ArgumentError(f"seed={seed} must be 0 or more")
     common = {
@@ -111,7 +117,8 @@ def load(
     made = _call(make, f"dataset {name!r}", **common, **options)
     if not isinstance(made, Dataset):
         raise DatasetError(
-            f"dataset {name!r} returned {type(made).__name__}; return a gossamer.datasets.Dataset"
+            f"dataset {name!r} returned {type(made).__name__}; return a gossamer.Dataset of "
+            "three gossamer.Split(inputs, targets)"
         )
     check(made)
     if shrink is None:
@@ -124,4 +131,4 @@ def _call(make: Callable[..., Dataset], what: str, **options: Any) -> Dataset:
         inspect.signature(make).bind(**options)
     except TypeError as e:
         raise ArgumentError(f"{what}: {e}; it takes {inspect.signature(make)}") from e
-    return make(**options)
+    return called(make, what, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,16 @@ from torch import Tensor
 
 from gossamer.errors import ArgumentError, DatasetError
 
-__all__ = ["Dataset", "Split", "balanced", "batches", "carve", "check", "held_back"]
+__all__ = [
+    "Dataset",
+    "Split",
+    "balanced",
+    "batches",
+    "carve",
+    "check",
+    "check_split",
+    "held_back",
+]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -27,6 +37,9 @@ class Split:
 
     Attributes:
         stored: the inputs as kept in memory; :meth:`batch` prepares what it takes from them.
+
+    What it holds is looked at by :func:`check`, which :func:`gossamer.compress` and
+    :func:`gossamer.train` call before any work.
     """
 
     def __init__(
@@ -45,6 +58,8 @@ class Split:
         self.std = None if std is None else tuple(std)
 
     def __repr__(self) -> str:
+        if not isinstance(self.stored, Tensor):
+            return f"Split(inputs of type {type(self.stored).__name__})"
         return f"Split({len(self)} x {tuple(self.stored.shape[1:])}, {self.stored.dtype})"
 
     def __len__(self) -> int:
@@ -113,8 +128,13 @@ class Split:
 class Dataset:
     """Three splits; ``test`` takes part in no choice.
 
-    ``augment(stored, generator)`` transforms a training batch; ``vocabulary`` lists the tokens
-    of a text by id.
+    Attributes:
+        name: as messages and the page call it.
+        train, validation, test: the examples. ``validation`` may be empty for :func:`train
+            <gossamer.training.train>`; :func:`gossamer.compress` needs all three.
+        classes: how many; targets lie below it.
+        augment: ``augment(stored, generator)`` transforms a training batch.
+        vocabulary: the tokens of a text, by id.
     """
 
     name: str
@@ -214,22 +234,83 @@ def balanced(split: Split, count: int | None, classes: int, *, seed: int) -> Spl
     return split.take(chosen.sort().values)
 
 
-def check(dataset: Dataset) -> Dataset:
-    """Return the dataset when it is sound.
+def check_split(split: object, where: str = "split") -> None:
+    """Raise :class:`DatasetError` where a split is none, or holds no two tensors of one length.
 
-    Raises :class:`DatasetError` for an empty train or test split, other dtypes, lengths that
-    differ, NaN or infinite inputs, or
-    targets outside [0, classes).
+    Values are not looked at; ``where`` names the split in messages.
     """
+    if not isinstance(split, Split):
+        raise DatasetError(
+            f"{where} is of type {type(split).__name__}; give gossamer.Split(inputs, targets) with "
+            "all examples as two tensors"
+        )
+    for name, value in (("inputs", split.stored), ("targets", split.targets)):
+        _check_tensor(value, f"{where}: {name}", _FIXES[name])
+    if len(split.stored) != len(split.targets):
+        raise DatasetError(
+            f"{where}: {len(split.stored)} inputs but {len(split.targets)} targets; give one "
+            "target for each input"
+        )
+    if split.mean is not None and split.std is not None:
+        _check_scale(split.stored, split.mean, split.std, where)
+
+
+_FIXES = {
+    "inputs": "give a float32 tensor, such as torch.tensor(values, dtype=torch.float32)",
+    "targets": "give class indices as an int64 tensor, one for each input",
+}
+
+
+def _check_tensor(value: object, what: str, fix: str) -> None:
+    if not isinstance(value, Tensor):
+        kind = "None" if value is None else f"of type {type(value).__name__}"
+        fix = "wrap it in torch.from_numpy()" if type(value).__name__ == "ndarray" else fix
+        raise DatasetError(f"{what} is {kind}; {fix}")
+    if value.ndim < 1:
+        raise DatasetError(f"{what} is a scalar; its first dimension counts the examples")
+    if value.layout != torch.strided:
+        raise DatasetError(f"{what} is {value.layout}; give a dense tensor (.to_dense())")
+
+
+def _check_scale(
+    stored: Tensor, mean: tuple[float, ...], std: tuple[float, ...], where: str
+) -> None:
+    if stored.ndim != 4:
+        raise DatasetError(
+            f"{where}: mean and std are of images (N, C, H, W), but inputs have shape "
+            f"{tuple(stored.shape)}"
+        )
+    if not len(mean) == len(std) == stored.shape[1]:
+        raise DatasetError(
+            f"{where}: {len(mean)} means and {len(std)} deviations for {stored.shape[1]} channels; "
+            "give one of each for a channel"
+        )
+    if not all(math.isfinite(m) for m in mean) or not all(0 < s < math.inf for s in std):
+        raise DatasetError(
+            f"{where}: mean={mean}, std={std}: give finite means and deviations above 0"
+        )
+
+
+_CHUNK = 1 << 20  # values that are looked at together, so that no copy of the data is made
+
+
+def check(dataset: Dataset) -> Dataset:
+    """Return the dataset when it is sound; every value is looked at, none is copied for it.
+
+    Raises :class:`DatasetError` for splits that hold no tensors or lengths that differ
+    (:func:`check_split`), an empty train or test split, other dtypes, NaN or infinite inputs,
+    inputs whose shapes differ, token ids below 0 or beyond the vocabulary, or targets
+    outside [0, classes).
+    """
+    whole = isinstance(dataset.classes, int) and not isinstance(dataset.classes, bool)
+    if not whole or dataset.classes < 1:
+        raise DatasetError(
+            f"dataset {dataset.name!r}: classes={dataset.classes!r} must be a whole number from 1"
+        )
     for part in ("train", "validation", "test"):
-        split = getattr(dataset, part)
+        split: Split = getattr(dataset, part)
         where = f"dataset {dataset.name!r}, {part}"
-        if not isinstance(split, Split):
-            raise DatasetError(f"{where}: expected a Split, got {type(split).__name__}")
-        if split.stored.ndim < 1 or split.targets.ndim < 1:
-            raise DatasetError(f"{where}: inputs and targets need a first dimension of examples")
-        if len(split) != split.targets.shape[0]:
-            raise DatasetError(f"{where}: {len(split)} inputs but {split.targets.shape[0]} targets")
+        check_split(split, where)
         if not len(split):
             if part == "validation":
                 continue  # allowed: nothing is validated then
@@ -247,8 +328,15 @@ def check(dataset: Dataset) -> Dataset:
                 f"{where}: inputs of shape {tuple(split.stored.shape[1:])}, those of train have "
                 f"{dataset.in_shape}"
             )
-        if split.stored.is_floating_point() and not bool(torch.isfinite(split.stored).all()):
-            raise DatasetError(f"{where}: inputs hold NaN or infinity; clean them first")
+        if split.stored.is_floating_point():
+            bad = _first_not_finite(split.stored)
+            if bad is not None:
+                raise DatasetError(
+                    f"{where}: inputs hold NaN or infinity, first in example {bad}; clean them "
+                    "first, or leave such examples out"
+                )
+        elif kind == torch.int64:
+            _check_tokens(split.stored, dataset.vocabulary, where)
         if split.targets.is_floating_point():
             continue  # a regression: the user's own loss judges it
         low, high = int(split.targets.min()), int(split.targets.max())
@@ -262,3 +350,25 @@ def check(dataset: Dataset) -> Dataset:
                 f"{where}: targets are {split.targets.dtype}; use torch.int64 (.long())"
             )
     return dataset
+
+
+def _first_not_finite(stored: Tensor) -> int | None:
+    """The first example with NaN or infinity in it, a chunk of examples at a time."""
+    step = max(1, _CHUNK // max(1, stored[0].numel()))
+    for start in range(0, len(stored), step):
+        fine = torch.isfinite(stored[start : start + step])
+        if not bool(fine.all()):
+            return start + int((~fine.flatten(1).all(1) if fine.ndim > 1 else ~fine).int().argmax())
+    return None
+
+
+def _check_tokens(stored: Tensor, vocabulary: tuple[str, ...] | None, where: str) -> None:
+    if not stored.numel():
+        return
+    low, high = int(stored.min()), int(stored.max())
+    if low < 0:
+        raise DatasetError(f"{where}: inputs are int64 token ids, and one is {low}; ids begin at 0")
+    if vocabulary is not None and high >= len(vocabulary):
+        raise DatasetError(
+            f"{where}: token id {high} is beyond the vocabulary of {len(vocabulary):,} words"
+        )

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from gossamer.errors import ArgumentError, FormatError
-from gossamer.locate import find, function
+from gossamer.locate import called, find, function
 from gossamer.nets.classic import conv_n, glorot_, lenet_5, lenet_300_100, mlp
 from gossamer.nets.language import LSTMLM, lstm_lm
 from gossamer.nets.resnet import ResNet, WideResNet, resnet, wrn
@@ -119,13 +119,16 @@ def build(
     except TypeError as e:
         raise ArgumentError(f"network {name!r}: {e}; it takes {inspect.signature(make)}") from e
     if seed is None:
-        model = make(**given, **options)
+        model = called(make, f"network {name!r}", **given, **options)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = make(**given, **options)
+            model = called(make, f"network {name!r}", **given, **options)
     if not isinstance(model, nn.Module):
-        raise ArgumentError(f"network {name!r} returned {type(model).__name__}, not an nn.Module")
+        raise ArgumentError(
+            f"network {name!r} returned {type(model).__name__}, not an nn.Module; return the "
+            "module itself (a state dict goes to --weights as a file)"
+        )
     if pretrained and name in _PRETRAINED:
         _load(model, find(_PRETRAINED[name], root))
     return model

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fnmatch
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -191,5 +192,3 @@ def _difference(old: Any, new: Any, path: str = "") -> str:
     if old == new:
         return ""
     return f"{path} was {json.dumps(old)[:120]}, now it is {json.dumps(new)[:120]}"
-
-

@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gossamer import nets
 from gossamer.datasets import Dataset
 from gossamer.deploy.structure import load, recorded
-from gossamer.errors import ArgumentError, FormatError, RecipeError
+from gossamer.errors import ArgumentError, RecipeError
 from gossamer.files import write_chunks
 from gossamer.pack import unpack
 from gossamer.pack.safetensors_io import safetensors_bytes
 from gossamer.pack.writer import named_tensors
+from gossamer.pipeline.weights import fitted, read_tensors
 from gossamer.recipe import Recipe
-from gossamer.training import load_checkpoint
 
 __all__ = [
     "build_options",
@@ -39,14 +37,22 @@ def network(
     seed: int = 0,
     pretrained: bool = False,
     weights: str | Path | None = None,
+    key: str | None = None,
 ) -> nn.Module:
     """A network by name, in the shape of the data, with trained weights where a file is given.
+
+    ``key``: where in that file they are, as for :func:`read_state`.
 
     Raises :class:`ArgumentError` for an unknown name, a file that does not fit, or a network that
     cannot take the data.
     """
+    if not isinstance(spec, str):
+        raise ArgumentError(
+            f"model is of type {type(spec).__name__}; give the nn.Module itself, or a name such as "
+            "'file.py:function' (a state dict goes to weights as a file)"
+        )
     model = nets.build(spec, **build_options(spec, data, seed=seed, pretrained=pretrained))
-    return model if weights is None else load_weights(model, weights)
+    return model if weights is None else load_weights(model, weights, key)
 
 
 def build_options(
@@ -61,43 +67,36 @@ def build_options(
     return options
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
+def read_state(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors``, ``.gsm`` or checkpoint file; nothing in it is executed.
 
-    Raises :class:`ArgumentError` when there is no such file or no tensors in it,
-    :class:`FormatError` when it is damaged.
+    ``key``: where in a checkpoint they are, with dots
+    (:func:`gossamer.pipeline.weights.read_tensors`).
+
+    Raises :class:`ArgumentError` when there is no such file, no tensors in it or a choice to be
+    made, :class:`FormatError` when it is damaged.
     """
     path = Path(path)
     if not path.is_file():
         raise ArgumentError(f"there is no file {path}")
     if path.suffix == ".gsm":
+        if key is not None:
+            raise ArgumentError(f"{path} is a packed file, which has no key {key!r}")
         return unpack(path)
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as e:
-            raise FormatError(f"{path} is no sound safetensors file: {e}; fetch it again") from e
-    found = load_checkpoint(path)
-    for key in ("model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict):
-        raise ArgumentError(f"{path} holds a {type(found).__name__}, not a mapping of tensors")
-    odd = [name for name, value in found.items() if not isinstance(value, Tensor)]
-    if odd or not found:
-        what = f"{odd[0]!r} is a {type(found[odd[0]]).__name__}" if odd else "it is empty"
-        raise ArgumentError(f"{path} is no mapping of names to tensors: {what}")
-    return found
+    return read_tensors(path, key)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(model: nn.Module, path: str | Path, key: str | None = None) -> nn.Module:
     """Load a file's tensors into a model; a packed file may tell of changes to its modules.
+
+    What a wrapper put before every name is taken off where the names then fit
+    (:func:`gossamer.pipeline.weights.fitted`). ``key``: as for :func:`read_state`.
 
     Raises :class:`ArgumentError` when they do not fit, naming the first that do not.
     """
-    if Path(path).suffix == ".gsm" and Path(path).is_file():
+    if Path(path).suffix == ".gsm" and Path(path).is_file() and key is None:
         return load(path, model)
-    state = read_state(path)
+    state = fitted(read_state(path, key), model.state_dict())
     try:
         wrong = model.load_state_dict(state, strict=False)
     except RuntimeError as e:
@@ -112,10 +111,11 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         if id(own[n]) not in loaded and not n.endswith("num_batches_tracked")
     ]
     if missing or wrong.unexpected_keys:
-        parts = [f"missing {n!r}" for n in missing] + [
-            f"unknown {n!r}" for n in wrong.unexpected_keys
-        ]
-        raise ArgumentError(f"{path} does not fit the network: {', '.join(parts[:6])}")
+        parts = []
+        for kind, those in (("missing", missing), ("unknown", list(wrong.unexpected_keys))):
+            parts += [f"{kind} {n!r}" for n in those[:3]]
+            parts += [f"{len(those) - 3} more {kind}"] if len(those) > 3 else []
+        raise ArgumentError(f"{path} does not fit the network: {', '.join(parts)}")
     return model
 
 
@@ -150,7 +150,7 @@ def save_safetensors(source: nn.Module | Mapping[str, Tensor], path: str | Path)
     """Write plain tensors, atomically; tied ones once, their aliases as metadata.
 
     Raises :class:`ArgumentError` when the folder does not exist, or a tensor is called
-    ``__metadata__``.
+    ``__metadata__``, :class:`GossamerError` when the disk is full.
     """
     state, aliases = named_tensors(source)
     # clones: views of one storage are tensors of their own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from gossamer import names
 from gossamer.datasets import Dataset
 from gossamer.pack import Archive
 from gossamer.report import tables
+from gossamer.timing import paired
 from gossamer.training.evaluation import device_of, modes_kept
 
-__all__ = ["density", "environment", "file_figures", "latency"]
+__all__ = ["density", "environment", "file_figures", "latency", "same_operations"]
 
-_LEAST_SECONDS = 0.4  # of timing, however small the network
-_MOST_SECONDS = 5.0
-_LEAST_RUNS = 20
+_MOST_SECONDS = 5.0  # of timing, however large the network
+_MOST_PAIRS = 200
 
 
 def density(model: nn.Module) -> float:
@@ -32,41 +33,77 @@ def density(model: nn.Module) -> float:
     return sum(int(torch.count_nonzero(w)) for w in weights.values()) / max(1, total)
 
 
-def latency(dense: nn.Module, decoded: nn.Module, data: Dataset) -> dict[str, Any]:
+def same_operations(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks are built of the same modules over tensors of the same shapes.
+
+    Values do not count: a dense kernel takes as long over zeros. What a module's ``extra_repr``
+    says (strides, groups, sizes) counts.
+    """
+    mine, others = list(one.named_modules()), list(other.named_modules())
+    if len(mine) != len(others):
+        return False
+    for (name, a), (there, b) in zip(mine, others, strict=True):
+        if name != there or type(a) is not type(b) or a.extra_repr() != b.extra_repr():
+            return False
+    state, rest = one.state_dict(), other.state_dict()
+    return list(state) == list(rest) and all(
+        _kind(state[name]) == _kind(rest[name]) for name in state
+    )
+
+
+def _kind(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return type(value)
+    return value.shape, value.dtype, value.layout, value.device, value.is_quantized
+
+
+def latency(
+    dense: nn.Module,
+    decoded: nn.Module,
+    data: Dataset,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
     """Milliseconds of one forward pass, batch 1, of both networks in the same engine.
 
-    Runs are interleaved, the least of each counts.
+    On one thread, in pairs (:func:`gossamer.timing.paired`): ``ratio`` is the median of the
+    pairs' ratios, ``interval`` holds it with 95 %. Networks of the same operations
+    (:func:`same_operations`) get no ratio: whatever the clock says of them is noise.
     """
     device = device_of(decoded)
     example = data.test.batch(slice(0, 1))[0].to(device)
-    best = [float("inf"), float("inf")]
+    same = same_operations(dense, decoded)
     with torch.inference_mode(), modes_kept(dense), modes_kept(decoded):
         dense.eval()
         decoded.eval()
-        started, runs = time.perf_counter(), 0
-        while True:
-            for i, network in enumerate((dense, decoded)):
-                start = time.perf_counter()
-                network(example)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                best[i] = min(best[i], time.perf_counter() - start)
-            runs += 1
-            spent = time.perf_counter() - started
-            if spent > _MOST_SECONDS or (runs >= _LEAST_RUNS and spent > _LEAST_SECONDS):
-                break
-    ratio = best[0] / best[1]
-    faster = ratio >= 1.1
+        found = paired(
+            lambda: dense(example),
+            lambda: decoded(example),
+            pairs=_MOST_PAIRS,
+            seconds=_MOST_SECONDS,
+            device=device,
+            clock=clock,
+        )
+    about = {"engine": "torch eager", "batch": 1, "threads": 1, "pairs": found.pairs}
+    if same:
+        each = (found.first + found.second) / 2 * 1e3
+        return {
+            "same_operations": True,
+            "dense_ms": each,
+            "compressed_ms": each,
+            "ratio": None,
+            "interval": None,
+            **about,
+            "note": "The file decodes to dense tensors of the same shapes.",
+        }
     return {
-        "dense_ms": best[0] * 1e3,
-        "compressed_ms": best[1] * 1e3,
-        "ratio": ratio,
-        "engine": "torch eager",
-        "batch": 1,
-        "note": ""
-        if faster
-        else "The file decodes to dense tensors of the same shapes: it is smaller, and no speed-up "
-        "is claimed.",
+        "same_operations": False,
+        "dense_ms": found.first * 1e3,
+        "compressed_ms": found.second * 1e3,
+        "ratio": found.ratio,
+        "interval": None if found.interval is None else list(found.interval),
+        **about,
+        "note": "",
     }
 
 

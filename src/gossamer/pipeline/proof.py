@@ -116,7 +116,9 @@ def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Build
         return Builder(None, {}, network), [*told, *more]
     begun = time.monotonic()
     given: dict[str, Any] = {"seed": recipe.seed, "pretrained": recipe.pretrained}
-    network, told = plain(inputs.network(source, data, **given, weights=recipe.weights))
+    network, told = plain(
+        inputs.network(source, data, **given, weights=recipe.weights, key=recipe.weights_key)
+    )
     options = inputs.build_options(source, data, **given)
     if ":" not in source:
         options["pretrained"] = False  # all values come from the file

@@ -8,6 +8,7 @@ split; the test split is evaluated before and after, and decides nothing.
 
 from __future__ import annotations
 
+import html
 import json
 import time
 import warnings
@@ -27,6 +28,7 @@ from gossamer.errors import ArgumentError, GossamerError
 from gossamer.pack import pack, pack_bytes
 from gossamer.pipeline import (
     coverage,
+    door,
     floor,
     folder,
     inputs,
@@ -34,6 +36,7 @@ from gossamer.pipeline import (
     measure,
     proof,
     saved,
+    trust,
 )
 from gossamer.pipeline import (
     threads as threading,
@@ -42,7 +45,7 @@ from gossamer.pipeline.changes import integer_figures
 from gossamer.pipeline.stages import run_stage
 from gossamer.pipeline.state import State
 from gossamer.plain import copied
-from gossamer.progress import Reporter
+from gossamer.progress import Reporter, shown
 from gossamer.quantize.emulated import Emulated
 from gossamer.recipe import Recipe
 from gossamer.report import promises
@@ -53,7 +56,7 @@ __all__ = ["Result", "compress", "run"]
 _ESTIMATED = 1 << 19  # up to so many tensor entries the packed size is known after every stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run leaves.
 
@@ -75,6 +78,21 @@ class Result:
     after: Evaluation
     model: nn.Module
     run: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<Result {self.out}: {self._told()}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a line, and where file and page are."""
+        place = html.escape(str(self.report))
+        return f"<p><b>{html.escape(str(self.file))}</b>: {self._told()}. Page: {place}</p>"
+
+    def _told(self) -> str:
+        smaller = f"{self.ratio:.1f}x smaller" if self.ratio > 1 else "not smaller"
+        return (
+            f"{self.bytes:,} bytes for {self.dense_bytes:,}, {smaller}; test accuracy "
+            f"{100 * self.accuracy_before:.2f} % before, {100 * self.accuracy_after:.2f} % after"
+        )
 
     @property
     def ratio(self) -> float:
@@ -106,7 +124,7 @@ def compress(
     out: str | Path,
     overrides: tuple[str, ...] | list[str] = (),
     restart: bool = False,
-    progress: Reporter | None = None,
+    progress: Reporter | bool | None = None,
     max_drop: float | None = None,
 ) -> Result:
     """Compress a network in one call.
@@ -119,10 +137,13 @@ def compress(
         out: run directory; started again, a killed run goes on from it, to the same bytes.
         overrides: ``KEY=VALUE``, such as ``stages.prune.density=0.05``.
         restart: throw an older run in ``out`` away.
-        progress: :func:`gossamer.progress.console` shows bars or lines; None is silent.
+        progress: None shows how far it is on a terminal and in a notebook, and nothing elsewhere;
+            False nothing, True always; or a :class:`gossamer.progress.Reporter` of one's own.
         max_drop: in place of the recipe's: the fraction of validation accuracy (0.005: half a
             point) that the whole run may cost. Rounds of pruning that end below go back; where
             the file is below all the same, :attr:`Result.problems` says so, with a warning.
+
+    A recipe's own ``model`` and ``dataset`` are not looked at here, so no code that it names runs.
 
     Raises :class:`ArgumentError` when ``out`` holds another run, naming what differs;
     :class:`~gossamer.errors.RecipeError` for a recipe that does not fit, before anything is done;
@@ -130,7 +151,8 @@ def compress(
     """
     given = [] if max_drop is None else [f"max_drop={max_drop!r}"]
     plan = recipes.load(recipe, [*overrides, *given])
-    result = run(plan, model, dataset, out, restart=restart, progress=progress)
+    with shown(progress) as show:
+        result = run(plan, model, dataset, out, restart=restart, progress=show)
     for problem in result.problems:
         warnings.warn(f"{result.out}: {problem}", stacklevel=2)
     return result
@@ -146,13 +168,17 @@ def run(
     restart: bool = False,
     progress: Reporter | None = None,
     threads: int | Literal["auto"] | None = None,
+    trust_recipe_code: bool = False,
 ) -> Result:
     """Run a recipe; as :func:`compress`, but model and dataset may be the recipe's own.
 
     ``command``: the command line, for the report. ``threads``: torch threads, for bits hang on
     them; ``auto``: :func:`gossamer.pipeline.threads.chosen`; None: those the process has. A run
-    that is gone on with keeps the number that it began with.
+    that is gone on with keeps the number that it began with. ``trust_recipe_code``: run functions
+    that a recipe from outside the current folder's tree names
+    (:func:`gossamer.pipeline.trust.check`).
     """
+    trust.check(recipe, model=model is None, dataset=dataset is None, trusted=trust_recipe_code)
     say = progress or Reporter()
     source = recipe.model if model is None else model
     data_source = recipe.dataset if dataset is None else dataset
@@ -167,14 +193,10 @@ def run(
         if isinstance(data_source, Dataset)
         else datasets.load(data_source, subset=recipe.subset)
     )
-    for split in ("train", "validation", "test"):
-        if not len(getattr(data, split)):
-            raise ArgumentError(
-                f"dataset {data.name!r} has no {split} examples; choices are made on validation "
-                "data and figures taken on test data, so hold some back for both"
-            )
+    door.check_data(data)
     builder, taken = proof.taken(recipe, source, data)
     network = copied(builder.origin)
+    door.check_fit(network, data)
     layers.check(recipe, network)
     key = {
         "recipe": recipe.model_dump(mode="json"),

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from gossamer.training import TrainConfig
 
@@ -39,8 +47,17 @@ def _kind_or_word(value: Any) -> str:
     return "word" if isinstance(value, str) and value[:1].isalpha() else _kind(value)
 
 
-Fraction = Annotated[float, Field(gt=0, le=1)]
-_Width = Annotated[int, Field(ge=1, le=16)]
+_TRUTH = "true and false (yes, no, on, off) mean nothing here"
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(_TRUTH)
+    return value
+
+
+Fraction = Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_truth)]
+_Width = Annotated[int, Field(ge=1, le=16), BeforeValidator(_no_truth)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -69,6 +86,16 @@ class Strict(BaseModel):
     """Refuses keys it does not know, and changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, data: Any) -> Any:
+        # YAML reads yes, no, on and off as truth, which pydantic takes for 1 and 0.
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            field = cls.model_fields.get(str(name))
+            if field is not None and field.annotation is not bool and isinstance(value, bool):
+                raise ValueError(f"{name}: {_TRUTH}")
+        return data
 
 
 class Layers(Strict):
@@ -99,7 +126,7 @@ class Training(Strict):
     ``distill``: a distillation loss, or only its weight. The seed is the recipe's.
     """
 
-    epochs: Annotated[int, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=0, le=1_000_000)]
     batch_size: Annotated[int, Field(ge=1)] = 64
     lr: Positive = 0.01
     optimizer: Literal["sgd", "adam"] = "sgd"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from gossamer.errors import RecipeError
 from gossamer.recipe.base import Distill
+from gossamer.recipe.reading import check_value, read, read_file, short
 from gossamer.recipe.schema import (
     STAGES,
     Activations,
@@ -41,6 +42,8 @@ _INITIAL = tuple(
 # After these the network is no longer one that could be trained from the start.
 _CHANGING = ("quantize", "activations", "svd")
 _MOST_TOLD = 6
+MOST_STAGES = 200
+"""Of a recipe."""
 
 
 def builtin() -> dict[str, str]:
@@ -62,11 +65,13 @@ def show(source: str | Path) -> str:
 
 def _text(source: str | Path) -> tuple[str, str]:
     path = Path(source)
+    if "://" in str(source):
+        raise RecipeError(
+            f"recipe {short(str(source))} is an address, and nothing is downloaded: fetch it, read "
+            "it, and give the file"
+        )
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        try:
-            return path.read_text(), str(source)
-        except (OSError, UnicodeDecodeError) as e:
-            raise RecipeError(f"recipe {source} cannot be read: {e}") from e
+        return read_file(path), str(source)
     resource = files("gossamer").joinpath("recipes", f"{source}.yaml")
     if "/" in str(source) or not resource.is_file():
         known = list(builtin())
@@ -86,11 +91,26 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
     Raises :class:`RecipeError` for a name or file that does not exist, and as :func:`parse` does.
     """
     if isinstance(source, Recipe):
-        return parse(dump(source), source.name, overrides) if overrides else source
+        if not overrides:
+            return source
+        plan = parse(dump(source), source.name, overrides)
+        plan._source = source.source
+        return plan
     if isinstance(source, Mapping):
-        return parse(yaml.safe_dump(dict(source), sort_keys=False), "recipe", overrides)
+        check_value(source)
+        try:
+            text = yaml.safe_dump(dict(source), sort_keys=False)
+        except yaml.YAMLError as e:
+            raise RecipeError(
+                f"recipe: holds what YAML does not: {short(e.args[-1])}; give plain numbers, "
+                "strings, lists and mappings"
+            ) from e
+        return parse(text, "recipe", overrides)
     text, where = _text(source)
-    return parse(text, where, overrides)
+    plan = parse(text, where, overrides)
+    # the text of a built-in recipe is told apart by its name, which is no file's
+    plan._source = Path(source) if where == str(source) else None
+    return plan
 
 
 def parse(text: str, where: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
@@ -98,13 +118,7 @@ def parse(text: str, where: str = "recipe", overrides: Sequence[str] = ()) -> Re
 
     Raises :class:`RecipeError` naming line, key, value and what is allowed.
     """
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{where}{line}: no YAML: {getattr(e, 'problem', None) or e}") from e
+    tree, data = read(text, where)
     if not isinstance(data, dict) or tree is None:
         raise RecipeError(f"{where}: a recipe is a mapping with name and stages")
     places: Places = {}
@@ -112,6 +126,8 @@ def parse(text: str, where: str = "recipe", overrides: Sequence[str] = ()) -> Re
     data["stages"] = _stages(data.get("stages"), places, where)
     for override in overrides:
         _override(data, override, places)
+        # a key of many dots nests as deep as brackets do
+        check_value(data, f"--set {short(override)}")
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as e:
@@ -157,10 +173,15 @@ def _mark(node: yaml.Node, path: Path_, places: Places, where: str) -> None:
 def _stages(value: Any, places: Places, where: str) -> Any:
     """``- prune: {...}`` and ``- pack`` -> ``{"stage": "prune", ...}``."""
     if not isinstance(value, list):
-        what = "missing" if value is None else f"{value!r}"
+        what = "missing" if value is None else short(value)
         raise RecipeError(
             f"{described(where, places, ('stages',))}: {what}; give a list such as "
             "[{prune: {density: 0.1}}, pack]"
+        )
+    if len(value) > MOST_STAGES:
+        raise RecipeError(
+            f"{described(where, places, ('stages',))}: {len(value):,} stages; a recipe has at most "
+            f"{MOST_STAGES}"
         )
     out: list[Any] = []
     for i, stage in enumerate(value):
@@ -173,13 +194,13 @@ def _stages(value: Any, places: Places, where: str) -> Any:
             if body is not None and not isinstance(body, dict):
                 raise RecipeError(
                     f"{described(where, places, ('stages', i))}: the settings of {name!r} are "
-                    f"{body!r}; give a mapping such as {{{name}: {{...}}}}"
+                    f"{short(body)}; give a mapping such as {{{name}: {{...}}}}"
                 )
             out.append({"stage": name, **(body or {})})
         else:
             raise RecipeError(
-                f"{described(where, places, ('stages', i))}: {stage!r} is no stage; give one name "
-                f"with its settings, of {', '.join(STAGES)}"
+                f"{described(where, places, ('stages', i))}: {short(stage)} is no stage; give one "
+                f"name with its settings, of {', '.join(STAGES)}"
             )
     return out
 
@@ -187,31 +208,31 @@ def _stages(value: Any, places: Places, where: str) -> Any:
 def _override(data: dict[str, Any], text: str, places: Places) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {text!r} must read KEY=VALUE, such as stages.1.density=0.05")
+        raise RecipeError(f"--set {short(text)} must read KEY=VALUE, such as stages.1.density=0.05")
     at: Any = data
     path: list[str | int] = []
     parts = key.split(".")
+    told = f"--set {short(text)}"
     # A layer's pattern may hold dots itself: everything below density, bits and the like is one.
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         if isinstance(at, list):
-            where = [i for i, s in enumerate(at) if s.get("stage") == part]
-            index = int(part) if part.isdecimal() else (where[0] if where else len(at))
-            if index >= len(at) or last:
-                stages = ", ".join(f"{i} {s['stage']}" for i, s in enumerate(at))
+            kinds = [s.get("stage") if isinstance(s, dict) else None for s in at]
+            found = [i for i, kind in enumerate(kinds) if kind == part]
+            number = part.isdecimal() and len(part) < 6
+            index = int(part) if number else (found[0] if found else len(at))
+            if path != ["stages"] or index >= len(at) or last or not isinstance(at[index], dict):
+                stages = ", ".join(f"{i} {kind}" for i, kind in enumerate(kinds) if kind)
                 raise RecipeError(
-                    f"--set {text!r}: there is no {'.'.join(parts[: depth + 1])!r}; stages are "
-                    f"{stages}, and take KEY=VALUE below them"
+                    f"{told}: there is no {short('.'.join(parts[: depth + 1]))}; stages are "
+                    f"{stages[:400] or 'none'}, and take KEY=VALUE below them; a list is set whole"
                 )
             path.append(index)
             at = at[index]
             continue
         path.append(part)
         if last:
-            try:
-                at[part] = yaml.safe_load(value)
-            except yaml.YAMLError as e:
-                raise RecipeError(f"--set {text!r}: the value is no YAML: {e}") from e
+            at[part] = read(value, told)[1]
             if path == ["stages"]:
                 at[part] = _stages(at[part], places, "--set")
         elif isinstance(at.get(part), (dict, list)):
@@ -221,9 +242,9 @@ def _override(data: dict[str, Any], text: str, places: Places) -> None:
             at = at[part]
         else:
             raise RecipeError(
-                f"--set {text!r}: {'.'.join(map(str, path))} is {at[part]!r} and has no keys below"
+                f"{told}: {'.'.join(map(str, path))} is {short(at[part])} and has no keys below"
             )
-    places[tuple(path)] = f"--set {text}"
+    places[tuple(path)] = f"--set {text if len(text) <= 200 else text[:197] + '...'}"
 
 
 def _near(word: object, allowed: Iterable[str]) -> str:
@@ -255,14 +276,14 @@ def _explain(error: ValidationError, data: Any, places: Places, where: str) -> s
         value, message, kind = problem["input"], problem["msg"], problem["type"]
         path = _written(problem["loc"], data, kind in ("missing", "extra_forbidden"))
         context = problem.get("ctx", {})
-        got = "" if isinstance(value, (dict, BaseModel)) else f"{value!r}: "
+        got = "" if isinstance(value, (dict, BaseModel)) else f"{short(value)}: "
         if kind == "extra_forbidden":
             allowed = _keys(problem["loc"])
             got, message = "", f"unknown key; allowed: {', '.join(allowed)}"
             message += _near(path[-1], allowed)
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             name = value.get("stage") if isinstance(value, dict) else value
-            got, message = "", f"stage {name!r} is not one of {', '.join(STAGES)}"
+            got, message = "", f"stage {short(name)} is not one of {', '.join(STAGES)}"
             message += _near(name, STAGES)
         elif kind == "literal_error":
             allowed = [part.strip("' ") for part in str(context["expected"]).split(",")]
@@ -271,7 +292,7 @@ def _explain(error: ValidationError, data: Any, places: Places, where: str) -> s
                 message = "is no number in (0, 1], no mapping by layer and not 'auto'"
             else:
                 message = f"is not one of {', '.join(allowed)}" + _near(value, allowed)
-            got = f"{value!r} "
+            got = f"{short(value)} "
         elif kind == "missing":
             got, message = "", "missing"
         else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 
 from gossamer.recipe.base import (
     Bits,
@@ -103,7 +104,7 @@ class Prune(Layers):
     quality: Quality | None = None
     max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.005
     scope: Literal["layer", "global"] = "layer"
-    rounds: Annotated[int, Field(ge=1)] = 1
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 1
     schedule: Literal["geometric", "linear", "cubic"] = "geometric"
     retrain: Training | None = None
     between: Training | None = None
@@ -232,12 +233,18 @@ STAGES: dict[str, type[BaseModel]] = {
 """Stage name -> its settings."""
 
 
+MOST_SEED = 10**14
+"""A stage's own seed is 10,000 times the recipe's and a little, and torch takes 63 bits."""
+
+
 class Recipe(Strict):
     """A validated recipe.
 
     Attributes:
         model: a network's name or ``module:function``; may be given at the run instead.
         weights: file with the network's trained tensors.
+        weights_key: where in a checkpoint they are, such as ``ema`` or ``state.model``; needed
+            only where there are several.
         pretrained: the network's published weights.
         dataset, subset: its name, and how many training examples to use.
         seed: of initial weights, data order and everything random.
@@ -247,20 +254,38 @@ class Recipe(Strict):
         stages: in order; ``pack`` and ``evaluate`` are added where they are missing.
     """
 
-    name: str
+    name: Annotated[str, Field(max_length=200)]
     description: str = ""
     model: str | None = None
     weights: str | None = None
+    weights_key: str | None = None
     pretrained: bool = False
     dataset: str | None = None
     subset: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     max_drop: Annotated[float, Field(ge=0, le=1)] = 0.005
     stages: tuple[Stage, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError("holds control characters; give a name that a terminal can show")
+        return value
 
     # path -> where it was written ("line 7", "--set ..."); the file's name
     _places: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
     _file: str = PrivateAttr(default="recipe")
+    _source: Path | None = PrivateAttr(default=None)
+
+    @property
+    def source(self) -> Path | None:
+        """The file that the recipe was read from; None for one of the library's, or a mapping."""
+        return self._source
+
+    def overridden(self, key: str) -> bool:
+        """Whether ``--set`` gave a key at the top of the recipe."""
+        return self._places.get((key,), "").startswith("--set ")
 
     def place(self, *path: str | int) -> str:
         """How a message calls a key: file, line and dotted path."""

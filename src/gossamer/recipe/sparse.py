@@ -62,7 +62,7 @@ class Tickets(Layers):
     """
 
     stage: Literal["tickets"] = "tickets"
-    rounds: Annotated[int, Field(ge=1)] = 5
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
     rate: Quality = 0.2
     output: str | None = None
     scope: Literal["layer", "global"] = "layer"

@@ -44,7 +44,7 @@ def weights(run: Run) -> Section | None:
         for x in notes["layers"]:
             now = sizes.get(x["name"])
             # a later stage may have given the layer other values
-            same = now and now["distinct"] == x["values"]
+            same = now and now["numel"] and now["distinct"] == x["values"]
             stored = f"{8 * now['bytes'] / now['numel']:.2f}" if now and same else "–"
             rows.append(
                 [

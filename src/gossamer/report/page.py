@@ -11,15 +11,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from gossamer.errors import ArgumentError
 from gossamer.files import write_text
 from gossamer.report import words
+from gossamer.report.figures import checked
 from gossamer.report.sections import SECTIONS
 
 __all__ = ["render", "write"]
 
 Run = Mapping[str, Any]
-_NEEDED = ("name", "model", "dataset", "bytes")
 
 
 def _breakable(name: object) -> Markup:
@@ -41,16 +40,13 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
-def render(run: Run) -> str:
+def render(run: Run, where: str = "run") -> str:
     """The page of a run as HTML text; absent sections are left out.
 
-    Raises :class:`ArgumentError` when ``run`` lacks what every run has.
+    Raises :class:`ArgumentError` when ``run``, which ``where`` names, lacks what every run has, or
+    holds what no run does: a file that is damaged.
     """
-    missing = [key for key in _NEEDED if not run.get(key)]
-    if missing:
-        raise ArgumentError(
-            f"run lacks {', '.join(missing)}; give the contents of a run directory's run.json"
-        )
+    run = checked(run, where)
     about = {key: run.get(key) for key in ("name", "created", "model", "dataset")}
     return _template().render(
         title=f"{run['model']} on {run['dataset']}: {words.size(run['bytes']['file'])}",
@@ -61,12 +57,11 @@ def render(run: Run) -> str:
     )
 
 
-def write(run: Run, path: str | Path) -> Path:
+def write(run: Run, path: str | Path, where: str = "run") -> Path:
     """Write the page of a run, atomically: one file that needs no network.
 
     Raises :class:`ArgumentError` as :func:`render` does.
     """
     path = Path(path)
-    text = render(run)
-    write_text(path, text)
+    write_text(path, render(run, where))
     return path

@@ -65,8 +65,8 @@ def axis(
     """
     shown = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
     low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
-    # Of numbers too small to have an inverse there is no ratio to show.
-    log = log and bool(shown) and high >= 3 * low and high / low < 1e300
+    # Of numbers too small to have an inverse there is no ratio to show, nor room above the largest.
+    log = log and bool(shown) and high >= 3 * low and high / low < 1e300 and high < 1e290
     if log:
         spread = (high / low) ** 0.04
         low, high = low / spread, high * spread

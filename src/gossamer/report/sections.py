@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gossamer.report import fewbits, plots, promises, tables, words
+from gossamer.report import fewbits, plots, promises, speed, tables, words
 
 __all__ = ["SECTIONS", "byte_rows"]
 
@@ -91,6 +91,8 @@ def _reloaded(run: Run) -> Section:
         "checked": "identical" in back,
         "identical": bool(back.get("identical")),
         "fresh": bool(back.get("fresh_process")),
+        # files of earlier versions leave out the article
+        "elsewhere": str(back.get("evaluated_in")).removeprefix("a ") == "fresh process",
         "evaluated": back.get("evaluated_in"),
     }
 
@@ -300,24 +302,6 @@ def _mask(run: Run) -> Section | None:
     }
 
 
-def _latency(run: Run) -> Section | None:
-    found = run.get("latency")
-    if not found:
-        return None
-    slowest = max(found["dense_ms"], found["compressed_ms"]) or 1
-    rows = []
-    for name, key in (("Dense", "dense_ms"), ("From the file", "compressed_ms")):
-        label = f"{found[key]:.3f} ms"
-        rows.append((name, label, Markup(plots.bar(found[key] / slowest, label=label))))
-    return {
-        "said": words.speed(found),
-        "note": found.get("note"),
-        "engine": found.get("engine"),
-        "batch": found.get("batch"),
-        "rows": rows,
-    }
-
-
 def _stages(run: Run) -> Section | None:
     rows: list[list[str]] = []
     for s in run.get("stages") or []:
@@ -392,7 +376,7 @@ SECTIONS: dict[str, Callable[[Run], Section | None]] = {
     "codebooks": _codebooks,
     "curves": _curves,
     "mask": _mask,
-    "latency": _latency,
+    "latency": speed.latency,
     "stages": _stages,
     "tensors": _tensors,
     "made": _made,

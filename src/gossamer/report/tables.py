@@ -245,7 +245,7 @@ def _paper_total(told: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "bits": [p.get("entries", p["weights"] * p["kept_percent"] / 100) for p in told],
     }
     total: dict[str, float] = {"weights": sum(p["weights"] for p in told)}
-    for key in told[0]:
+    for key in (k for k in told[0] if all(k in p for p in told)):
         by = weights.get(key) or weights.get(key.split("_")[0])
         if by is None and "_bits" in key:
             by = weights["bits"]

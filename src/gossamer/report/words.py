@@ -17,11 +17,13 @@ __all__ = [
     "ratio",
     "size",
     "speed",
+    "trained",
     "verdict",
 ]
 
 Figures = Mapping[str, Any]
-_FASTER = 1.1  # ratios of timings below this are noise
+# Where a network's tensors lie in memory changes its speed by as much, in every pair of runs.
+_PLACEMENT = 0.01
 _NONE = "–"
 
 
@@ -115,36 +117,69 @@ def verdict(run: Figures) -> list[tuple[str, bool]]:
     if not accuracy:
         told.append(("Accuracy was not measured.", True))
     else:
-        told.append(_accuracy(accuracy["before"], accuracy["after"]))
+        told.append(_accuracy(accuracy["before"], accuracy["after"], trained(run)))
+        told += _loss(accuracy["before"], accuracy["after"])
     latency = run.get("latency")
     if latency:
-        gain = float(latency["ratio"])
-        if gain >= _FASTER:
-            told.append((f"It also runs {ratio(gain)} faster.", False))
-        elif gain * _FASTER > 1:
-            told.append(("It runs no faster: smaller on disk, the same work.", False))
-        else:
-            told.append((f"It runs slower: {ratio(1 / gain)} the time.", True))
+        ends = _compared(latency)
+        if ends is not None:
+            low, high, gain = ends
+            if low > 1 + _PLACEMENT:
+                between = f"95 %: {ratio(low)} to {ratio(high)}"
+                told.append((f"It also runs {ratio(gain)} faster ({between}).", False))
+            elif high < 1 - _PLACEMENT:
+                between = _slower(low, high)
+                told.append((f"It runs slower: {ratio(1 / gain)} the time ({between}).", True))
     return told
 
 
-def _accuracy(before: Figures, after: Figures) -> tuple[str, bool]:
+def trained(run: Figures) -> dict[str, int]:
+    """Epochs of each stage that trained after the figures before were taken, by stage name.
+
+    These are taken before the first stage that is neither ``train`` nor ``sensitivity``.
+    """
+    leading = set()
+    for stage in run.get("stages") or ():
+        name = str(stage["stage"])
+        if name.partition("-")[2] not in ("train", "sensitivity"):
+            break
+        leading.add(name)
+    epochs: dict[str, int] = {}
+    for row in run.get("curves") or ():
+        stage = "-".join(str(row["stage"]).split("-")[:2])  # "2-prune-1" is a part of "2-prune"
+        if stage not in leading:
+            epochs[stage] = epochs.get(stage, 0) + 1
+    return epochs
+
+
+def _accuracy(before: Figures, after: Figures, epochs: Mapping[str, int]) -> tuple[str, bool]:
     points = 100 * (after["accuracy"] - before["accuracy"])
     low, high = interval(before)
     margin = f"±{50 * (high - low):.2f} points on {int(before['total']):,} test examples"
+    beside = ""
+    if epochs:
+        each = ", ".join(f"{name} {number:,}" for name, number in epochs.items())
+        beside = (
+            f" Between the two figures lie {count(sum(epochs.values()), 'epoch')} of training "
+            f"({each}), and no network was trained as long without compression: what the training "
+            "gave and what the compression took are not told apart."
+        )
     if after["accuracy"] < low:
         return (
             f"Accuracy fell by {abs(points):.2f} points, beyond the 95 % confidence interval "
-            f"({margin}): a real loss.",
+            f"({margin}): a real loss.{beside}",
             True,
         )
     if points < 0:
         return (
             f"The change of {change(points)} points lies within the 95 % confidence interval "
-            f"({margin}): no loss that this test can show.",
+            f"({margin}): no loss that this test can show.{beside}",
             False,
         )
     beyond = "beyond" if after["accuracy"] > high else "within"
+    if epochs:
+        rose = f"Accuracy rose by {points:.2f} points" if points else "Accuracy is what it was"
+        return (f"{rose}, {beyond} the 95 % confidence interval ({margin}).{beside}", False)
     return (
         f"No accuracy was lost: {change(points)} points, {beyond} the 95 % confidence interval "
         f"({margin}).",
@@ -152,11 +187,51 @@ def _accuracy(before: Figures, after: Figures) -> tuple[str, bool]:
     )
 
 
+def _loss(before: Figures, after: Figures) -> list[tuple[str, bool]]:
+    """A sentence where the mean test loss rose, in the digits that are shown."""
+    old, new = number(before.get("loss")), number(after.get("loss"))
+    if old is not None and new is None and "loss" in after:
+        return [(f"Test loss was {old:.4f} and is no finite number any more.", True)]
+    if old is None or new is None or float(f"{new:.4f}") <= float(f"{old:.4f}"):
+        return []
+    return [(f"Test loss rose: {old:.4f} → {new:.4f}.", True)]
+
+
+def _compared(latency: Figures) -> tuple[float, float, float] | None:
+    """Low and high end of the ratio's interval and the ratio; None where nothing was compared.
+
+    Runs of the same operations, and those that recorded no interval, were not compared.
+    """
+    gain, ends = number(latency.get("ratio")), latency.get("interval")
+    if latency.get("same_operations") or gain is None or gain <= 0 or not ends:
+        return None
+    low, high = number(ends[0]), number(ends[1])
+    return None if low is None or high is None or not 0 < low <= high else (low, high, gain)
+
+
+def _slower(low: float, high: float) -> str:
+    return f"95 %: {ratio(1 / high)} to {ratio(1 / low)}"
+
+
 def speed(latency: Figures) -> str:
-    """The measured latency in one honest sentence."""
-    gain = float(latency["ratio"])
-    if gain >= _FASTER:
-        return f"The network from the file is {ratio(gain)} faster than the dense one."
-    if gain * _FASTER > 1:
-        return "No speed-up: both take the same time, within the noise of the clock."
-    return f"Slower: the network from the file takes {ratio(1 / gain)} the time."
+    """The measured latency in one honest sentence: a verdict only where the interval excludes 1."""
+    if latency.get("same_operations"):
+        return "The same operations as before, so no speed is compared."
+    ends = _compared(latency)
+    if ends is None:
+        return "No verdict on speed: the timings give no interval of their ratio."
+    low, high, gain = ends
+    if low > 1 + _PLACEMENT:
+        return (
+            f"The network from the file is {ratio(gain)} faster than the dense one "
+            f"(95 %: {ratio(low)} to {ratio(high)})."
+        )
+    if high < 1 - _PLACEMENT:
+        return (
+            f"Slower: the network from the file takes {ratio(1 / gain)} the time "
+            f"({_slower(low, high)})."
+        )
+    return (
+        f"No difference that these timings can show: the ratio's 95 % interval is {ratio(low)} to "
+        f"{ratio(high)}."
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer.datasets import Split, batches
+from gossamer.datasets import Split, batches, check_split
 from gossamer.errors import ArgumentError
 
 __all__ = ["Evaluation", "cross_entropy", "device_of", "evaluate", "modes_kept"]
@@ -117,8 +117,11 @@ def evaluate(
         batch_size: targets in a batch: examples, or tokens.
         loss: mean loss of a batch; None: cross-entropy.
 
-    Raises :class:`ArgumentError` for an empty split or a batch size under 1.
+    Raises :class:`ArgumentError` for an empty split, a batch size under 1, or outputs whose shape
+    does not fit the targets'.
+    :class:`~gossamer.errors.DatasetError` for what is no split of two tensors.
     """
+    check_split(split)
     if batch_size < 1:
         raise ArgumentError(f"batch_size={batch_size} must be at least 1")
     if not len(split):
@@ -137,6 +140,13 @@ def evaluate(
         for inputs, targets in batches(split, examples, generator=None):
             inputs, targets = inputs.to(device), targets.to(device)
             outputs = model(inputs)
+            if not targets.is_floating_point() and outputs.shape[:-1] != targets.shape:
+                # broadcast against each other they would be counted, and wrongly
+                raise ArgumentError(
+                    f"outputs of shape {tuple(outputs.shape)} do not fit targets of shape "
+                    f"{tuple(targets.shape)}; give (N,) targets for (N, C) logits, (N, T) for "
+                    "(N, T, V)"
+                )
             value = cross_entropy(outputs, targets) if loss is None else loss(outputs, targets)
             summed += value.double() * targets.numel()
             if not targets.is_floating_point():

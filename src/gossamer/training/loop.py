@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.datasets import Dataset, Split
+from gossamer.datasets import Dataset, Split, check, check_split
 from gossamer.distill import soft_targets
 from gossamer.errors import ArgumentError, GossamerError
 from gossamer.method import Method
@@ -75,6 +75,8 @@ def train(
 
     Raises :class:`ArgumentError` for a checkpoint of another configuration, naming the field that
     differs; :class:`~gossamer.errors.FormatError` for a corrupt one;
+    :class:`~gossamer.errors.DatasetError` for unsound data (:func:`gossamer.datasets.check`; with
+    a loss of one's own, only what is no tensor and lengths that differ);
     :class:`~gossamer.errors.GossamerError` when the loss is no longer finite.
     """
     if evaluate_every < 1 or (evaluate_every_steps is not None and evaluate_every_steps < 1):
@@ -82,6 +84,11 @@ def train(
             f"evaluate_every={evaluate_every}, evaluate_every_steps={evaluate_every_steps}: "
             "must be at least 1"
         )
+    if loss is None:
+        check(dataset)
+    else:  # the caller's own loss judges other values
+        for part in ("train", "validation", "test"):
+            check_split(getattr(dataset, part), f"dataset {dataset.name!r}, {part}")
     if workers is not None and workers.rank:
         metrics = tensorboard = progress = None
     device = device_of(model)

@@ -246,6 +246,17 @@ def _counted(ranks: list[dict[str, Any]], link: Link) -> dict[str, Any]:
     }
 
 
+_STEPS = 4  # of each: by chance alone none of one overlaps the other in 2 of 70 cases
+
+
+def _speed(plain: dict[str, Any], row: dict[str, Any]) -> str:
+    """Plain DDP's seconds over a hook's; ``~`` where steps of the two overlap, or are too few."""
+    ours, theirs = row["all_seconds"], plain["all_seconds"]
+    apart = max(ours) < min(theirs) or max(theirs) < min(ours)
+    enough = min(len(ours), len(theirs)) >= _STEPS
+    return f"{plain['seconds'] / row['seconds']:.2f}x" if apart and enough else "~"
+
+
 def table(found: dict[str, Any]) -> str:
     """The figures of :func:`bench` as text."""
     link = found["link"]
@@ -255,12 +266,12 @@ def table(found: dict[str, Any]) -> str:
         + (f" (no namespaces: {link['reason']})" if link["reason"] else ""),
         f"{'hook':22}{'s a step':>10}{'MB sent':>10}{'B/parameter':>13}{'CPU s':>8}{'speed':>8}",
     ]
-    plain = next((r.get("seconds") for r in found["rows"] if r["hook"] == "none"), None)
+    plain = next((r for r in found["rows"] if r["hook"] == "none" and "error" not in r), None)
     for row in found["rows"]:
         if "error" in row:
             lines.append(f"{row['hook']:22}{row['error']}")
             continue
-        ratio = f"{plain / row['seconds']:.2f}x" if plain else ""
+        ratio = "" if plain is None or plain is row else _speed(plain, row)
         lines.append(
             f"{row['hook']:22}{row['seconds']:10.3f}{row['sent'] / 1e6:10.2f}"
             f"{row['sent_a_parameter']:13.3f}{row['cpu_seconds']:8.3f}{ratio:>8}"
