@@ -144,7 +144,10 @@ def look(out: Path, key: dict[str, Any], restart: bool) -> bool:
 def begin(out: Path, key: dict[str, Any], restart: bool) -> None:
     """Begin, or go on with, the run that the directory is of; raises as :func:`look` does."""
     out.mkdir(parents=True, exist_ok=True)
-    if not look(out, key, restart):
+    kept = look(out, key, restart)
+    for path in out.glob("*.tmp"):  # of a writer that was killed: no other works here
+        path.unlink(missing_ok=True)
+    if not kept:
         marker = out / KEY
         if any(not _passing(p.name) for p in out.iterdir()):
             write_text(marker, json.dumps({_CLEARING: "an older run; the next command ends this"}))
