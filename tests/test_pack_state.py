@@ -88,3 +88,53 @@ def test_an_expanded_parameter_is_no_place_to_load_into() -> None:
     net.weight = nn.Parameter(torch.randn(1, 4).expand(4, 4))
     with pytest.raises(ArgumentError, match=r"'weight' is expanded in the model.*Nothing"):
         gossamer.load(data, net)
+
+
+def test_infinity_is_a_masks_and_no_weights() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+            self.register_buffer("causal", torch.full((4, 4), float("-inf")).triu(1))
+
+    net = Masked()
+    assert torch.equal(unpack(pack_bytes(net))["causal"], net.causal)
+    net.causal[0, 0] = float("nan")
+    with pytest.raises(ArgumentError, match="'causal' holds"):
+        pack_bytes(net)
+    net = Masked()
+    net.norm.running_var[1] = float("inf")
+    with pytest.raises(ArgumentError, match=r"'norm\.running_var' holds"):
+        pack_bytes(net)
+    net = Masked()
+    with torch.no_grad():
+        net.fc.weight[0, 0] = float("inf")
+    with pytest.raises(ArgumentError, match=r"'fc\.weight' holds"):
+        pack_bytes(net)
+    with pytest.raises(ArgumentError, match="'causal' holds"):  # a mapping has no buffers
+        pack_bytes({"causal": net.causal})
+
+
+def test_extra_state_of_none_is_no_state() -> None:
+    class Empty(nn.Linear):
+        def get_extra_state(self) -> None:
+            return None
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    net, other = Empty(2, 2), Empty(2, 2)
+    gossamer.load(pack_bytes(net), other)
+    assert torch.equal(net.weight, other.weight)
+
+
+def test_metadata_are_utf_8_alone() -> None:
+    from gossamer.errors import FormatError
+    from gossamer.pack import Archive
+    from gossamer.pack.container import Header, file_chunks
+
+    text = '{"a": 1}'
+    for encoding in ("utf-16", "utf-32-le"):
+        data = b"".join(file_chunks(Header([], [], True), [b"\0" + text.encode(encoding)]))
+        with pytest.raises(FormatError), Archive(data) as archive:
+            _ = archive.metadata

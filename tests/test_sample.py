@@ -76,3 +76,17 @@ def test_calibration_is_the_same_in_any_batches() -> None:
 def test_calibration_without_numbers_is_refused(batches, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         alphas(batches)
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        ({"x": torch.randn(3, 6)}, r"calibration batch \(dict\)"),
+        (torch.ones(3, 6).long(), r"torch\.int64 of shape \(3, 6\)"),
+        (torch.randn(3, 6).half(), r"torch\.float16 of shape \(3, 6\)"),
+        (torch.randn(3, 5), r"of shape \(3, 5\)"),
+    ],
+)
+def test_a_batch_that_the_network_refuses_is_described(batch, told: str) -> None:
+    with pytest.raises(ArgumentError, match=told):
+        alphas([batch])

@@ -85,13 +85,13 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text.encode())
 
 
-def shown(text: str) -> str:
+def shown(text: str, keep: str = "") -> str:
     """Text from a file as a terminal may show it: what controls the terminal is escaped.
 
     >>> print(shown("layer" + chr(27) + "[2J.weight"))
     layer\\x1b[2J.weight
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def _free(path: Path) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gossamer.errors import GossamerError
+from gossamer.files import shown
 
 __all__ = ["app", "main"]
 
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
             told = f"{e.filename}: {e.strerror}"
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
             told = f"the disk is full ({told}); free some space and give the same command again"
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {shown(told, keep=chr(10))}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as e:
         if e.code == 130:  # Ctrl-C, as typer passes it on

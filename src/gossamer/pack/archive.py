@@ -168,7 +168,7 @@ class Archive:
         data = reader.rest()
         text = decompress(data, size, reader, "metadata") if size else bytes(data)
         try:
-            found = json.loads(text)
+            found = json.loads(text.decode())  # of bytes it would guess UTF-16
         except (ValueError, RecursionError) as e:
             raise reader.fail(f"is no JSON ({e})") from None
         if not isinstance(found, dict):

@@ -61,7 +61,7 @@ def _targets(archive: Archive, model: nn.Module, strict: bool) -> Tensors:
     problems: list[str] = []
     for raw, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
-            if strict:
+            if strict and tensor is not None:
                 problems.append(f"{raw!r} of the model is {type(tensor).__name__}, no tensor")
         else:
             computed = ".parametrizations." in f".{raw}"

@@ -74,7 +74,8 @@ def pack(
         index_bits: width of the gaps of profile ``huffman``.
         context_entries: the context coder is tried on tensors of up to this many entries
             (default: the profile's, 2**24 for ``smallest``).
-        allow_nonfinite: store NaN and infinity instead of refusing them.
+        allow_nonfinite: store NaN and infinity instead of refusing them. Infinity in a module's
+            buffers (an attention mask) needs no leave, except in running statistics.
         seeds: name -> the seed that a tensor's non-zero values come from
             (:func:`gossamer.seeded.init_`): the seed and a mask are stored where that is
             smallest, which takes a reader of format version 2.
@@ -166,7 +167,7 @@ def _check_state(model: nn.Module) -> None:
     known, stored = names.cleaned(model), set()
     for raw, value in model.state_dict().items():
         stored.add(known[raw])
-        if not isinstance(value, Tensor):
+        if value is not None and not isinstance(value, Tensor):
             extra = raw.rpartition(".")[2] == "_extra_state"
             raise ArgumentError(
                 f"{known[raw]!r} is state of type {type(value).__name__}, and a .gsm file holds "
@@ -218,8 +219,10 @@ def _chunks(
             f"seeds name {odd[0]!r}, which is no tensor to store; there are: {', '.join(state)}"
         )
     coded: list[_Coded] = []
+    masks = _masks(source) if isinstance(source, nn.Module) else set()
     for done, (name, tensor) in enumerate(state.items()):
-        coded.append(_code(name, tensor, settings, allow_nonfinite, seeds.get(name)))
+        free = allow_nonfinite or (name in masks and not bool(torch.isnan(tensor).any()))
+        coded.append(_code(name, tensor, settings, free, seeds.get(name)))
         if progress is not None:
             progress(name, done + 1, len(state))
     entries = [
@@ -241,6 +244,24 @@ def _chunks(
             payloads.append(encode_raw(np.concatenate(group), dtype, level=settings.level))
     payloads += [c.section for c in coded if c.section is not None]
     return file_chunks(header, payloads)
+
+
+def _masks(model: nn.Module) -> set[str]:
+    """Buffers, where infinity may be meant; in running statistics a training has diverged.
+
+    >>> net = nn.BatchNorm1d(2)
+    >>> net.register_buffer("mask", torch.zeros(2))
+    >>> _masks(net)
+    {'mask'}
+    """
+    known = names.cleaned(model)
+    return {
+        known[f"{prefix}.{name}".lstrip(".")]
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_floating_point()
+        if not (isinstance(module, nn.modules.batchnorm._NormBase) and "running" in name)
+    }
 
 
 def _code(

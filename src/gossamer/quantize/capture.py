@@ -212,10 +212,21 @@ def _watched(model: nn.Module, found: Places, see: Callable[[str, Tensor], None]
 
 
 def _run(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any] | None) -> None:
-    if forward is not None:
-        forward(model, batch)
-    else:
-        model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    given = batch[0] if forward is None and isinstance(batch, (tuple, list)) and batch else batch
+    try:
+        if forward is not None:
+            forward(model, batch)
+        else:
+            model(given)
+    except (TypeError, RuntimeError) as e:
+        what = type(given).__name__
+        if isinstance(given, Tensor):
+            what = f"{given.dtype} of shape {tuple(given.shape)}"
+        raise ArgumentError(
+            f"{type(model).__name__} does not take a calibration batch ({what}): "
+            f"{(str(e).splitlines() or [''])[0][:200]}; give what it takes, or "
+            "forward=lambda model, batch: ..."
+        ) from e
 
 
 def _reached(found: Places, seen: Mapping[str, object], what: str) -> None:
