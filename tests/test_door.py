@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gossamer
 from gossamer import Dataset, Split, datasets
 from gossamer.cli import main
-from gossamer.errors import ArgumentError, DatasetError, GossamerError
+from gossamer.errors import ArgumentError, DatasetError
 from gossamer.pipeline import door, inputs
 from gossamer.training import TrainConfig, evaluate, train
 
@@ -246,19 +245,6 @@ def test_mistakes_are_one_sentence_without_a_traceback(
     assert told in error
     assert error.count("\n") == 1
     assert not Path("r").exists()
-
-
-def test_a_full_disk_is_told_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(tensors: Any, path: Path, metadata: Any = None) -> None:
-        Path(path).write_bytes(b"half")
-        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
-
-    monkeypatch.setattr(inputs, "save_file", full)
-    with pytest.raises(GossamerError, match=r"w\.safetensors cannot be written: .*No space left"):
-        inputs.save_safetensors(net(), tmp_path / "w.safetensors")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_one_sentence_on_the_command_line(

@@ -225,6 +225,10 @@ class Masked(Method):
         self.mask_buffers = mask_buffers
         self.values = dict(values or {})
 
+    def settings(self) -> dict[str, Any]:
+        """How removed weights are held; which they are, and at what, is state."""
+        return {"mask_gradients": self.mask_gradients, "mask_buffers": self.mask_buffers}
+
     def _setup(self) -> None:
         self._parameters = names.parameters(self.model)
         self.masks.check(self._parameters)

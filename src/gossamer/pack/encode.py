@@ -40,6 +40,9 @@ __all__ = ["encode_section"]
 
 _SAMPLED = 512  # rows and columns looked at to compare the scans of a large tensor
 _MANY = 1 << 18  # non-zeros from which a sample must do
+_SURE = 1 << 17  # entries up to which the context coder is tried without a look at a sample
+_PART = 1 << 14  # entries of the sample
+_LEARNING = 1.1
 _LENGTHS = 8  # bytes of lengths and counts in a section, about
 
 
@@ -63,8 +66,36 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     built = [bytes(draft) for draft in drafts if small or draft.size <= edge]
     tried = len(bits) <= s.context and kernel("context") is not None
     if tried and values.book is not None and len(values.book):
-        built.append(context_section(values))
+        least = min(map(len, built))
+        if _context_pays(values, least):
+            built.append(context_section(values))
     return min(built, key=len)
+
+
+def _context_pays(v: Values, least: int) -> bool:
+    """Whether the context coder, some ten microseconds an entry, may beat ``least`` bytes.
+
+    Large tensors: it codes some whole rows from four places, and their order-0 entropy, which is
+    what the other layouts reach at best without positions of their own, is what it has to come
+    near. Learning costs it up to a few per cent of such a sample.
+    """
+    if len(v.bits) <= _SURE or v.book is None:
+        return True
+    if len(encode_book(v.book, v.dtype)) >= least:
+        return False
+    rows = max(1, _PART // (4 * v.cols))
+    if 8 * rows > v.rows:
+        return True
+    grid = v.bits.reshape(v.rows, v.cols)
+    starts = [i * (v.rows - rows) // 3 for i in range(4)]
+    part = np.ascontiguousarray(np.concatenate([grid[i : i + rows] for i in starts])).reshape(-1)
+    some = analyse(part, v.dtype, (4 * rows, v.cols))
+    if some.book is None or some.counts is None or not len(some.book):
+        return True
+    zeros = len(part) - len(some.positions)
+    counts = np.append(some.counts, zeros) if zeros else some.counts
+    coded = len(context_section(some)) - len(encode_book(some.book, some.dtype))
+    return coded <= _LEARNING * entropy_bytes(counts) + 64
 
 
 def _raw_section(bits: Bits, dtype: DType, s: Settings) -> bytes:

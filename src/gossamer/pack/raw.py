@@ -27,6 +27,7 @@ _WIDEST = 24  # bits of a grid point
 _STORED, _ZSTD, _CODED = range(3)
 _WORTH = 0.98  # a plane is compressed when that leaves at most this fraction of it
 _PROBE = 1 << 18
+_GAIN = 1.2  # of a slow level over a fast one, at most
 
 
 def compress(data: bytes | memoryview, level: int = 19) -> bytes:
@@ -64,10 +65,10 @@ def encode_raw(bits: Bits, dtype: DType, *, level: int = 19) -> bytes:
     """
     plain = bits.tobytes()
     forms = [bytes([_PLAIN]) + plain]
-    if len(plain) > 16 and _promising(plain, level):
-        forms.append(bytes([_WHOLE]) + compress(plain, level))
     if len(bits) > 16 and dtype.size > 1:
         forms.append(_planes(bits, dtype, level))
+    if len(plain) > 16 and _promising(plain, level, min(map(len, forms))):
+        forms.append(bytes([_WHOLE]) + compress(plain, level))
     if 1 < len(bits) <= _GRID_TRIED:
         grid = _grid(bits, dtype)
         if grid is not None:
@@ -169,13 +170,19 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
-def _promising(plain: bytes | memoryview, level: int) -> bool:
-    """Whether zstd is worth running over much data: a fast look at a part of it."""
+def _promising(plain: bytes | memoryview, level: int, least: int) -> bool:
+    """Whether zstd is worth running over much data, where ``least`` bytes are reached already.
+
+    A fast level looks at a part, then at all of it: a slow one gains some per cent on that, not
+    a fifth.
+    """
     if len(plain) <= _PROBE:
         return True
     third = len(plain) // 3
     part = bytes(plain[third : third + _PROBE])
-    return len(compress(part, min(level, 3))) < _WORTH * len(part)
+    if len(compress(part, min(level, 3))) >= _WORTH * len(part):
+        return False
+    return level <= 3 or len(compress(plain, 3)) < _GAIN * least
 
 
 def _planes(bits: Bits, dtype: DType, level: int) -> bytes:
@@ -192,7 +199,7 @@ def _planes(bits: Bits, dtype: DType, level: int) -> bytes:
         if entropy_bytes(histogram) < _WORTH * len(plane):
             coded = CODERS[RANS].encode(plane, 256)
             ways.append(bytes([_CODED]) + varint(len(coded)) + coded)
-        if _promising(plane.data, level):
+        if _promising(plane.data, level, min(map(len, ways))):
             packed = compress(plane.data, level)
             ways.append(bytes([_ZSTD]) + varint(len(packed)) + packed)
         out += min(ways, key=len)
