@@ -32,6 +32,7 @@ from gossamer.distribute import (
     simulate,
 )
 from gossamer.distribute.qsgd import QSGD
+from gossamer.distribute.terngrad import TernGrad
 from gossamer.errors import ArgumentError, ExchangeError, GossamerError
 
 CODECS = {
@@ -148,18 +149,87 @@ def check_layouts(rank, size, group):
         },
         "rank 1 is at step 6 and rank 0 at step 5": {"step": lambda r: 5 + (r == 1)},
         "seed=1": {"seed": lambda r: int(r == 1)},
+        "server over": {"options": lambda r: {"topology": "server" if r == 1 else "all_gather"}},
+        "shared_scale=True": {
+            "options": lambda r: {"topology": "all_gather", "shared_scale": r == 1}
+        },
+        "'fc.weight 70x47 float32 exact'": {
+            "options": lambda r: {"exclude": "fc*" if r == 1 else "conv.bias"}
+        },
     }
     for told, case in cases.items():
         own = case.get("gradients", gradients)(rank)
         before = {n: t.clone() for n, t in own.items()}
         step, seed = case.get("step", lambda r: 0)(rank), case.get("seed", lambda r: 0)(rank)
         try:
-            exchange(own, CODECS["terngrad"], group, step=step, seed=seed)
+            more = case.get("options", lambda r: {})(rank)
+            exchange(own, CODECS["terngrad"], group, step=step, seed=seed, **more)
         except ExchangeError as e:
             if told not in str(e) or not same(own, before):
                 wrong.append(f"{told}: {e}")
         else:
             wrong.append(f"{told}: went unseen")
+    for told, of in {
+        "two_phase over": lambda r: {"topology": "two_phase" if r == 1 else "all_gather"},
+        "shared_scale=True": lambda r: {"topology": "all_gather", "shared_scale": r == 1},
+        "clip=3.0": lambda r: {"codec": TernGrad(clip=3.0) if r == 1 else TernGrad()},
+        "dither=shifted": lambda r: {"dither": "shifted" if r == 1 else "independent"},
+        "exact": lambda r: {"threshold": 10_000 if r == 1 else 0},
+        "seed=4": lambda r: {"seed": 4 * (r == 1)},
+    }.items():
+        options = of(rank)
+        ddp, state = wrapped(options.pop("codec", CODECS["terngrad"]), group, **options)
+        try:
+            backward(ddp, rank, 0)
+        except ExchangeError as e:
+            if told not in str(e):
+                wrong.append(f"DDP, {told}: {e}")
+        else:
+            wrong.append(f"DDP, {told}: went unseen")
+        state.close()
+    return wrong
+
+
+def check_formats(rank, size, group):
+    """Parameters in other memory formats give the bits of the simulation, in DDP and in a loop."""
+    wrong = []
+
+    def images(memory_format):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(16, 6)).to(memory_format=memory_format)
+
+    def go(model, r, step):
+        model.zero_grad()
+        g = torch.Generator().manual_seed(10 * step + r)
+        model(torch.randn(2, 3, 6, 6, generator=g)).square().mean().backward()
+        module = getattr(model, "module", model)
+        return {n: p.grad.clone() for n, p in module.named_parameters()}
+
+    for views in (False, True):
+        model = images(torch.channels_last)
+        with torch.no_grad():  # neither format
+            model[0].weight = nn.Parameter(model[0].weight.permute(1, 0, 3, 2).contiguous()
+                                           .permute(1, 0, 3, 2))  # fmt: skip
+        state = GradientExchange(model, CODECS["terngrad"], process_group=group, threshold=0)
+        ddp = DDP(model, process_group=group, bucket_cap_mb=0.0002, gradient_as_bucket_view=views)
+        ddp.register_comm_hook(state, state.hook)
+        plain = images(torch.contiguous_format)
+        for step in range(3):
+            found = go(ddp, rank, step)
+            every = [go(plain, r, step) for r in range(size)]
+            loop = go(model, rank, step) if not views else None
+            expected = simulate(every, CODECS["terngrad"], step=step, threshold=0)
+            close = all(torch.allclose(found[n], expected[n], atol=1e-5) for n in expected)
+            own = [go(ddp.module, r, step) for r in range(size)] if not views else every
+            exact = simulate(own, CODECS["terngrad"], step=step, threshold=0)
+            if not (close if views else same(found, exact)):
+                wrong.append(f"views {views}, step {step}")
+            if loop is not None:
+                exchange(loop, CODECS["terngrad"], group, step=step, threshold=0)
+                if not same(loop, exact):
+                    wrong.append(f"loop, step {step}")
+        state.close()
     return wrong
 
 
@@ -405,6 +475,7 @@ CHECKS = {
     "feedback": (check_feedback, {2, 4}),
     "not_finite": (check_not_finite, {3}),
     "layouts": (check_layouts, {2, 3}),
+    "formats": (check_formats, {2}),
     "ddp": (check_ddp, ALL),
     "replay": (check_replay, {2, 4}),
     "usage": (check_usage, {3}),

@@ -51,7 +51,6 @@ def test_a_slow_level_of_zstd_runs_where_a_fast_one_comes_near(
     dtype, bits = to_bits("w", noise)
     raw.encode_raw(bits, dtype)
     assert (19, 4_800_000) not in levels  # nothing to find in all bytes together
-    assert (3, 4_800_000) not in levels  # as a part has shown
     raw.encode_raw(to_bits("w", noise[:12].repeat(100, 1))[1], dtype)
     assert (19, 4_800_000) in levels
 

@@ -86,6 +86,7 @@ class GradientExchange:
         self._names = {id(p): name for name, p in self._parameters.items()}
         self._excluded = self.plan.excluded(self._parameters)
         self._layouts: dict[tuple[str, ...], Layout] = {}
+        self._copies: list[tuple[Tensor, Tensor]] = []  # of the step's buckets, to be put back
         self._process_group = process_group
         self._group: Distributed | None = None
         self._worker: Worker | None = None
@@ -101,7 +102,7 @@ class GradientExchange:
         if self._worker is not None:
             self._worker.check()
         buffer = bucket.buffer()
-        tensors = self._views(bucket, buffer)
+        tensors, copies = self._views(bucket, buffer)
         layout = self._layout(tensors, group.size)
         program = self.plan.program(
             layout,
@@ -121,19 +122,36 @@ class GradientExchange:
             torch.cuda.current_stream(buffer.device).synchronize()
         if self._worker is None:
             group.go_on(program, request)
+            self._put_back(copies)
             future.set_result(buffer)
             return future
+        self._copies += copies
         self._worker.submit(program, request, buffer, future, last)
-        if last:
+        if last:  # DDP reads the buckets when this hook has returned
             self._worker.drain()
+            self._put_back(self._copies)
+            self._copies = []
         return future
 
-    def _views(self, bucket: dist.GradBucket, buffer: Tensor) -> dict[str, Tensor]:
+    @staticmethod
+    @torch.no_grad()
+    def _put_back(copies: list[tuple[Tensor, Tensor]]) -> None:
+        for place, flat in copies:
+            place.copy_(flat.view(place.shape))
+
+    def _views(
+        self, bucket: dist.GradBucket, buffer: Tensor
+    ) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
+        """Flat gradients in the order of their elements, and those that are copies.
+
+        A bucket holds a gradient in its parameter's memory format; the codes and their random
+        numbers count elements as indices do, whatever the format.
+        """
         if buffer.layout != torch.strided:
             raise ArgumentError(
                 "a bucket holds a sparse gradient; make it dense with nn.Embedding(sparse=False)"
             )
-        views, at = {}, 0
+        views, copies, at = {}, [], 0
         for p in bucket.parameters():
             name = self._names.get(id(p))
             if name is None:
@@ -141,9 +159,14 @@ class GradientExchange:
                     f"a bucket holds a parameter of shape {tuple(p.shape)} that is not the "
                     "model's; make the GradientExchange from the model that DDP wraps"
                 )
-            views[name] = buffer[at : at + p.numel()]
+            flat = buffer[at : at + p.numel()]
+            if not p.is_contiguous() and _dense(p):
+                place = flat.as_strided(p.shape, p.stride())
+                flat = place.contiguous().view(-1)
+                copies.append((place, flat))
+            views[name] = flat
             at += p.numel()
-        return views
+        return views, copies
 
     def _layout(self, views: Mapping[str, Tensor], size: int) -> Layout:
         key = tuple(views)
@@ -167,6 +190,8 @@ class GradientExchange:
                 use_local_synchronization=group.size < dist.get_world_size(),
             )
             group = Distributed(own, timeout=self.timeout)
+            trained = {n: p for n, p in self._parameters.items() if p.requires_grad}
+            group.agree(self.plan.layout(trained, self._excluded, group.size).text)
             self._worker = Worker(group)
         else:
             warnings.warn(
@@ -246,6 +271,17 @@ class GradientExchange:
         if self._worker is not None:
             self._worker.close()
         self._worker = self._group = None
+
+
+def _dense(p: Tensor) -> bool:
+    """Whether the elements fill their memory without gaps or overlaps, in whatever order."""
+    expected = 1
+    for step, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size > 1:
+            if step != expected:
+                return False
+            expected *= size
+    return True
 
 
 def exchange_hook(state: GradientExchange, bucket: dist.GradBucket) -> Future[Tensor]:

@@ -139,13 +139,16 @@ class Plan:
                 )
             coded = t.numel() >= max(1, self.threshold) and name not in excluded
             slots.append(Slot(name, tuple(t.shape), t.dtype, coded))
-        settings = (
+        return Layout(self.settings(size), tuple(slots))
+
+    def settings(self, size: int) -> str:
+        """What shapes the messages of ``size`` ranks, beside the tensors."""
+        return (
             f"{self.codec!r} {self.way(size)} over {size} ranks, "
             f"shared_scale={self._shared(size)}, dither={self.dither}, seed={self.seed}"
             + ", requantize=True"
             * self.requantize
         )
-        return Layout(settings, tuple(slots))
 
     def _shared(self, size: int) -> bool:
         if self.shared_scale is None:
@@ -228,6 +231,7 @@ def exchange(
         raise ArgumentError("gradients is empty: there is nothing to average")
     where = group if isinstance(group, Distributed) else Distributed(group, timeout=timeout)
     layout = plan.layout(gradients, plan.excluded(gradients), where.size)
+    where.agree(layout.text)
     flat = [g.contiguous().view(-1) for g in gradients.values()]
     where.run(plan.program(layout, flat, where.rank, where.size, step, feedback))
     for g, out in zip(gradients.values(), flat, strict=True):

@@ -19,6 +19,7 @@ bits. Requests:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -32,6 +33,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gossamer.distribute.faults import Roll
+from gossamer.distribute.message import difference
 from gossamer.errors import ArgumentError, ExchangeError
 
 __all__ = [
@@ -247,6 +249,16 @@ class Distributed:
             except StopIteration:
                 return
 
+    def agree(self, text: str) -> None:
+        """Raise :class:`~gossamer.errors.ExchangeError` on all ranks unless all give this text.
+
+        A collective of fixed size, so that ranks whose messages would differ in length never send
+        one: the transport ends a process that receives more than it expects. The error names the
+        first line that differs.
+        """
+        if self.size > 1:
+            self.run(_agreement(text.encode()))
+
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
         try:
@@ -335,6 +347,24 @@ class Distributed:
         told = f"rank {self.rank} saw: {reason.splitlines()[0][:200]}"
         self.roll.report(told)
         return ExchangeError(self.roll.call(told))
+
+
+def _agreement(text: bytes) -> Program:
+    hashes = yield AllGather(_bytes(hashlib.sha256(text).digest()))
+    if all(torch.equal(h, hashes[0]) for h in hashes):
+        return
+    lengths = yield AllGather(_bytes(len(text).to_bytes(8, "little")))
+    sizes = [int.from_bytes(bytes(n.tolist()), "little") for n in lengths]
+    texts = yield AllGather(_bytes(text.ljust(max(sizes), b"\0")))
+    said = [bytes(t.tolist())[:n].decode() for t, n in zip(texts, sizes, strict=True)]
+    raise ExchangeError(
+        f"the ranks do not exchange the same: {difference(said)}. Build the same model with the "
+        "same settings on every rank"
+    )
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _resumed(program: Program, request: Request) -> Program:

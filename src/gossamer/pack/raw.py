@@ -27,7 +27,7 @@ _WIDEST = 24  # bits of a grid point
 _STORED, _ZSTD, _CODED = range(3)
 _WORTH = 0.98  # a plane is compressed when that leaves at most this fraction of it
 _PROBE = 1 << 18
-_GAIN = 1.2  # of a slow level over a fast one, at most
+_GAIN = (1.25, 1.04)  # of a slow level of zstd over a fast one, at most: integers, floats
 
 
 def compress(data: bytes | memoryview, level: int = 19) -> bytes:
@@ -67,7 +67,9 @@ def encode_raw(bits: Bits, dtype: DType, *, level: int = 19) -> bytes:
     forms = [bytes([_PLAIN]) + plain]
     if len(bits) > 16 and dtype.size > 1:
         forms.append(_planes(bits, dtype, level))
-    if len(plain) > 16 and _promising(plain, level, min(map(len, forms))):
+    if len(plain) > 16 and _promising(
+        plain, level, _GAIN[dtype.kind == "float"] * min(map(len, forms))
+    ):
         forms.append(bytes([_WHOLE]) + compress(plain, level))
     if 1 < len(bits) <= _GRID_TRIED:
         grid = _grid(bits, dtype)
@@ -170,11 +172,10 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
-def _promising(plain: bytes | memoryview, level: int, least: int) -> bool:
-    """Whether zstd is worth running over much data, where ``least`` bytes are reached already.
+def _promising(plain: bytes | memoryview, level: int, most: float) -> bool:
+    """Whether zstd is worth running over much data: a fast level looks at a part, then at all.
 
-    A fast level looks at a part, then at all of it: a slow one gains some per cent on that, not
-    a fifth.
+    ``most``: the bytes that the fast level may take for a slow one to be tried.
     """
     if len(plain) <= _PROBE:
         return True
@@ -182,7 +183,7 @@ def _promising(plain: bytes | memoryview, level: int, least: int) -> bool:
     part = bytes(plain[third : third + _PROBE])
     if len(compress(part, min(level, 3))) >= _WORTH * len(part):
         return False
-    return level <= 3 or len(compress(plain, 3)) < _GAIN * least
+    return level <= 3 or len(compress(plain, 3)) < most
 
 
 def _planes(bits: Bits, dtype: DType, level: int) -> bytes:
@@ -199,7 +200,7 @@ def _planes(bits: Bits, dtype: DType, level: int) -> bytes:
         if entropy_bytes(histogram) < _WORTH * len(plane):
             coded = CODERS[RANS].encode(plane, 256)
             ways.append(bytes([_CODED]) + varint(len(coded)) + coded)
-        if _promising(plane.data, level, min(map(len, ways))):
+        if _promising(plane.data, level, _GAIN[dtype.kind == "float"] * min(map(len, ways))):
             packed = compress(plane.data, level)
             ways.append(bytes([_ZSTD]) + varint(len(packed)) + packed)
         out += min(ways, key=len)
