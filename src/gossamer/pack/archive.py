@@ -73,7 +73,9 @@ class Archive:
         self.where += f" (written by gossamer {self.header.writer})"
         self._index = {e.name: i for i, e in enumerate(self.header.entries)}
         self._sections = self._assign()
+        self._firsts, self._starts, self._totals = self._group()
         self._solid: dict[int, Bits] = {}
+        self._rows: dict[int, Row] = {}
         self._metadata: dict[str, Any] | None = None
 
     def _more(self, first: bytes) -> bytes:
@@ -105,6 +107,18 @@ class Archive:
                 sections[i] = number
                 number += 1
         return sections
+
+    def _group(self) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+        """Of each dtype's group the first entry, where each entry starts, and all elements."""
+        firsts: dict[int, int] = {}
+        starts: dict[int, int] = {}
+        totals: dict[int, int] = {}
+        for i, entry in enumerate(self.header.entries):
+            if entry.place == SOLID:
+                firsts.setdefault(entry.dtype.code, i)
+                starts[i] = totals.get(entry.dtype.code, 0)
+                totals[entry.dtype.code] = starts[i] + entry.numel
+        return firsts, starts, totals
 
     # Closing --------------------------------------------------------------------------------
 
@@ -229,7 +243,7 @@ class Archive:
         what = f"tensor {entry.name!r}"
         if entry.place == SOLID:
             solid = self._solid_bits(entry.dtype)
-            start = self._solid_start(index)
+            start = self._starts[index]
             bits = np.empty(entry.numel, entry.dtype.bits) if out is None else out
             bits[:] = solid[start : start + entry.numel]
         else:
@@ -243,22 +257,14 @@ class Archive:
             raise FormatError(f"{self.where}: {what} is bool but holds the byte {bits.max()}")
         return bits
 
-    def _solid_start(self, index: int) -> int:
-        entries = self.header.entries
-        dtype = entries[index].dtype
-        return sum(e.numel for e in entries[:index] if e.place == SOLID and e.dtype is dtype)
-
-    def _members(self, dtype: DType) -> list[Entry]:
-        return [e for e in self.header.entries if e.place == SOLID and e.dtype is dtype]
-
     def _solid_bits(self, dtype: DType) -> Bits:
         if dtype.code not in self._solid:
             number = self.header.solids().index(dtype) + self.header.has_metadata
             what = f"the small {dtype.name} tensors"
             reader = Reader(self._section(number, what), f"{self.where}: {what}")
-            count = sum(e.numel for e in self._members(dtype))
-            self._solid[dtype.code] = decode_raw(reader, dtype, count)
+            bits = decode_raw(reader, dtype, self._totals[dtype.code])
             reader.done()
+            self._solid[dtype.code] = bits
         return self._solid[dtype.code]
 
     def tensors(self) -> Tensors:
@@ -276,48 +282,49 @@ class Archive:
         """Check every checksum and decode every tensor; FormatError at the first fault."""
         _ = self.metadata
         self.check_sections()
-        for name in self.names:
-            self.tensor(name)
+        for index, entry in enumerate(self.header.entries):
+            if entry.place != ALIAS:
+                self._bits(index, entry)
 
     def check_sections(self) -> None:
         """Check every checksum, decoding nothing."""
+        owners: dict[int, str] = {0: "metadata"} if self.header.has_metadata else {}
+        for index, number in self._sections.items():
+            owners.setdefault(number, f"tensor {self.header.entries[index].name!r}")
         for number in range(len(self.header.lengths)):
-            self._section(number, self._owner(number))
-
-    def _owner(self, number: int) -> str:
-        if number == 0 and self.header.has_metadata:
-            return "metadata"
-        for index, section in self._sections.items():
-            if section == number:
-                return f"tensor {self.header.entries[index].name!r}"
-        return f"section {number}"
+            self._section(number, owners[number])
 
     # Describing -----------------------------------------------------------------------------
 
     def rows(self) -> list[Row]:
-        """One row per name. Decodes the tensors, to count what they hold."""
+        """One row per name. Decodes each tensor once, to count what it holds."""
         return [self.info(name) for name in self.names]
 
     def info(self, name: str) -> Row:
         """The row of one tensor; an alias takes no bytes."""
         index, entry = self._entry(name)
+        if index not in self._rows:
+            self._rows[index] = self._row(index, entry)
+        row = self._rows[index]
+        return (
+            tied_row(name, row) if name != entry.name else Row(**row | {"parts": {**row["parts"]}})
+        )
+
+    def _row(self, index: int, entry: Entry) -> Row:
         bits = self._bits(index, entry)
-        if name != entry.name:
-            return tied_row(name, entry, bits)
         if entry.place == SOLID:
             return grouped_row(entry, bits, self._share(index, entry))
-        where = f"tensor {name!r}"
+        where = f"tensor {entry.name!r}"
         payload = self._section(self._sections[index], where)
         return own_row(entry, bits, payload, f"{self.where}: {where}")
 
     def _share(self, index: int, entry: Entry) -> int:
         """A grouped tensor's share of its section, by elements; shares add up exactly."""
         whole = self.header.lengths[self._sections[index]] + 4
-        members = self._members(entry.dtype)
-        count = sum(e.numel for e in members)
-        if count == 0:
-            return whole if members[0] is entry else 0
-        start = self._solid_start(index)
+        count = self._totals[entry.dtype.code]
+        if count == 0:  # the first of the group stands for all
+            return whole if self._firsts[entry.dtype.code] == index else 0
+        start = self._starts[index]
         return whole * (start + entry.numel) // count - whole * start // count
 
     def parts(self) -> dict[str, int]:

@@ -110,18 +110,19 @@ class Header:
 def write_header(header: Header) -> bytes:
     """The header's bytes, checksum and all; sets ``header.crc``."""
     writer = header.writer.encode()
-    body = bytes([len(writer)]) + writer + bytes([_METADATA * header.has_metadata])
-    body += varint(len(header.entries))
+    parts = bytearray([len(writer)]) + writer + bytes([_METADATA * header.has_metadata])
+    parts += varint(len(header.entries))
     for entry in header.entries:
         name = entry.name.encode()
-        body += varint(len(name)) + name
-    body += bytes(e.dtype.code | e.place << 5 for e in header.entries)
+        parts += varint(len(name)) + name
+    parts += bytes(e.dtype.code | e.place << 5 for e in header.entries)
     for entry in header.entries:
         if entry.place == ALIAS:
-            body += varint(entry.target)
+            parts += varint(entry.target)
         else:
-            body += varint(len(entry.shape)) + b"".join(varint(d) for d in entry.shape)
-    body += b"".join(varint(length) for length in header.lengths)
+            parts += varint(len(entry.shape)) + b"".join(varint(d) for d in entry.shape)
+    parts += b"".join(varint(length) for length in header.lengths)
+    body = bytes(parts)
     stored, head = body, varint(len(body) << 1)
     packed = compress(body)
     if len(packed) + len(varint(len(body))) < len(body):
@@ -201,9 +202,11 @@ def read_body(reader: Reader) -> Header:
         raise reader.fail(f"flags {flags:#04x} are unknown to gossamer {WRITER}")
     count = reader.varint("number of tensors", reader.left // 3)
     names = [_text(reader, reader.block("a name"), "a name") for _ in range(count)]
-    if len(set(names)) < count:
-        twice = next(n for i, n in enumerate(names) if n in names[:i])
-        raise reader.fail(f"two tensors are named {twice!r}")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise reader.fail(f"two tensors are named {name!r}")
+        seen.add(name)
     kinds = reader.take(count, "kinds")
     entries: list[Entry] = []
     for name, kind in zip(names, kinds, strict=True):

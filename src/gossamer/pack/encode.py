@@ -57,7 +57,8 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     if s.paper:
         return paper_section(values, s)
     plans = sorted(_plans(values, s), key=lambda plan: plan.estimate)
-    small, most = len(bits) <= SMALL, plans[0].estimate * (1 + s.slack) + 64
+    small, best = len(bits) <= SMALL, plans[0].estimate
+    most = best + abs(best) * s.slack + 64  # what classes save may be estimated as more than all
     drafts = [plan.draft() for plan in plans if small or plan.estimate <= most]
     edge = near(min(draft.size for draft in drafts))
     built = [bytes(draft) for draft in drafts if small or draft.size <= edge]

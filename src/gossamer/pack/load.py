@@ -33,8 +33,9 @@ def load_into(
     with Archive(path, max_bytes=max_bytes) as archive:
         targets = _targets(archive, model, strict)
         archive.check_sections()
+        aliases = archive.aliases
         for done, (name, target) in enumerate(targets.items()):
-            same = archive.aliases.get(name)
+            same = aliases.get(name)
             if same is None or targets.get(same) is not target:
                 try:
                     archive.read_into(name, target)

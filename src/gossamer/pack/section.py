@@ -144,7 +144,7 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
     total = reader.varint("non-zero entries", numel)
     before = reader.at
     if not flags & RAW_VALUES:
-        section.book = decode_book(reader, dtype)
+        section.book = decode_book(reader, dtype, numel)
     parts = {"codebook": reader.at - before}
     groups = [numel]
     if flags & CLASSES:

@@ -1,0 +1,165 @@
+"""What reading a file costs is bounded by its size and by what was asked for; told by counting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gossamer.errors import FormatError
+from gossamer.pack import Archive, archive, container, describe, pack_bytes, unpack
+from gossamer.pack.book import decode_book
+from gossamer.pack.container import ALIAS, OWN, SOLID, Entry, Header, file_chunks
+from gossamer.pack.limits import Reader, varint
+from gossamer.pack.section import GAPS
+from gossamer.pack.values import BY_TORCH
+
+F32, I32 = BY_TORCH[torch.float32], BY_TORCH[torch.int32]
+
+
+def file_of(entries: list[Entry], payloads: list[bytes], *, metadata: bool = False) -> bytes:
+    """A file with right checksums, whatever is in it."""
+    return b"".join(file_chunks(Header(entries, [], metadata, version=2), payloads))
+
+
+# Work that grows with the square of the file ------------------------------------------------------
+
+
+class Compared(str):
+    """A name that counts how often it is compared."""
+
+    times = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return str.__eq__(self, other)
+
+
+def test_a_duplicate_name_is_found_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{i:x}" for i in range(2000)]
+    data = file_of([Entry(n, F32, (0,), SOLID) for n in [*names, names[-1]]], [b"\0"])
+    text = container._text
+    monkeypatch.setattr(container, "_text", lambda *a: Compared(text(*a)))
+    Compared.times = 0
+    with pytest.raises(FormatError, match="two tensors are named '7cf'"):
+        Archive(data)
+    assert 0 < Compared.times <= 2 * len(names)
+
+
+def test_grouped_tensors_are_found_without_walking_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = 500
+    values = np.arange(count, dtype="<f4")
+    entries = [Entry(f"{i}", F32, (), SOLID) for i in range(count)]
+    looked = 0
+    numel = Entry.numel
+
+    def counted(entry: Entry) -> int:
+        nonlocal looked
+        looked += 1
+        return numel.fget(entry)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Entry, "numel", property(counted))
+    data = file_of(entries, [b"\0" + values.tobytes()])
+    found = unpack(data)
+    assert [found[f"{i}"].item() for i in range(count)] == values.tolist()
+    with Archive(data) as opened:
+        opened.verify()
+        assert sum(row["bytes"] for row in opened.rows()) == len(data) - opened.header.size
+    assert looked <= 30 * count
+
+
+def test_the_first_of_an_empty_group_bears_its_bytes() -> None:
+    data = file_of([Entry(n, F32, (0,), SOLID) for n in "abc"], [b"\0"])
+    with Archive(data) as opened:
+        assert [row["bytes"] for row in opened.rows()] == [5, 0, 0]
+
+
+def test_sections_are_named_without_a_search() -> None:
+    entries = [Entry(f"{i}", F32, (1,), OWN) for i in range(50)]
+    data = bytearray(file_of(entries, [b"\0\0" + bytes(4)] * 50))
+    data[-1] ^= 1
+    with Archive(bytes(data)) as opened, pytest.raises(FormatError, match="tensor '49'.*checksum"):
+        opened.check_sections()
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the tensors decoded, in order."""
+    seen: list[str] = []
+    whole = Archive._bits
+
+    def bits(self: Archive, index: int, entry: Entry, *rest: Any) -> Any:
+        seen.append(entry.name)
+        return whole(self, index, entry, *rest)
+
+    monkeypatch.setattr(archive.Archive, "_bits", bits)
+    return seen
+
+
+def test_nothing_is_decoded_twice_for_its_aliases(decoded: list[str]) -> None:
+    weight = torch.arange(12.0).reshape(3, 4)
+    data = pack_bytes({"w": weight, **{f"a{i}": weight for i in range(9)}, "b": torch.ones(2)})
+    with Archive(data) as opened:
+        rows = {row["name"]: row for row in describe(opened)}
+        assert decoded == ["w", "b"]
+        opened.parts()
+        own, tied = opened.info("w"), opened.info("a3")
+        assert decoded == ["w", "b"]
+        own["parts"]["raw"] = -1  # the caller's to change
+        assert opened.info("w") == {**rows["w"], "shape": (3, 4)}
+    assert tied["tied_to"] == "w"
+    assert (tied["codec"], tied["bytes"], tied["bits_per_weight"], tied["parts"]) == (
+        "tied",
+        0,
+        0.0,
+        {},
+    )
+    assert (tied["nonzeros"], tied["distinct"]) == (11, 12) == (own["nonzeros"], own["distinct"])
+    decoded.clear()
+    with Archive(data) as opened:
+        opened.verify()
+    assert decoded == ["w", "b"]
+
+
+def test_a_code_book_of_deltas_is_read_in_one_pass() -> None:
+    count = 65_535
+    deltas = bytes((count - 1 + 7) // 8)
+    book = bytes([1 << 2]) + varint(count) + varint(0) + (1).to_bytes(4, "little") + b"\0" + deltas
+    made = decode_book(Reader(book, "book"), I32)
+    np.testing.assert_array_equal(made, np.arange(1, count + 1))
+
+
+def test_a_code_book_has_no_more_values_than_its_tensor_elements() -> None:
+    # 65,535 values from ten bytes: a grid of the integers from 1 on.
+    book = bytes([2 << 2 | 16]) + varint(65_535) + varint(1) + varint(2)
+    assert len(decode_book(Reader(book, "book"), I32)) == 65_535
+    data = file_of([Entry("w", I32, (1,), OWN)], [bytes([GAPS]) + varint(0) + book])
+    with pytest.raises(FormatError, match="'w': code book size is 65535, at most 1 is possible"):
+        unpack(data)
+
+
+@pytest.mark.parametrize("step", [1, 3, (1 << 31) // 5])
+def test_an_integer_grid_keeps_to_the_range(step: int) -> None:
+    def book(low: int, count: int) -> bytes:
+        folded = 2 * low if low >= 0 else -2 * low - 1
+        return bytes([2 << 2 | 16]) + varint(count) + varint(step) + varint(folded)
+
+    most = (1 << 31) // step
+    low = max(-most, -5)
+    made = decode_book(Reader(book(low, 5), "book"), I32).view(np.int32)
+    assert made.tolist() == [k * step for k in range(low, low + 6) if k][:5]
+    for start in (-most - 1, most):
+        with pytest.raises(FormatError, match="leaves the range of int32"):
+            decode_book(Reader(book(start, 2), "book"), I32)
+
+
+def test_a_row_that_is_kept_whole_is_packed() -> None:
+    # What classes of columns save is estimated as more than the rest costs.
+    weight = torch.zeros(300, 784)
+    weight[3] = 0.5
+    assert torch.equal(unpack(pack_bytes({"w": weight}))["w"], weight)
