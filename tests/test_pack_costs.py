@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from gossamer.errors import FormatError
 from gossamer.pack import Archive, archive, container, describe, pack_bytes, unpack
 from gossamer.pack.book import decode_book
-from gossamer.pack.container import ALIAS, OWN, SOLID, Entry, Header, file_chunks
+from gossamer.pack.container import MAGIC, OWN, SOLID, Entry, Header, file_chunks
 from gossamer.pack.limits import Reader, varint
+from gossamer.pack.raw import compress, decompress
 from gossamer.pack.section import GAPS
 from gossamer.pack.values import BY_TORCH
 
@@ -83,7 +85,7 @@ def test_sections_are_named_without_a_search() -> None:
     entries = [Entry(f"{i}", F32, (1,), OWN) for i in range(50)]
     data = bytearray(file_of(entries, [b"\0\0" + bytes(4)] * 50))
     data[-1] ^= 1
-    with Archive(bytes(data)) as opened, pytest.raises(FormatError, match="tensor '49'.*checksum"):
+    with Archive(bytes(data)) as opened, pytest.raises(FormatError, match=r"tensor '49'.*checksum"):
         opened.check_sections()
 
 
@@ -163,3 +165,75 @@ def test_a_row_that_is_kept_whole_is_packed() -> None:
     weight = torch.zeros(300, 784)
     weight[3] = 0.5
     assert torch.equal(unpack(pack_bytes({"w": weight}))["w"], weight)
+
+
+# Few bytes that expand to many --------------------------------------------------------------------
+
+
+@pytest.fixture
+def expanded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes that were asked of zstd by headers and metadata."""
+    seen: list[int] = []
+
+    def spy(data: Any, size: int, *rest: Any) -> bytes:
+        seen.append(size)
+        return decompress(data, size, *rest)
+
+    monkeypatch.setattr(container, "decompress", spy)
+    monkeypatch.setattr(archive, "decompress", spy)
+    return seen
+
+
+def test_a_header_bomb_is_refused_before_it_expands(expanded: list[int]) -> None:
+    count = 1_000_000
+    body = b"\0\0" + varint(count) + bytes(3 * count)
+    stored = compress(body, 3)
+    head = MAGIC + b"\1" + varint(len(stored) << 1 | 1) + varint(len(body)) + stored
+    data = head + zlib.crc32(head).to_bytes(4, "little")
+    most = (64 << 10) + 100 * len(stored)
+    with pytest.raises(FormatError, match=f"expanded header length is 3000005, at most {most} is"):
+        Archive(data)
+    assert expanded == []
+
+
+def test_names_that_are_all_the_same_end_at_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    text = container._text
+
+    def spy(*arguments: Any) -> str:
+        read.append(text(*arguments))
+        return read[-1]
+
+    monkeypatch.setattr(container, "_text", spy)
+    body = b"\0\0" + varint(20_000) + bytes(60_000)
+    head = MAGIC + b"\1" + varint(len(body) << 1) + body
+    with pytest.raises(FormatError, match="two tensors are named ''"):
+        Archive(head + zlib.crc32(head).to_bytes(4, "little"))
+    assert len(read) == 3  # the writer and two names
+
+
+def test_a_metadata_bomb_is_refused_before_it_expands(expanded: list[int]) -> None:
+    text = b'{"a":[' + b"[]," * 1_000_000 + b"0]}"
+    data = file_of([], [varint(len(text)) + compress(text, 3)], metadata=True)
+    with Archive(data) as opened:
+        with pytest.raises(FormatError, match="metadata: expanded length is 3000009, at most"):
+            _ = opened.metadata
+        assert expanded == []
+
+
+def test_what_compresses_beyond_the_bound_is_written_as_it_is(expanded: list[int]) -> None:
+    history = {"history": [0] * 400_000}
+    data = pack_bytes({"w": torch.ones(2)}, metadata=history)
+    assert len(data) > 800_000
+    with Archive(data) as opened:
+        assert opened.metadata == history
+    assert expanded == []
+
+
+def test_a_network_of_many_like_tensors_keeps_its_compressed_header(expanded: list[int]) -> None:
+    names = [f"transformer.layers.{i}.attention.query.weight" for i in range(5000)]
+    entries = [Entry(n, F32, (2, 1), OWN) for n in names]
+    data = file_of(entries, [b"\0\0" + bytes(8)] * len(names))
+    with Archive(data) as opened:
+        assert opened.names == names
+        assert expanded[0] > 20 * opened.header.size

@@ -26,7 +26,7 @@ from gossamer.pack.container import (
     section_crc,
 )
 from gossamer.pack.decode import decode_section
-from gossamer.pack.limits import MAX_BYTES, MAX_HEADER, Reader
+from gossamer.pack.limits import MAX_BYTES, MAX_HEADER, Reader, expansion
 from gossamer.pack.raw import decode_raw, decompress
 from gossamer.pack.rows import Row, grouped_row, own_row, tied_row
 from gossamer.pack.section import SEEDED
@@ -178,7 +178,7 @@ class Archive:
 
     def _read_metadata(self) -> dict[str, Any]:
         reader = Reader(self._section(0, "metadata"), f"{self.where}: metadata")
-        size = reader.varint("expanded length", MAX_HEADER)
+        size = reader.varint("expanded length", expansion(reader.left))
         data = reader.rest()
         text = decompress(data, size, reader, "metadata") if size else bytes(data)
         try:

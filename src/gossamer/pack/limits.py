@@ -13,6 +13,7 @@ __all__ = [
     "MAX_DIMENSIONS",
     "MAX_HEADER",
     "Reader",
+    "expansion",
     "unzigzag",
     "varint",
     "zigzag",
@@ -26,7 +27,22 @@ MAX_HEADER = 64 << 20
 
 MAX_DIMENSIONS = 32
 
+_EXPANSION = 100
+_EXPANSION_FREE = 64 << 10
+
 _VARINT_BYTES = 9  # 63 bits
+
+
+def expansion(stored: int) -> int:
+    """Bytes that a header or metadata of ``stored`` compressed ones may expand to.
+
+    The most regular headers (thousands of like tensors in sections of one length) reach 90 times;
+    zstd itself would reach some thousands. What would go beyond is stored as it is.
+
+    >>> expansion(1000) == 64 * 1024 + 100 * 1000
+    True
+    """
+    return min(MAX_HEADER, _EXPANSION_FREE + _EXPANSION * stored)
 
 
 def varint(value: int) -> bytes:

@@ -30,7 +30,7 @@ from gossamer.pack.container import (
 )
 from gossamer.pack.encode import encode_section
 from gossamer.pack.layouts import Settings, seeded_section
-from gossamer.pack.limits import MAX_DIMENSIONS, varint
+from gossamer.pack.limits import MAX_DIMENSIONS, expansion, varint
 from gossamer.pack.raw import compress, encode_raw
 from gossamer.pack.section import SEEDED
 from gossamer.pack.values import BY_TORCH, Bits, DType, nonfinite, to_bits
@@ -308,4 +308,5 @@ def _metadata(metadata: Mapping[str, Any]) -> bytes:
     except (TypeError, ValueError) as e:
         raise ArgumentError(f"metadata is not JSON: {e}; use strings, numbers, lists") from None
     packed = varint(len(text)) + compress(text)
-    return packed if len(packed) < len(text) + 1 else b"\0" + text
+    worth = len(packed) < len(text) + 1 and len(text) <= expansion(len(packed))
+    return packed if worth else b"\0" + text
