@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from gossamer.errors import FormatError
-from gossamer.pack import Archive, archive, container, describe, pack_bytes, unpack
+from gossamer.pack import Archive, archive, container, context, describe, pack_bytes, unpack
 from gossamer.pack.book import decode_book
 from gossamer.pack.container import MAGIC, OWN, SOLID, Entry, Header, file_chunks
 from gossamer.pack.limits import Reader, varint
 from gossamer.pack.raw import compress, decompress
-from gossamer.pack.section import GAPS
+from gossamer.pack.section import CONTEXT, GAPS
 from gossamer.pack.values import BY_TORCH
 
 F32, I32 = BY_TORCH[torch.float32], BY_TORCH[torch.int32]
@@ -237,3 +237,48 @@ def test_a_network_of_many_like_tensors_keeps_its_compressed_header(expanded: li
     with Archive(data) as opened:
         assert opened.names == names
         assert expanded[0] > 20 * opened.header.size
+
+
+# The context coder: time for every entry, however few bits it costs -------------------------------
+
+
+def context_file(rows: int, cols: int, payload: int) -> bytes:
+    """One float32 tensor whose section ends in so many bytes of the context coder."""
+    body = bytes([CONTEXT]) + varint(1) + b"\0\1" + np.array([1], "<f4").tobytes() + b"\1\1"
+    return file_of([Entry("w", F32, (rows, cols), OWN)], [body + bytes([255]) * payload])
+
+
+def test_the_context_coder_is_not_begun_for_more_entries_than_bytes_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def decode(data: bytes, rows: int, cols: int) -> Any:
+        asked.append(rows * cols)
+        raise FormatError("asked")
+
+    monkeypatch.setattr(context, "decode", decode)
+    size = 1 + 1 + 2 + 4 + 2 + 30  # layout, kept, form and count, value, two numbers, the rest
+    cols = ((1 << 16) + 1024 * size) // 64
+    with pytest.raises(FormatError, match="asked"):
+        unpack(context_file(64, cols, 30))
+    message = f"'w': {64 * cols + 64} entries by the context coder in {size} bytes are too many"
+    with pytest.raises(FormatError, match=message):
+        unpack(context_file(64, cols + 1, 30))
+    # 12.4 million entries in a file of 71 bytes
+    with pytest.raises(FormatError, match="by the context coder in 40 bytes"):
+        unpack(context_file(4096, 3017, 30))
+    assert asked == [64 * cols]
+
+
+@pytest.mark.parametrize("nonzeros", [0, 1, 3, 40, 2000])
+def test_nearly_empty_tensors_are_packed_and_read(nonzeros: int) -> None:
+    rng = np.random.default_rng(nonzeros)
+    weight = np.zeros(600 * 800, np.float32)
+    weight[rng.choice(len(weight), nonzeros, replace=False)] = 0.25
+    data = pack_bytes({"w": torch.from_numpy(weight).reshape(600, 800)})
+    with Archive(data) as opened:
+        np.testing.assert_array_equal(opened.tensor("w").numpy().reshape(-1), weight)
+        length = opened.header.lengths[0]
+        coded = opened.info("w")["codec"] == "context"
+    assert not coded or weight.size <= (1 << 16) + 1024 * length

@@ -13,6 +13,7 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from gossamer.pack import context
 from gossamer.pack.bits import histogram
 from gossamer.pack.book import encode_book
 from gossamer.pack.classes import column_classes
@@ -64,7 +65,9 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     built = [bytes(draft) for draft in drafts if small or draft.size <= edge]
     tried = len(bits) <= s.context and kernel("context") is not None
     if tried and values.book is not None and len(values.book):
-        built.append(context_section(values))
+        section = context_section(values)
+        if context.affordable(len(bits), len(section)):
+            built.append(section)
     return min(built, key=len)
 
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from gossamer.errors import FormatError
+from gossamer.pack import context
 from gossamer.pack.book import decode_book
 from gossamer.pack.coders import CODERS
 from gossamer.pack.limits import Reader
@@ -141,6 +142,8 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
     rows, cols = matrix(shape, numel)
     section.shape = (cols, rows) if flags & TRANSPOSED else (rows, cols)
     whole = len(reader.data) - before
+    if layout == CONTEXT and not context.affordable(numel, whole):
+        raise reader.fail(f"{numel} entries by the context coder in {whole} bytes are too many")
     total = reader.varint("non-zero entries", numel)
     before = reader.at
     if not flags & RAW_VALUES:
