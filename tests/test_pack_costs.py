@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -282,3 +288,96 @@ def test_nearly_empty_tensors_are_packed_and_read(nonzeros: int) -> None:
         length = opened.header.lengths[0]
         coded = opened.info("w")["codec"] == "context"
     assert not coded or weight.size <= (1 << 16) + 1024 * length
+
+
+# One archive, several readers ---------------------------------------------------------------------
+
+
+def many(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A file of tensors with sections of their own, and some that are grouped."""
+    rng = np.random.default_rng(1)
+    tensors = {
+        f"{i}": torch.from_numpy(rng.normal(size=(30, 20) if i % 4 else (3,)).astype(np.float32))
+        for i in range(24)
+    }
+    path = folder / "many.gsm"
+    path.write_bytes(pack_bytes(tensors, metadata={"a": 1}))
+    return path, tensors
+
+
+def same(opened: Archive, tensors: dict[str, torch.Tensor]) -> bool:
+    return opened.metadata == {"a": 1} and all(
+        torch.equal(opened.tensor(name), tensor) for name, tensor in tensors.items()
+    )
+
+
+@pytest.mark.parametrize("placed", [True, False], ids=["pread", "locked"])
+def test_threads_read_one_archive(
+    placed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not placed:
+        monkeypatch.delattr(os, "pread", raising=False)
+    path, tensors = many(tmp_path)
+    begin = threading.Barrier(4)
+
+    def read(_: int) -> bool:
+        begin.wait(60)
+        return all(same(opened, tensors) for _ in range(5))
+
+    with Archive(path) as opened, ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(4)))
+
+
+def test_a_read_moves_no_position_that_others_share(tmp_path: Path) -> None:
+    path, tensors = many(tmp_path)
+    with Archive(path) as opened:
+        file = opened._file._file
+        assert file is not None
+        for at in (0, 7, opened.file_bytes):
+            file.seek(at)
+            assert same(opened, tensors)
+            assert file.tell() == at
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forked_processes_read_an_archive_opened_before(tmp_path: Path) -> None:
+    path, _ = many(tmp_path)
+    program = f"""
+import os, torch
+from gossamer.pack import Archive
+torch.set_num_threads(1)
+opened = Archive({str(path)!r})
+here, there = os.pipe(), os.pipe()
+# The child moves the position that the two share between each of the parent's reads.
+child = os.fork()
+if child == 0:
+    try:
+        for name in opened.names:
+            os.read(here[0], 1)
+            opened.tensor(name)
+            os.lseek(opened._file._file.fileno(), 0, os.SEEK_SET)
+            os.write(there[1], b"+")
+        os._exit(0)
+    except BaseException:
+        os.write(there[1], b"-")
+        os._exit(1)
+for name in reversed(opened.names):
+    opened.tensor(name)
+    os.write(here[1], b".")
+    assert os.read(there[0], 1) == b"+"
+assert os.waitpid(child, 0)[1] == 0
+print("read by both")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout == "read by both\n", done.stderr
+
+
+def test_a_closed_archive_says_so(tmp_path: Path) -> None:
+    path, _ = many(tmp_path)
+    for source in (path, path.read_bytes()):
+        opened = Archive(source)
+        opened.close()
+        with pytest.raises(ValueError, match="the file was closed; open it again"):
+            opened.tensor("1")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from gossamer.pack.limits import MAX_BYTES, MAX_HEADER, Reader, expansion
 from gossamer.pack.raw import decode_raw, decompress
 from gossamer.pack.rows import Row, grouped_row, own_row, tied_row
 from gossamer.pack.section import SEEDED
+from gossamer.pack.source import Source
 from gossamer.pack.values import Bits, DType, from_bits, to_bits
 
 __all__ = ["Archive", "describe", "unpack"]
@@ -40,7 +40,8 @@ _FIRST_READ = 1 << 16
 class Archive:
     """A ``.gsm`` file, open for reading; tensors are decoded when asked for.
 
-    Not to be read by several threads at once; each can open its own.
+    Several threads may read it at once, and processes forked since it was opened (the workers of a
+    data loader). It is not to be closed while another thread reads.
 
     Args:
         source: path, or the bytes of a file.
@@ -52,17 +53,12 @@ class Archive:
     """
 
     def __init__(self, source: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> None:
-        self._file: BinaryIO
-        if isinstance(source, bytes):
-            self._file, self.path = io.BytesIO(source), None
-        else:
-            self.path = Path(source)
-            self._file = open(self.path, "rb")  # noqa: SIM115 (closed by close())
+        self.path = None if isinstance(source, bytes) else Path(source)
         self.where = str(self.path) if self.path else "archive"
+        self._file = Source(source)
         try:
-            self.file_bytes = self._file.seek(0, io.SEEK_END)
-            self._file.seek(0)
-            first = self._file.read(_FIRST_READ)
+            self.file_bytes = self._file.size
+            first = self._file.read(0, _FIRST_READ)
             if self.file_bytes > len(first):
                 first += self._more(first)
             self.header: Header = read_header(first, self.file_bytes, self.where)
@@ -83,7 +79,7 @@ class Archive:
         reader = Reader(first[4:], self.where)
         reader.u8("version")
         need = reader.varint("header length", MAX_HEADER << 1 | 1) >> 1
-        return self._file.read(max(0, need + 64 - len(first)))
+        return self._file.read(len(first), need + 64 - len(first))
 
     def _check_size(self, max_bytes: int) -> None:
         total = sum(e.numel * e.dtype.size for e in self.header.entries if e.place != ALIAS)
@@ -192,8 +188,7 @@ class Archive:
     def _section(self, number: int, what: str) -> bytes:
         """The checked payload of a section."""
         length = self.header.lengths[number]
-        self._file.seek(self.header.offsets[number])
-        data = self._file.read(length + 4)
+        data = self._file.read(self.header.offsets[number], length + 4)
         payload = data[:length]
         if len(data) != length + 4:
             raise FormatError(f"{self.where}: {what}: the file was cut short while open")
