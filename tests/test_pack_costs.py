@@ -14,14 +14,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from gossamer.errors import FormatError
-from gossamer.pack import Archive, archive, container, context, describe, pack_bytes, unpack
+import gossamer
+from gossamer.errors import ArgumentError, FormatError
+from gossamer.pack import (
+    Archive,
+    archive,
+    container,
+    context,
+    describe,
+    load_into,
+    pack_bytes,
+    unpack,
+)
 from gossamer.pack.book import decode_book
 from gossamer.pack.container import MAGIC, OWN, SOLID, Entry, Header, file_chunks
 from gossamer.pack.limits import Reader, varint
-from gossamer.pack.raw import compress, decompress
-from gossamer.pack.section import CONTEXT, GAPS
+from gossamer.pack.raw import compress, decode_raw, decompress
+from gossamer.pack.section import CONTEXT, DENSE, GAPS
 from gossamer.pack.values import BY_TORCH
 
 F32, I32 = BY_TORCH[torch.float32], BY_TORCH[torch.int32]
@@ -381,3 +392,94 @@ def test_a_closed_archive_says_so(tmp_path: Path) -> None:
         opened.close()
         with pytest.raises(ValueError, match="the file was closed; open it again"):
             opened.tensor("1")
+
+
+# How much may be decoded --------------------------------------------------------------------------
+
+
+def constant(count: int, name: str = "w") -> tuple[Entry, bytes]:
+    """A tensor of ones in a dozen bytes."""
+    book = b"\0\1" + np.array([1], "<f4").tobytes()
+    return Entry(name, F32, (count,), OWN), bytes([DENSE]) + varint(count) + book
+
+
+def test_a_file_of_a_few_bytes_may_claim_a_gigabyte() -> None:
+    count = (1 << 30) // 4
+    for more, message in ((0, None), (1, "claims 1073741828 bytes .* open it with max_bytes=1073")):
+        entry, payload = constant(count + more)
+        data = file_of([entry], [payload])
+        if message is None:
+            Archive(data).close()
+            continue
+        for read in (Archive, unpack):
+            with pytest.raises(FormatError, match=message):
+                read(data)
+        Archive(data, max_bytes=4 * count + 4).close()
+
+
+def test_a_larger_file_may_claim_more() -> None:
+    rest = 1 << 24
+    entry, payload = constant(((1 << 31) - rest) // 4)
+    stored = Entry("x", BY_TORCH[torch.uint8], (rest,), OWN)
+    data = file_of([entry, stored], [payload, bytes(2 + rest)])
+    with Archive(data) as opened:  # 2 GiB of 16 MiB
+        assert opened.dense_bytes == 1 << 31 < 128 * len(data)
+    entry, payload = constant(1 << 30)
+    with pytest.raises(FormatError, match="max_bytes is 2147"):
+        Archive(file_of([entry, stored], [payload, bytes(2 + rest)]))
+
+
+class Bias(nn.Module):
+    """One parameter of so many elements."""
+
+    def __init__(self, count: int = 2, *, device: str = "cpu") -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(count, device=device))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Elements of every decoding that was begun."""
+    seen: list[int] = []
+
+    def raw(reader: Any, dtype: Any, count: int) -> Any:
+        seen.append(count)
+        return decode_raw(reader, dtype, count)
+
+    monkeypatch.setattr(archive, "decode_raw", raw)
+    return seen
+
+
+@pytest.mark.parametrize("load", [load_into, gossamer.load])
+def test_what_is_decoded_follows_the_model(load: Any, asked: list[int]) -> None:
+    # The group of the model's one tensor claims 80 MB of another's.
+    group = b"\1" + compress(bytes(8 + 80_000_000), 1)
+    entries = [Entry("w", F32, (2,), SOLID), Entry("other", F32, (20_000_000,), SOLID)]
+    data = file_of(entries, [group])
+    model = Bias()
+    with pytest.raises(
+        FormatError, match=r"80000008 bytes would be decoded for 8 bytes .* pass max"
+    ):
+        load(data, model, strict=False)
+    assert asked == []
+    load(data, model, strict=False, max_bytes=80_000_008)
+    assert asked == [20_000_002]
+    with pytest.raises(FormatError, match="max_bytes is 80000007"):
+        load(data, model, strict=False, max_bytes=80_000_007)
+
+
+@pytest.mark.parametrize("load", [load_into, gossamer.load])
+def test_a_model_may_be_as_large_as_it_is(load: Any) -> None:
+    # Beyond what the file's size alone allows. The model's shape is wrong: nothing is decoded.
+    entry, payload = constant((1 << 34) // 4)
+    data = file_of([entry], [payload])
+    with pytest.raises(ArgumentError, match=r"'w' is float32\[4294967296\] in the file"):
+        load(data, Bias())
+    with pytest.raises(FormatError, match="claims 17179869184 bytes"):
+        Archive(data)
+    # What the model does not have is not decoded, and costs nothing.
+    entry, _ = constant((1 << 34) // 4, "head")
+    other, more = constant(3)
+    model = Bias(3)
+    load(file_of([entry, other], [payload, more]), model, strict=False)
+    assert model.w.tolist() == [1, 1, 1]

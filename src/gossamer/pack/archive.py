@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +25,7 @@ from gossamer.pack.container import (
     section_crc,
 )
 from gossamer.pack.decode import decode_section
-from gossamer.pack.limits import MAX_BYTES, MAX_HEADER, Reader, expansion
+from gossamer.pack.limits import MAX_HEADER, Reader, decoded_bytes, expansion
 from gossamer.pack.raw import decode_raw, decompress
 from gossamer.pack.rows import Row, grouped_row, own_row, tied_row
 from gossamer.pack.section import SEEDED
@@ -45,14 +45,14 @@ class Archive:
 
     Args:
         source: path, or the bytes of a file.
-        max_bytes: bound on the decoded bytes of all tensors; raise it for a larger model that
-            you trust.
+        max_bytes: bound on the decoded bytes of all tensors; by default 1 GiB, or 128 times the
+            file if that is more. Raise it for a larger model that you trust.
 
     Raises :class:`FormatError` when the file is not whole, is of another format or version, or
     claims more than ``max_bytes``. Nothing is allocated for a claim before it is checked.
     """
 
-    def __init__(self, source: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, source: str | Path | bytes, *, max_bytes: int | None = None) -> None:
         self.path = None if isinstance(source, bytes) else Path(source)
         self.where = str(self.path) if self.path else "archive"
         self._file = Source(source)
@@ -62,7 +62,7 @@ class Archive:
             if self.file_bytes > len(first):
                 first += self._more(first)
             self.header: Header = read_header(first, self.file_bytes, self.where)
-            self._check_size(max_bytes)
+            self._check_size(decoded_bytes(self.file_bytes) if max_bytes is None else max_bytes)
         except BaseException:
             self._file.close()
             raise
@@ -82,7 +82,7 @@ class Archive:
         return self._file.read(len(first), need + 64 - len(first))
 
     def _check_size(self, max_bytes: int) -> None:
-        total = sum(e.numel * e.dtype.size for e in self.header.entries if e.place != ALIAS)
+        total = self.dense_bytes
         if total > max_bytes:
             raise FormatError(
                 f"{self.where}: claims {total} bytes of tensors, max_bytes is {max_bytes}; "
@@ -262,6 +262,14 @@ class Archive:
             self._solid[dtype.code] = bits
         return self._solid[dtype.code]
 
+    def cost(self, names: Iterable[str]) -> int:
+        """Bytes that are decoded to read these tensors: their own, and all of their groups'."""
+        found = {self._entry(name) for name in names}
+        groups = {entry.dtype for _, entry in found if entry.place == SOLID}
+        return sum(e.numel * e.dtype.size for _, e in found if e.place == OWN) + sum(
+            self._totals[dtype.code] * dtype.size for dtype in groups
+        )
+
     def tensors(self) -> Tensors:
         """All tensors by name; tied names share one tensor."""
         found: dict[int, Tensor] = {}
@@ -343,10 +351,10 @@ def describe(archive: Archive) -> list[dict[str, Any]]:
     return [{**row, "shape": list(row["shape"])} for row in archive.rows()]
 
 
-def unpack(path: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> Tensors:
+def unpack(path: str | Path | bytes, *, max_bytes: int | None = None) -> Tensors:
     """Read all tensors of a ``.gsm`` file: clean name -> tensor, tied names sharing one.
 
-    Raises :class:`FormatError` for a damaged file.
+    ``max_bytes``: as in :class:`Archive`. Raises :class:`FormatError` for a damaged file.
     """
     with Archive(path, max_bytes=max_bytes) as archive:
         return archive.tensors()

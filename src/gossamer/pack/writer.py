@@ -30,7 +30,7 @@ from gossamer.pack.container import (
 )
 from gossamer.pack.encode import encode_section
 from gossamer.pack.layouts import Settings, seeded_section
-from gossamer.pack.limits import MAX_DIMENSIONS, expansion, varint
+from gossamer.pack.limits import ANY_BYTES, MAX_DIMENSIONS, expansion, varint
 from gossamer.pack.raw import compress, encode_raw
 from gossamer.pack.section import SEEDED
 from gossamer.pack.values import BY_TORCH, Bits, DType, nonfinite, to_bits
@@ -99,7 +99,7 @@ def pack(
         seeds or {},
     )
     write_chunks(path, chunks)
-    return Archive(path, max_bytes=1 << 62)
+    return Archive(path, max_bytes=ANY_BYTES)
 
 
 def pack_bytes(
