@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,34 @@ from gossamer.pack import (
     pack_bytes,
     unpack,
 )
+from gossamer.pack.bits import BitWriter
 from gossamer.pack.book import decode_book
+from gossamer.pack.coders import RANS
 from gossamer.pack.container import MAGIC, OWN, SOLID, Entry, Header, file_chunks
+from gossamer.pack.decode import decode_section
+from gossamer.pack.layouts import (
+    Settings,
+    bitmap_section,
+    dense_section,
+    gaps_section,
+    row_scan,
+    transposed,
+)
 from gossamer.pack.limits import Reader, varint
 from gossamer.pack.raw import compress, decode_raw, decompress
-from gossamer.pack.section import CONTEXT, DENSE, GAPS
-from gossamer.pack.values import BY_TORCH
+from gossamer.pack.section import (
+    BITMAP,
+    CLASSES,
+    CONTEXT,
+    DENSE,
+    GAPS,
+    PAPER,
+    RAW,
+    SEEDED,
+    TRANSPOSED,
+    ZERO,
+)
+from gossamer.pack.values import BY_TORCH, DType, analyse
 
 F32, I32 = BY_TORCH[torch.float32], BY_TORCH[torch.int32]
 
@@ -483,3 +507,107 @@ def test_a_model_may_be_as_large_as_it_is(load: Any) -> None:
     model = Bias(3)
     load(file_of([entry, other], [payload, more]), model, strict=False)
     assert model.w.tolist() == [1, 1, 1]
+
+
+# Memory: what a decoding holds at its peak --------------------------------------------------------
+
+CLAIM = 1 << 23
+U8, F16 = BY_TORCH[torch.uint8], BY_TORCH[torch.float16]
+CONSTANT = b"\x01"  # rANS of one distinct symbol, which follows
+
+
+def one_symbol(symbol: int) -> bytes:
+    """A stream of one symbol over and over."""
+    writer = BitWriter()
+    writer.golomb(np.array([symbol]), 4)
+    data = CONSTANT + writer.bytes()
+    return varint(4 * len(data) + RANS) + data
+
+
+def tiny(kind: str) -> tuple[DType, tuple[int, ...], bytes, int]:
+    """A section of a few bytes that claims 8 MiB: dtype, shape, bytes, what all elements are."""
+    n, book, wide = CLAIM, b"\0\1\1", (4, CLAIM // 4)
+    match kind:
+        case "dense":
+            return U8, (n,), bytes([DENSE]) + varint(n) + book, 1
+        case "dense coded":
+            return U8, (n,), bytes([DENSE | ZERO]) + b"\0" + book + one_symbol(0), 0
+        case "dense transposed":
+            return U8, wide, bytes([DENSE | ZERO | TRANSPOSED]) + b"\0" + book + one_symbol(0), 0
+        case "gaps":
+            return U8, (n,), bytes([GAPS]) + varint(n) + book + b"\0" + one_symbol(0), 1
+        case "gaps transposed":
+            head = bytes([GAPS | TRANSPOSED]) + varint(n)
+            return U8, wide, head + book + b"\0" + one_symbol(0), 1
+        case "bitmap":
+            return U8, (n,), bytes([BITMAP]) + varint(n) + book + one_symbol(255), 1
+        case "fixed gaps":
+            head = bytes([PAPER]) + varint(n) + book + b"\4\0"
+            return U8, (n,), head + one_symbol(0) + one_symbol(1), 1
+        case "classes":
+            head = bytes([DENSE | ZERO | CLASSES]) + b"\0" + book + b"\x08"
+            return U8, (1, n), head + one_symbol(0) * 2, 0
+        case "raw":
+            return F32, (n // 4,), bytes([RAW, 1]) + compress(bytes(n), 3), 0
+        case "planes":
+            plane = compress(bytes(n // 4), 3)
+            return F32, (n // 4,), bytes([RAW, 6]) + (b"\1" + varint(len(plane)) + plane) * 4, 0
+        case "grid":
+            step = np.array([1], "<f4").tobytes()
+            return F16, (n // 2,), bytes([RAW, 3]) + step + b"\0\0", 0
+        case _:
+            head = bytes([SEEDED, 2]) + bytes(9) + np.array([1], "<f4").tobytes()
+            mask = bytes([DENSE | ZERO]) + b"\0" + book + one_symbol(0)
+            return F32, (n // 4,), head + mask, 0
+
+
+def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What a call gives, and the most bytes that it held of Python's and numpy's memory."""
+    tracemalloc.start()
+    try:
+        found = call()
+        return found, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "dense",
+        "dense coded",
+        "dense transposed",
+        "gaps",
+        "gaps transposed",
+        "bitmap",
+        "fixed gaps",
+        "classes",
+        "raw",
+        "planes",
+        "grid",
+        "seeded",
+    ],
+)
+def test_a_decoding_holds_no_more_than_three_times_its_tensor(kind: str) -> None:
+    dtype, shape, payload, value = tiny(kind)
+    numel = CLAIM // dtype.size
+    bits, peak = peak_of(lambda: decode_section(payload, dtype, shape, numel, "x"))
+    assert bits.shape == (numel,)
+    assert (bits == value).all()
+    assert peak < 3 * CLAIM + (6 << 20)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("section", [dense_section, gaps_section, bitmap_section])
+def test_columns_of_several_classes_are_put_in_place(section: Any, turned: bool) -> None:
+    # More columns than are moved at once, and classes of no regular order.
+    rng = np.random.default_rng(4)
+    rows, cols = (70_003, 5) if turned else (5, 70_003)
+    bits = (rng.integers(1, 6, rows * cols) * (rng.random(rows * cols) < 0.5)).astype(np.uint8)
+    values = analyse(bits, U8, (rows, cols))
+    scan = row_scan(values)
+    classes = rng.choice(np.array([0, 1, 2], np.uint8), 70_003)
+    data = bytes(section(values, Settings(), transposed(scan) if turned else scan, classes))
+    made, peak = peak_of(lambda: decode_section(data, U8, (rows, cols), bits.size, "x"))
+    np.testing.assert_array_equal(made, bits)
+    assert peak < 4 * bits.size + (6 << 20)

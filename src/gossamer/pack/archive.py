@@ -185,10 +185,10 @@ class Archive:
             raise reader.fail(f"is a JSON {type(found).__name__}, not an object")
         return found
 
-    def _section(self, number: int, what: str) -> bytes:
+    def _section(self, number: int, what: str) -> memoryview:
         """The checked payload of a section."""
         length = self.header.lengths[number]
-        data = self._file.read(self.header.offsets[number], length + 4)
+        data = memoryview(self._file.read(self.header.offsets[number], length + 4))
         payload = data[:length]
         if len(data) != length + 4:
             raise FormatError(f"{self.where}: {what}: the file was cut short while open")

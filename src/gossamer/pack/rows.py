@@ -8,6 +8,7 @@ import numpy as np
 
 from gossamer.pack.ans import Stream as RansStream
 from gossamer.pack.ans import parse as parse_rans
+from gossamer.pack.bits import histogram
 from gossamer.pack.coders import CODERS, HUFFMAN, RANS
 from gossamer.pack.container import Entry
 from gossamer.pack.huffman import code_lengths
@@ -42,7 +43,7 @@ class Row(TypedDict):
     tied_to: str | None
 
 
-def own_row(entry: Entry, bits: Bits, payload: bytes, where: str) -> Row:
+def own_row(entry: Entry, bits: Bits, payload: bytes | memoryview, where: str) -> Row:
     """A tensor with a section of its own; its checksum counts as framing."""
     section = parse(Reader(payload, where), entry.dtype, entry.shape, entry.numel)
     parts = _without_tables(section)
@@ -114,7 +115,7 @@ def _table_bytes(stream: Stream) -> int:
         return len(data) - len(found.payload) if isinstance(found, RansStream) else 0
     if stream.coder == HUFFMAN:
         symbols = CODERS[HUFFMAN].decode(data, stream.count, stream.alphabet)
-        counts = np.bincount(symbols)
+        counts = histogram(symbols, stream.alphabet)
         if np.count_nonzero(counts) < 2:
             return len(data)
         return len(data) - (int((counts * code_lengths(counts)).sum()) + 7) // 8
