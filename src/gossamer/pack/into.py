@@ -67,8 +67,8 @@ def decode_sparse_into(
     places = _symbols(gaps, gap_count, _GAPS, gap_decoder)
     coded = _symbols(codes, code_count, len(book), code_decoder)
     flat[:] = 0
-    for first, positions in gap_runs(places, code_count, len(flat)):
-        flat[positions] = book[coded[first : first + len(positions)]]
+    for done, positions in gap_runs(places, code_count, len(flat)):
+        flat[positions] = book[coded[done : done + len(positions)]]
 
 
 def decode_dense_into(
