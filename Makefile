@@ -50,5 +50,17 @@ bench: $(VENV)/test.stamp
 sanitize: $(VENV)/test.stamp
 	sh native/sanitize.sh $(BIN)/python
 
+# Damaged .gsm files, guided by coverage: the longer job. A finding is written to build/fuzz-*.
+FUZZ_SECONDS ?= 60
+
+$(VENV)/fuzz.stamp: $(VENV)/core.stamp
+	$(PIP) atheris
+	@touch $@
+
+fuzz: $(VENV)/fuzz.stamp
+	mkdir -p build/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python fuzz/fuzz_pack.py -max_total_time=$(FUZZ_SECONDS) \
+		-max_len=4096 -timeout=60 -artifact_prefix=build/fuzz- build/fuzz tests/golden
+
 clean:
 	rm -rf $(VENV) build site demo .mypy_cache .ruff_cache .pytest_cache

@@ -19,7 +19,7 @@ from torch import nn
 
 from gossamer.errors import ArgumentError, FormatError
 from gossamer.pack import Archive, load_into
-from gossamer.pack.limits import MAX_BYTES
+from gossamer.pack.limits import ANY_BYTES
 
 __all__ = [
     "Activations",
@@ -198,14 +198,21 @@ _REBUILD: Mapping[type, Any] = {
 }
 
 
-def recorded(path: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> list[Any]:
-    """The changes that a file tells of; raises :class:`FormatError` for damage."""
-    with Archive(path, max_bytes=max_bytes) as archive:
+def recorded(path: str | Path | bytes, *, max_bytes: int | None = None) -> list[Any]:
+    """The changes that a file tells of; raises :class:`FormatError` for damage.
+
+    No tensor is decoded, so by default a file may claim any number of bytes.
+    """
+    with Archive(path, max_bytes=ANY_BYTES if max_bytes is None else max_bytes) as archive:
         return parse(archive.metadata.get(_KEY, []), archive.where)
 
 
 def load(
-    path: str | Path | bytes, model: nn.Module, *, strict: bool = True, max_bytes: int = MAX_BYTES
+    path: str | Path | bytes,
+    model: nn.Module,
+    *,
+    strict: bool = True,
+    max_bytes: int | None = None,
 ) -> nn.Module:
     """Decode a file into a network: :func:`gossamer.pack.load_into`, and the changes it tells of.
 

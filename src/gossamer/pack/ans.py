@@ -33,6 +33,7 @@ from gossamer.pack.bits import (
     as_symbols,
     check_count,
     histogram,
+    look_up,
     pack_bits,
     symbol_dtype,
     unpack_bits,
@@ -150,7 +151,7 @@ class Rans:
         table = found.table(alphabet) if alphabet <= _WIDE else found.frequencies.astype(np.uint32)
         read = _read_native if native else _read
         out = read(found, table, count, dtype if alphabet <= _WIDE else np.dtype(np.uint16))
-        return out if alphabet <= _WIDE else found.symbols.astype(dtype)[out]
+        return out if alphabet <= _WIDE else look_up(found.symbols.astype(dtype), out)
 
 
 def _lane(table: Table) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,10 +25,11 @@ from gossamer.pack.container import (
     section_crc,
 )
 from gossamer.pack.decode import decode_section
-from gossamer.pack.limits import MAX_BYTES, MAX_HEADER, Reader
+from gossamer.pack.limits import MAX_HEADER, Reader, decoded_bytes, expansion
 from gossamer.pack.raw import decode_raw, decompress
 from gossamer.pack.rows import Row, grouped_row, own_row, tied_row
 from gossamer.pack.section import SEEDED
+from gossamer.pack.source import Source
 from gossamer.pack.values import Bits, DType, from_bits, to_bits
 
 __all__ = ["Archive", "describe", "unpack"]
@@ -40,40 +40,38 @@ _FIRST_READ = 1 << 16
 class Archive:
     """A ``.gsm`` file, open for reading; tensors are decoded when asked for.
 
-    Not to be read by several threads at once; each can open its own.
+    Several threads may read it at once, and processes forked since it was opened (the workers of a
+    data loader). It is not to be closed while another thread reads.
 
     Args:
         source: path, or the bytes of a file.
-        max_bytes: bound on the decoded bytes of all tensors; raise it for a larger model that
-            you trust.
+        max_bytes: bound on the decoded bytes of all tensors; by default 1 GiB, or 128 times the
+            file if that is more. Raise it for a larger model that you trust.
 
     Raises :class:`FormatError` when the file is not whole, is of another format or version, or
     claims more than ``max_bytes``. Nothing is allocated for a claim before it is checked.
     """
 
-    def __init__(self, source: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> None:
-        self._file: BinaryIO
-        if isinstance(source, bytes):
-            self._file, self.path = io.BytesIO(source), None
-        else:
-            self.path = Path(source)
-            self._file = open(self.path, "rb")  # noqa: SIM115 (closed by close())
+    def __init__(self, source: str | Path | bytes, *, max_bytes: int | None = None) -> None:
+        self.path = None if isinstance(source, bytes) else Path(source)
         self.where = str(self.path) if self.path else "archive"
+        self._file = Source(source)
         try:
-            self.file_bytes = self._file.seek(0, io.SEEK_END)
-            self._file.seek(0)
-            first = self._file.read(_FIRST_READ)
+            self.file_bytes = self._file.size
+            first = self._file.read(0, _FIRST_READ)
             if self.file_bytes > len(first):
                 first += self._more(first)
             self.header: Header = read_header(first, self.file_bytes, self.where)
-            self._check_size(max_bytes)
+            self._check_size(decoded_bytes(self.file_bytes) if max_bytes is None else max_bytes)
         except BaseException:
             self._file.close()
             raise
         self.where += f" (written by gossamer {self.header.writer})"
         self._index = {e.name: i for i, e in enumerate(self.header.entries)}
         self._sections = self._assign()
+        self._firsts, self._starts, self._totals = self._group()
         self._solid: dict[int, Bits] = {}
+        self._rows: dict[int, Row] = {}
         self._metadata: dict[str, Any] | None = None
 
     def _more(self, first: bytes) -> bytes:
@@ -81,10 +79,10 @@ class Archive:
         reader = Reader(first[4:], self.where)
         reader.u8("version")
         need = reader.varint("header length", MAX_HEADER << 1 | 1) >> 1
-        return self._file.read(max(0, need + 64 - len(first)))
+        return self._file.read(len(first), need + 64 - len(first))
 
     def _check_size(self, max_bytes: int) -> None:
-        total = sum(e.numel * e.dtype.size for e in self.header.entries if e.place != ALIAS)
+        total = self.dense_bytes
         if total > max_bytes:
             raise FormatError(
                 f"{self.where}: claims {total} bytes of tensors, max_bytes is {max_bytes}; "
@@ -105,6 +103,18 @@ class Archive:
                 sections[i] = number
                 number += 1
         return sections
+
+    def _group(self) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+        """Of each dtype's group the first entry, where each entry starts, and all elements."""
+        firsts: dict[int, int] = {}
+        starts: dict[int, int] = {}
+        totals: dict[int, int] = {}
+        for i, entry in enumerate(self.header.entries):
+            if entry.place == SOLID:
+                firsts.setdefault(entry.dtype.code, i)
+                starts[i] = totals.get(entry.dtype.code, 0)
+                totals[entry.dtype.code] = starts[i] + entry.numel
+        return firsts, starts, totals
 
     # Closing --------------------------------------------------------------------------------
 
@@ -164,7 +174,7 @@ class Archive:
 
     def _read_metadata(self) -> dict[str, Any]:
         reader = Reader(self._section(0, "metadata"), f"{self.where}: metadata")
-        size = reader.varint("expanded length", MAX_HEADER)
+        size = reader.varint("expanded length", expansion(reader.left))
         data = reader.rest()
         text = decompress(data, size, reader, "metadata") if size else bytes(data)
         try:
@@ -175,11 +185,10 @@ class Archive:
             raise reader.fail(f"is a JSON {type(found).__name__}, not an object")
         return found
 
-    def _section(self, number: int, what: str) -> bytes:
+    def _section(self, number: int, what: str) -> memoryview:
         """The checked payload of a section."""
         length = self.header.lengths[number]
-        self._file.seek(self.header.offsets[number])
-        data = self._file.read(length + 4)
+        data = memoryview(self._file.read(self.header.offsets[number], length + 4))
         payload = data[:length]
         if len(data) != length + 4:
             raise FormatError(f"{self.where}: {what}: the file was cut short while open")
@@ -229,7 +238,7 @@ class Archive:
         what = f"tensor {entry.name!r}"
         if entry.place == SOLID:
             solid = self._solid_bits(entry.dtype)
-            start = self._solid_start(index)
+            start = self._starts[index]
             bits = np.empty(entry.numel, entry.dtype.bits) if out is None else out
             bits[:] = solid[start : start + entry.numel]
         else:
@@ -243,23 +252,23 @@ class Archive:
             raise FormatError(f"{self.where}: {what} is bool but holds the byte {bits.max()}")
         return bits
 
-    def _solid_start(self, index: int) -> int:
-        entries = self.header.entries
-        dtype = entries[index].dtype
-        return sum(e.numel for e in entries[:index] if e.place == SOLID and e.dtype is dtype)
-
-    def _members(self, dtype: DType) -> list[Entry]:
-        return [e for e in self.header.entries if e.place == SOLID and e.dtype is dtype]
-
     def _solid_bits(self, dtype: DType) -> Bits:
         if dtype.code not in self._solid:
             number = self.header.solids().index(dtype) + self.header.has_metadata
             what = f"the small {dtype.name} tensors"
             reader = Reader(self._section(number, what), f"{self.where}: {what}")
-            count = sum(e.numel for e in self._members(dtype))
-            self._solid[dtype.code] = decode_raw(reader, dtype, count)
+            bits = decode_raw(reader, dtype, self._totals[dtype.code])
             reader.done()
+            self._solid[dtype.code] = bits
         return self._solid[dtype.code]
+
+    def cost(self, names: Iterable[str]) -> int:
+        """Bytes that are decoded to read these tensors: their own, and all of their groups'."""
+        found = {self._entry(name) for name in names}
+        groups = {entry.dtype for _, entry in found if entry.place == SOLID}
+        return sum(e.numel * e.dtype.size for _, e in found if e.place == OWN) + sum(
+            self._totals[dtype.code] * dtype.size for dtype in groups
+        )
 
     def tensors(self) -> Tensors:
         """All tensors by name; tied names share one tensor."""
@@ -276,48 +285,49 @@ class Archive:
         """Check every checksum and decode every tensor; FormatError at the first fault."""
         _ = self.metadata
         self.check_sections()
-        for name in self.names:
-            self.tensor(name)
+        for index, entry in enumerate(self.header.entries):
+            if entry.place != ALIAS:
+                self._bits(index, entry)
 
     def check_sections(self) -> None:
         """Check every checksum, decoding nothing."""
+        owners: dict[int, str] = {0: "metadata"} if self.header.has_metadata else {}
+        for index, number in self._sections.items():
+            owners.setdefault(number, f"tensor {self.header.entries[index].name!r}")
         for number in range(len(self.header.lengths)):
-            self._section(number, self._owner(number))
-
-    def _owner(self, number: int) -> str:
-        if number == 0 and self.header.has_metadata:
-            return "metadata"
-        for index, section in self._sections.items():
-            if section == number:
-                return f"tensor {self.header.entries[index].name!r}"
-        return f"section {number}"
+            self._section(number, owners[number])
 
     # Describing -----------------------------------------------------------------------------
 
     def rows(self) -> list[Row]:
-        """One row per name. Decodes the tensors, to count what they hold."""
+        """One row per name. Decodes each tensor once, to count what it holds."""
         return [self.info(name) for name in self.names]
 
     def info(self, name: str) -> Row:
         """The row of one tensor; an alias takes no bytes."""
         index, entry = self._entry(name)
+        if index not in self._rows:
+            self._rows[index] = self._row(index, entry)
+        row = self._rows[index]
+        return (
+            tied_row(name, row) if name != entry.name else Row(**row | {"parts": {**row["parts"]}})
+        )
+
+    def _row(self, index: int, entry: Entry) -> Row:
         bits = self._bits(index, entry)
-        if name != entry.name:
-            return tied_row(name, entry, bits)
         if entry.place == SOLID:
             return grouped_row(entry, bits, self._share(index, entry))
-        where = f"tensor {name!r}"
+        where = f"tensor {entry.name!r}"
         payload = self._section(self._sections[index], where)
         return own_row(entry, bits, payload, f"{self.where}: {where}")
 
     def _share(self, index: int, entry: Entry) -> int:
         """A grouped tensor's share of its section, by elements; shares add up exactly."""
         whole = self.header.lengths[self._sections[index]] + 4
-        members = self._members(entry.dtype)
-        count = sum(e.numel for e in members)
-        if count == 0:
-            return whole if members[0] is entry else 0
-        start = self._solid_start(index)
+        count = self._totals[entry.dtype.code]
+        if count == 0:  # the first of the group stands for all
+            return whole if self._firsts[entry.dtype.code] == index else 0
+        start = self._starts[index]
         return whole * (start + entry.numel) // count - whole * start // count
 
     def parts(self) -> dict[str, int]:
@@ -341,10 +351,10 @@ def describe(archive: Archive) -> list[dict[str, Any]]:
     return [{**row, "shape": list(row["shape"])} for row in archive.rows()]
 
 
-def unpack(path: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> Tensors:
+def unpack(path: str | Path | bytes, *, max_bytes: int | None = None) -> Tensors:
     """Read all tensors of a ``.gsm`` file: clean name -> tensor, tied names sharing one.
 
-    Raises :class:`FormatError` for a damaged file.
+    ``max_bytes``: as in :class:`Archive`. Raises :class:`FormatError` for a damaged file.
     """
     with Archive(path, max_bytes=max_bytes) as archive:
         return archive.tensors()

@@ -6,6 +6,8 @@ Deep Compression's published files are (low nibble first).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,9 @@ __all__ = [
     "as_symbols",
     "check_count",
     "histogram",
+    "look_up",
     "pack_bits",
+    "pieces",
     "symbol_dtype",
     "unpack_bits",
 ]
@@ -70,7 +74,28 @@ def histogram(symbols: Symbols, alphabet: int) -> NDArray[np.int64]:
         counts = np.zeros(alphabet, np.int64)
         native.histogram(symbols, counts)
         return counts
-    return np.bincount(symbols, minlength=alphabet)
+    counts = np.zeros(alphabet, np.int64)
+    for _, part in pieces(symbols):
+        counts += np.bincount(part, minlength=alphabet)
+    return counts
+
+
+def pieces(symbols: Symbols) -> Iterator[tuple[int, Symbols]]:
+    """Where each piece of an array begins, and the piece: 65,536 symbols, fewer at the end."""
+    for start in range(0, len(symbols), _CHUNK):
+        yield start, symbols[start : start + _CHUNK]
+
+
+def look_up(table: NDArray[np.unsignedinteger], symbols: Symbols) -> Symbols:
+    """``table[symbols]``, in the place of ``symbols`` where the types allow.
+
+    In pieces: numpy makes eight bytes of each index.
+    """
+    same = symbols.dtype == table.dtype and symbols.flags.writeable
+    out = symbols if same else np.empty(len(symbols), table.dtype)
+    for start, part in pieces(symbols):
+        out[start : start + len(part)] = table[part]
+    return out
 
 
 # n-bit packing ----------------------------------------------------------------------------------

@@ -49,8 +49,12 @@ def encode_book(book: Bits, dtype: DType, *, plain: bool = False) -> bytes:
     return min(forms, key=len)
 
 
-def decode_book(reader: Reader, dtype: DType) -> Bits:
-    """The patterns, distinct, non-zero and ascending; FormatError otherwise."""
+def decode_book(reader: Reader, dtype: DType, most: int = MAX_DISTINCT) -> Bits:
+    """The patterns, distinct, non-zero and ascending; FormatError otherwise.
+
+    ``most``: elements of the tensor, which cannot hold more values than that. A grid names many
+    in a few bytes.
+    """
     form = reader.u8("code book form")
     element, coding = _ELEMENTS[form & 3], form >> 2 & 3
     flags = form >> 4
@@ -58,7 +62,7 @@ def decode_book(reader: Reader, dtype: DType) -> Bits:
         element and (coding >= _GRID or not _narrows(dtype, element))
     ):
         raise reader.fail(f"code book form {form:#04x} does not fit {dtype.name}")
-    count = reader.varint("code book size", min(MAX_DISTINCT, (1 << 8 * dtype.size) - 1))
+    count = reader.varint("code book size", min(most, MAX_DISTINCT, (1 << 8 * dtype.size) - 1))
     kind = element or dtype
     if coding >= _GRID:
         book = _decode_grid(reader, dtype, count, coding, bool(flags))
@@ -146,13 +150,13 @@ def _decode_deltas(reader: Reader, kind: DType, count: int) -> Bits:
         for part in (n, count - n)
     ]
     rest = max(0, n - 1) + max(0, count - n - 1)
-    deltas = _decode_rice(reader, kind, rest) if rest else []
+    deltas = iter(_decode_rice(reader, kind, rest) if rest else [])
     top = (1 << 8 * kind.size - (kind.kind != "unsigned")) - 1
     parts: list[list[int]] = []
     for first, length in zip(firsts, (n, count - n), strict=True):
         part = [first] if length else []
         for _ in range(length - 1):
-            part.append(part[-1] + deltas.pop(0) + 1)
+            part.append(part[-1] + next(deltas) + 1)
         if part and part[-1] > top:
             raise reader.fail("code book entry is out of range")
         parts.append(part)
@@ -323,11 +327,10 @@ def _decode_grid(reader: Reader, dtype: DType, count: int, coding: int, contiguo
         raise reader.fail(f"grid has {len(k)} points, {count} are declared")
     if dtype.kind == "float":
         return grid_values(k, step, dtype)
-    values = [int(v) * int(step) for v in k]
     signed = dtype.kind == "signed"
     bottom = -dtype.sign if signed else 0
     top = dtype.sign - 1 if signed else (1 << 8 * dtype.size) - 1
-    if values and (values[0] < bottom or values[-1] > top):
+    # The ends say it of all: k ascends and the step is positive.
+    if len(k) and (int(k[0]) * int(step) < bottom or int(k[-1]) * int(step) > top):
         raise reader.fail(f"grid leaves the range of {dtype.name}")
-    mask = (1 << 8 * dtype.size) - 1
-    return np.array([v & mask for v in values], np.uint64).astype(dtype.bits)
+    return (k.astype(np.int64).view(np.uint64) * np.uint64(step)).astype(dtype.bits)

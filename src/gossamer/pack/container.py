@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 
 from gossamer.errors import ArgumentError, FormatError
-from gossamer.pack.limits import MAX_DIMENSIONS, MAX_HEADER, Reader, varint
+from gossamer.pack.limits import MAX_DIMENSIONS, MAX_HEADER, Reader, expansion, varint
 from gossamer.pack.raw import compress, decompress
 from gossamer.pack.values import BY_CODE, DType
 
@@ -110,21 +110,22 @@ class Header:
 def write_header(header: Header) -> bytes:
     """The header's bytes, checksum and all; sets ``header.crc``."""
     writer = header.writer.encode()
-    body = bytes([len(writer)]) + writer + bytes([_METADATA * header.has_metadata])
-    body += varint(len(header.entries))
+    parts = bytearray([len(writer)]) + writer + bytes([_METADATA * header.has_metadata])
+    parts += varint(len(header.entries))
     for entry in header.entries:
         name = entry.name.encode()
-        body += varint(len(name)) + name
-    body += bytes(e.dtype.code | e.place << 5 for e in header.entries)
+        parts += varint(len(name)) + name
+    parts += bytes(e.dtype.code | e.place << 5 for e in header.entries)
     for entry in header.entries:
         if entry.place == ALIAS:
-            body += varint(entry.target)
+            parts += varint(entry.target)
         else:
-            body += varint(len(entry.shape)) + b"".join(varint(d) for d in entry.shape)
-    body += b"".join(varint(length) for length in header.lengths)
+            parts += varint(len(entry.shape)) + b"".join(varint(d) for d in entry.shape)
+    parts += b"".join(varint(length) for length in header.lengths)
+    body = bytes(parts)
     stored, head = body, varint(len(body) << 1)
     packed = compress(body)
-    if len(packed) + len(varint(len(body))) < len(body):
+    if len(packed) + len(varint(len(body))) < len(body) <= expansion(len(packed)):
         stored, head = packed, varint(len(packed) << 1 | 1) + varint(len(body))
     out = MAGIC + bytes([header.version]) + head + stored
     header.crc = zlib.crc32(out)
@@ -174,7 +175,7 @@ def read_header(data: bytes, file_size: int, where: str) -> Header:
             "If the file is whole, install the gossamer release that wrote it"
         )
     head = reader.varint("header length", MAX_HEADER << 1 | 1)
-    expanded = reader.varint("expanded header length", MAX_HEADER) if head & 1 else 0
+    expanded = reader.varint("expanded header length", expansion(head >> 1)) if head & 1 else 0
     stored = reader.take(head >> 1, "header")
     crc = zlib.crc32(reader.data[: reader.at])
     if int.from_bytes(reader.take(4, "header checksum"), "little") != crc:
@@ -200,10 +201,12 @@ def read_body(reader: Reader) -> Header:
     if flags & ~_METADATA:
         raise reader.fail(f"flags {flags:#04x} are unknown to gossamer {WRITER}")
     count = reader.varint("number of tensors", reader.left // 3)
-    names = [_text(reader, reader.block("a name"), "a name") for _ in range(count)]
-    if len(set(names)) < count:
-        twice = next(n for i, n in enumerate(names) if n in names[:i])
-        raise reader.fail(f"two tensors are named {twice!r}")
+    names: dict[str, None] = {}
+    for _ in range(count):
+        name = _text(reader, reader.block("a name"), "a name")
+        if name in names:
+            raise reader.fail(f"two tensors are named {name!r}")
+        names[name] = None
     kinds = reader.take(count, "kinds")
     entries: list[Entry] = []
     for name, kind in zip(names, kinds, strict=True):

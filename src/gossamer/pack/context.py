@@ -18,14 +18,26 @@ from gossamer.pack import context_reference
 from gossamer.pack.limits import Reader, varint
 from gossamer.pack.native import kernel as load_kernel
 
-__all__ = ["decode", "encode"]
+__all__ = ["affordable", "decode", "encode"]
 
 LARGEST = 1 << 20
 """The largest magnitude of a rank."""
 
 _TRIED = 1 << 20  # entries up to which a linear layer is tried as if it followed a convolution
 _MOST = 363_500  # entries a byte can hold: a decision takes at least log2(65536 / 65535) bits
+_FREE = 1 << 16
+_RATE = 1024
 _KERNELS = (4, 9, 16, 25, 36, 49, 64)
+
+
+def affordable(entries: int, size: int) -> bool:
+    """Whether a section of ``size`` bytes may hold so many entries.
+
+    An entry takes up to two microseconds however few bits it costs, so that a file of nothing but
+    zeros would work for hours. A thousandth of non-zeros takes a byte for 600 entries; sparser
+    matrices the other layouts code as well, and a writer leaves them to those.
+    """
+    return entries <= _FREE + _RATE * size
 
 
 def encode(ranks: NDArray[np.signedinteger], kernel: int = 1) -> bytes:

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from gossamer.errors import FormatError
 from gossamer.pack import context
+from gossamer.pack.bits import look_up
 from gossamer.pack.fused import can_fuse, expand_fused
-from gossamer.pack.gaps import fixed_positions, from_bitmap, from_gaps
+from gossamer.pack.gaps import bitmap_runs, fixed_runs, gap_runs
 from gossamer.pack.limits import Reader
 from gossamer.pack.raw import decode_raw
 from gossamer.pack.section import (
@@ -30,6 +31,8 @@ from gossamer.pack.values import BY_TORCH, Bits, DType
 from gossamer.seeded import Seed, fill
 
 __all__ = ["decode_section", "expand"]
+
+_AT_ONCE = 1 << 16  # entries moved at once where numpy indexes them, eight bytes each
 
 
 def decode_section(
@@ -96,29 +99,51 @@ def expand(reader: Reader, section: Section, dtype: DType, numel: int) -> Bits:
 def _matrix(reader: Reader, section: Section, dtype: DType) -> Bits:
     """Dense, gaps and bitmap: one part per column class, put together."""
     rows, cols = section.shape
-    values = None if section.layout == DENSE else _values(reader, section, dtype)
-    out = np.zeros((rows, cols), dtype.bits)
-    used = 0
-    for i, (member, stream) in enumerate(zip(section.members, section.positions, strict=True)):
-        size = rows * (cols if member is None else len(member))
-        if values is None:
-            part = _dense(reader, section, stream, dtype, size)
-        else:
-            kept = section.kept[i]
-            part = np.zeros(size, dtype.bits)
-            if stream is not None:
-                place = _places(reader, section, stream, kept, size)
-                part[place] = values[used : used + kept]
-            used += kept
-        if member is None:
-            out = part.reshape(rows, cols)
-        else:
-            out[:, member] = part.reshape(rows, len(member))
+    flat = _parts(reader, section, dtype, rows * cols)
+    if section.classes is not None:
+        flat = _mixed(flat, section, section.classes)
     if section.layout == DENSE and section.flags & ZERO:
-        _check_kept(reader, section, int(np.count_nonzero(out)))
-    return (
-        np.ascontiguousarray(out.T).reshape(-1) if section.flags & TRANSPOSED else out.reshape(-1)
-    )
+        _check_kept(reader, section, int(np.count_nonzero(flat)))
+    if section.flags & TRANSPOSED:
+        flat = np.ascontiguousarray(flat.reshape(rows, cols).T).reshape(-1)
+    return flat
+
+
+def _parts(reader: Reader, section: Section, dtype: DType, size: int) -> Bits:
+    """The classes one after the other, each a matrix of its own."""
+    if section.layout == DENSE and section.classes is None:
+        return _dense(reader, section, section.positions[0], dtype, size)
+    out = np.zeros(size, dtype.bits)
+    values = None if section.layout == DENSE else _values(reader, section, dtype)
+    sizes = [section.shape[0] * w for w in section.widths] or [size]
+    used = at = 0
+    for part, stream, kept in zip(
+        sizes, section.positions, section.kept if values is not None else sizes, strict=True
+    ):
+        target = out[at : at + part]
+        if values is None:
+            target[:] = _dense(reader, section, stream, dtype, part)
+        elif stream is not None:
+            _fill(reader, section, stream, target, values[used : used + kept])
+        used, at = used + kept, at + part
+    return out
+
+
+def _mixed(flat: Bits, section: Section, classes: NDArray[np.unsignedinteger]) -> Bits:
+    """The columns of all classes in their own order, some columns at a time."""
+    rows, cols = section.shape
+    out = np.empty((rows, cols), flat.dtype)
+    step = max(1, _AT_ONCE // max(1, rows))
+    at = 0
+    for number, width in enumerate(section.widths):
+        part = flat[at : at + rows * width].reshape(rows, width)
+        used = 0
+        for start in range(0, cols if width else 0, step):
+            member = np.flatnonzero(classes[start : start + step] == number)
+            out[:, start + member] = part[:, used : used + len(member)]
+            used += len(member)
+        at += rows * width
+    return out.reshape(-1)
 
 
 def _check_kept(reader: Reader, section: Section, found: int) -> None:
@@ -135,17 +160,16 @@ def _dense(
         book = np.insert(book, dtype.negatives(book), 0)
     if stream is None:
         return np.full(size, book[0], dtype.bits)
-    return book[symbols(reader, stream, "symbols")]
+    return look_up(book, symbols(reader, stream, "symbols"))
 
 
-def _places(
-    reader: Reader, section: Section, stream: Stream, kept: int, size: int
-) -> NDArray[np.integer]:
+def _fill(reader: Reader, section: Section, stream: Stream, out: Bits, values: Bits) -> None:
+    """Put the values where the positions say."""
     coded = symbols(reader, stream, "positions")
+    runs = bitmap_runs if section.layout == BITMAP else gap_runs
     try:
-        if section.layout == BITMAP:
-            return from_bitmap(coded, kept, size)
-        return from_gaps(coded, kept, size)
+        for first, place in runs(coded, len(values), len(out)):
+            out[place] = values[first : first + len(place)]
     except FormatError as e:
         raise FormatError(f"{reader.where}: {e}") from None
 
@@ -160,9 +184,9 @@ def _values(reader: Reader, section: Section, dtype: DType) -> Bits:
             raise reader.fail("a stored non-zero value is zero")
         return bits
     assert section.book is not None
-    if section.codes is None:
-        return np.full(total, section.book[0] if total else 0, dtype.bits)
-    return section.book[symbols(reader, section.codes, "codes")]
+    if section.codes is None:  # one value, which takes no memory of its own
+        return np.broadcast_to(section.book[:1] if total else np.zeros(0, dtype.bits), total)
+    return look_up(section.book, symbols(reader, section.codes, "codes"))
 
 
 def _paper(reader: Reader, section: Section, dtype: DType, numel: int) -> Bits:
@@ -172,13 +196,14 @@ def _paper(reader: Reader, section: Section, dtype: DType, numel: int) -> Bits:
     assert section.book is not None
     gaps = symbols(reader, gaps_stream, "gaps")
     codes = symbols(reader, codes_stream, "codes")
+    book = np.insert(section.book, 0, 0)
+    bits = np.zeros(numel, dtype.bits)
     try:
-        place = fixed_positions(gaps, numel)
+        for first, place in fixed_runs(gaps, numel):
+            bits[place] = book[codes[first : first + len(place)]]
     except FormatError as e:
         raise FormatError(f"{reader.where}: {e}") from None
     _check_kept(reader, section, int(np.count_nonzero(codes)))
-    bits = np.zeros(numel, dtype.bits)
-    bits[place] = np.insert(section.book, 0, 0)[codes]
     return bits
 
 
@@ -192,6 +217,7 @@ def _context(reader: Reader, section: Section, dtype: DType) -> Bits:
         raise FormatError(f"{reader.where}: {e}") from None
     if ranks.size and (ranks.min() < -below or ranks.max() > len(book) - below):
         raise reader.fail(f"a rank lies outside the code book of {len(book)} values")
-    bits = np.insert(book, below, 0)[ranks.astype(np.int64) + below]
+    ranks += np.int32(below)
+    bits = look_up(np.insert(book, below, 0), ranks.view(np.uint32))
     _check_kept(reader, section, int(np.count_nonzero(bits)))
     return bits

@@ -13,6 +13,7 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from gossamer.pack import context
 from gossamer.pack.bits import histogram
 from gossamer.pack.book import encode_book
 from gossamer.pack.classes import column_classes
@@ -60,15 +61,17 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     if s.paper:
         return paper_section(values, s)
     plans = sorted(_plans(values, s), key=lambda plan: plan.estimate)
-    small, most = len(bits) <= SMALL, plans[0].estimate * (1 + s.slack) + 64
+    small, best = len(bits) <= SMALL, plans[0].estimate
+    most = best + abs(best) * s.slack + 64  # what classes save may be estimated as more than all
     drafts = [plan.draft() for plan in plans if small or plan.estimate <= most]
     edge = near(min(draft.size for draft in drafts))
     built = [bytes(draft) for draft in drafts if small or draft.size <= edge]
     tried = len(bits) <= s.context and kernel("context") is not None
     if tried and values.book is not None and len(values.book):
-        least = min(map(len, built))
-        if _context_pays(values, least):
-            built.append(context_section(values))
+        if _context_pays(values, min(map(len, built))):
+            section = context_section(values)
+            if context.affordable(len(bits), len(section)):
+                built.append(section)
     return min(built, key=len)
 
 

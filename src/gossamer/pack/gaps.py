@@ -13,18 +13,23 @@ non-zero are not coded: the number of entries and of non-zeros is known from out
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.errors import ArgumentError, FormatError
-from gossamer.pack.bits import Symbols, symbol_dtype
+from gossamer.pack.bits import Symbols, pieces, symbol_dtype
 
 __all__ = [
     "ESCAPE",
+    "bitmap_runs",
     "fixed_gaps",
     "fixed_positions",
+    "fixed_runs",
     "from_bitmap",
     "from_gaps",
+    "gap_runs",
     "mask_gaps",
     "to_bitmap",
     "to_gaps",
@@ -71,17 +76,42 @@ def from_gaps(symbols: NDArray[np.uint8], count: int, size: int) -> NDArray[np.i
 
     Raises :class:`FormatError` when ``symbols`` do not give exactly those.
     """
-    ends = symbols != ESCAPE
-    if len(symbols) and not ends[-1]:
+    return _whole(gap_runs(symbols, count, size))
+
+
+def gap_runs(
+    symbols: NDArray[np.uint8], count: int, size: int
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """:func:`from_gaps` piece by piece, for eight bytes a position are a lot.
+
+    Yields the number of the first non-zero of a piece, and where its non-zeros are.
+    """
+    if len(symbols) and symbols[-1] == ESCAPE:
         raise FormatError("gaps end in an escape")
-    steps = symbols.astype(np.int64)
-    steps += ends
-    positions = np.cumsum(steps)[ends] - 1
-    if len(positions) != count:
-        raise FormatError(f"gaps of {len(positions)} non-zeros, {count} are declared")
-    if count and int(positions[-1]) >= size:
-        raise FormatError(f"gaps lead to entry {positions[-1]} of {size}")
-    return positions
+    total = sum(int(np.count_nonzero(part != ESCAPE)) for _, part in pieces(symbols))
+    if total != count:
+        raise FormatError(f"gaps of {total} non-zeros, {count} are declared")
+    found, at = 0, -1
+    for _, part in pieces(symbols):
+        ends = part != ESCAPE
+        steps = part.astype(np.int64)
+        steps += ends
+        np.cumsum(steps, out=steps)
+        steps += at
+        at = int(steps[-1])
+        positions = steps[ends]
+        _check_within("gaps lead", positions, size)
+        yield found, positions
+        found += len(positions)
+
+
+def _whole(runs: Iterator[tuple[int, NDArray[np.int64]]]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(0, np.int64), *(positions for _, positions in runs)])
+
+
+def _check_within(what: str, positions: NDArray[np.int64], size: int) -> None:
+    if len(positions) and int(positions[-1]) >= size:
+        raise FormatError(f"{what} to entry {positions[-1]} of {size}")
 
 
 def fixed_gaps(positions: NDArray[np.integer], bits: int) -> tuple[Symbols, NDArray[np.int64]]:
@@ -110,12 +140,20 @@ def fixed_gaps(positions: NDArray[np.integer], bits: int) -> tuple[Symbols, NDAr
 def fixed_positions(gaps: Symbols, size: int) -> NDArray[np.int64]:
     """Where the entries of fixed gaps are, fillers included; :class:`FormatError` beyond
     ``size``."""
-    steps = gaps.astype(np.int64)
-    steps += 1
-    positions = np.cumsum(steps) - 1
-    if len(positions) and int(positions[-1]) >= size:
-        raise FormatError(f"gaps lead to entry {positions[-1]} of {size}")
-    return positions
+    return _whole(fixed_runs(gaps, size))
+
+
+def fixed_runs(gaps: Symbols, size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """:func:`fixed_positions` piece by piece, as of :func:`gap_runs`."""
+    at = -1
+    for start, part in pieces(gaps):
+        positions = part.astype(np.int64)
+        positions += 1
+        np.cumsum(positions, out=positions)
+        positions += at
+        at = int(positions[-1])
+        _check_within("gaps lead", positions, size)
+        yield start, positions
 
 
 def _check_index_bits(bits: int) -> None:
@@ -131,11 +169,21 @@ def to_bitmap(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def from_bitmap(symbols: NDArray[np.uint8], count: int, size: int) -> NDArray[np.int64]:
     """The positions of the ``count`` bits set among ``size``; :class:`FormatError` for another
     number of bits or of bytes, or bits set beyond ``size``."""
+    return _whole(bitmap_runs(symbols, count, size))
+
+
+def bitmap_runs(
+    symbols: NDArray[np.uint8], count: int, size: int
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """:func:`from_bitmap` piece by piece, as of :func:`gap_runs`."""
     if len(symbols) != (size + 7) // 8:
         raise FormatError(f"a bitmap of {size} entries in {len(symbols)} bytes")
-    positions = np.flatnonzero(np.unpackbits(symbols, bitorder="little"))
-    if len(positions) != count:
-        raise FormatError(f"a bitmap of {len(positions)} non-zeros, {count} are declared")
-    if count and int(positions[-1]) >= size:
-        raise FormatError(f"a bitmap leads to entry {positions[-1]} of {size}")
-    return positions
+    total = sum(int(np.count_nonzero(np.unpackbits(part))) for _, part in pieces(symbols))
+    if total != count:
+        raise FormatError(f"a bitmap of {total} non-zeros, {count} are declared")
+    found = 0
+    for start, part in pieces(symbols):
+        positions = np.flatnonzero(np.unpackbits(part, bitorder="little")) + 8 * start
+        _check_within("a bitmap leads", positions, size)
+        yield found, positions
+        found += len(positions)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from gossamer.errors import ArgumentError, FormatError
 from gossamer.pack.ans import Rans, Stream, parse
-from gossamer.pack.bits import Symbols
-from gossamer.pack.gaps import from_gaps
+from gossamer.pack.bits import Symbols, pieces
+from gossamer.pack.gaps import gap_runs
 from gossamer.pack.native import kernel
 
 __all__ = ["decode_dense_into", "decode_sparse_into"]
@@ -64,10 +64,11 @@ def decode_sparse_into(
         except ValueError as e:
             raise FormatError(str(e)) from None
         return
-    positions = from_gaps(_symbols(gaps, gap_count, _GAPS, gap_decoder), code_count, len(flat))
-    values = book[_symbols(codes, code_count, len(book), code_decoder)]
+    places = _symbols(gaps, gap_count, _GAPS, gap_decoder)
+    coded = _symbols(codes, code_count, len(book), code_decoder)
     flat[:] = 0
-    flat[positions] = values
+    for done, positions in gap_runs(places, code_count, len(flat)):
+        flat[positions] = book[coded[done : done + len(positions)]]
 
 
 def decode_dense_into(
@@ -90,7 +91,8 @@ def decode_dense_into(
         except ValueError as e:
             raise FormatError(str(e)) from None
         return
-    flat[:] = book[_symbols(data, len(flat), len(book), decoder)]
+    for start, part in pieces(_symbols(data, len(flat), len(book), decoder)):
+        flat[start : start + len(part)] = book[part]
 
 
 def _check(

@@ -9,24 +9,55 @@ from __future__ import annotations
 from gossamer.errors import FormatError
 
 __all__ = [
+    "ANY_BYTES",
     "MAX_BYTES",
     "MAX_DIMENSIONS",
     "MAX_HEADER",
     "Reader",
+    "decoded_bytes",
+    "expansion",
     "unzigzag",
     "varint",
     "zigzag",
 ]
 
 MAX_BYTES = 16 << 30
-"""Default bound on the decoded bytes of a whole file (16 GiB)."""
+"""Default bound on decoded bytes where the caller says the shapes (16 GiB)."""
+
+ANY_BYTES = 1 << 62
+"""No bound: for a file of one's own, or of which nothing is decoded."""
 
 MAX_HEADER = 64 << 20
 """Bound on the expanded header and on the expanded metadata, in bytes."""
 
 MAX_DIMENSIONS = 32
 
+_EXPANSION = 100
+_EXPANSION_FREE = 64 << 10
+_DECODED = 128
+_DECODED_FREE = 1 << 30
+
 _VARINT_BYTES = 9  # 63 bits
+
+
+def expansion(stored: int) -> int:
+    """Bytes that a header or metadata of ``stored`` compressed ones may expand to.
+
+    The most regular headers (thousands of like tensors in sections of one length) reach 90 times;
+    zstd itself would reach some thousands. What would go beyond is stored as it is.
+
+    >>> expansion(1000) == 64 * 1024 + 100 * 1000
+    True
+    """
+    return min(MAX_HEADER, _EXPANSION_FREE + _EXPANSION * stored)
+
+
+def decoded_bytes(file_bytes: int) -> int:
+    """Bytes of tensors that a file of this size may claim when nobody says how many are wanted.
+
+    1 GiB, or 128 times the file: networks of which a thousandth is left get below a hundredth.
+    """
+    return max(_DECODED_FREE, _DECODED * file_bytes)
 
 
 def varint(value: int) -> bytes:

@@ -10,13 +10,19 @@ from gossamer import names
 from gossamer.errors import ArgumentError, FormatError
 from gossamer.names import Tensors
 from gossamer.pack.archive import Archive
-from gossamer.pack.limits import MAX_BYTES
+from gossamer.pack.limits import ANY_BYTES
 
 __all__ = ["load_into"]
 
+_SLACK = 64 << 20
+
 
 def load_into(
-    path: str | Path | bytes, model: nn.Module, *, strict: bool = True, max_bytes: int = MAX_BYTES
+    path: str | Path | bytes,
+    model: nn.Module,
+    *,
+    strict: bool = True,
+    max_bytes: int | None = None,
 ) -> nn.Module:
     """Decode a file straight into a model's parameters and buffers.
 
@@ -26,15 +32,20 @@ def load_into(
         path: the file.
         model: gets the values, on whatever device its tensors are.
         strict: refuse names that only one side has; otherwise they are left alone.
-        max_bytes: as in :class:`Archive`.
+        max_bytes: bound on the decoded bytes of all tensors in the file. By default what is decoded
+            for the model is bounded: twice the bytes of its tensors that are in the file, and 64
+            MiB.
 
     Raises :class:`ArgumentError` when the model does not fit, :class:`FormatError` for damage.
     """
-    with Archive(path, max_bytes=max_bytes) as archive:
+    with Archive(path, max_bytes=ANY_BYTES if max_bytes is None else max_bytes) as archive:
         targets = _targets(archive, model, strict)
+        if max_bytes is None:
+            _check_cost(archive, targets)
         archive.check_sections()
+        aliases = archive.aliases
         for done, (name, target) in enumerate(targets.items()):
-            same = archive.aliases.get(name)
+            same = aliases.get(name)
             if same is None or targets.get(same) is not target:
                 try:
                     archive.read_into(name, target)
@@ -51,6 +62,16 @@ def load_into(
             if name in targets:
                 module.set_extra_state(targets[name])
     return model
+
+
+def _check_cost(archive: Archive, targets: Tensors) -> None:
+    """Small tensors are decoded with their group, most of which may be none of the model's."""
+    cost, have = archive.cost(targets), sum(t.nbytes for t in targets.values())
+    if cost > 2 * have + _SLACK:
+        raise FormatError(
+            f"{archive.where}: {cost} bytes would be decoded for {have} bytes of the model's; "
+            f"if you trust the file, pass max_bytes={archive.dense_bytes}"
+        )
 
 
 def _targets(archive: Archive, model: nn.Module, strict: bool) -> Tensors:

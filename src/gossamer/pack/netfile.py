@@ -23,7 +23,7 @@ from torch import Tensor
 from gossamer.errors import ArgumentError
 from gossamer.files import write_chunks
 from gossamer.names import Tensors
-from gossamer.pack.gaps import fixed_gaps
+from gossamer.pack.gaps import fixed_gaps, fixed_runs
 from gossamer.pack.limits import MAX_BYTES, Reader
 
 __all__ = ["NetLayer", "net_tensors", "read_net", "write_net"]
@@ -57,7 +57,8 @@ class NetLayer:
     def weight(self) -> Tensor:
         """The dense weight, float32."""
         flat = np.zeros(int(np.prod(self.shape)), np.float32)
-        flat[np.cumsum(self.gaps.astype(np.int64) + 1) - 1] = self.codebook[self.codes]
+        for first, place in fixed_runs(self.gaps, len(flat)):
+            flat[place] = self.codebook[self.codes[first : first + len(place)]]
         return torch.from_numpy(flat).reshape(self.shape)
 
     @classmethod

@@ -11,7 +11,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from gossamer.errors import FormatError
-from gossamer.pack.bits import pack_bits, unpack_bits
+from gossamer.pack.bits import pack_bits, pieces, unpack_bits
 from gossamer.pack.book import find_grid, grid_values, read_step
 from gossamer.pack.coders import CODERS, RANS, entropy_bytes
 from gossamer.pack.limits import Reader, unzigzag, varint, zigzag
@@ -37,22 +37,30 @@ def compress(data: bytes | memoryview, level: int = 19) -> bytes:
 
 def decompress(data: bytes | memoryview, size: int, where: Reader, what: str) -> bytes:
     """The ``size`` bytes of a bare zstd frame; FormatError if it holds more or fewer."""
-    out = bytearray()
+    out = np.empty(size, np.uint8)
+    _decompress_into(out, data, where, what)
+    return out.tobytes()
+
+
+def _decompress_into(
+    out: NDArray[np.uint8], data: bytes | memoryview, where: Reader, what: str
+) -> None:
+    """:func:`decompress` into an array of the size that it should have."""
+    size, done, view = len(out), 0, out.data
     engine = zstandard.ZstdDecompressor(
         format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=1 << 27
     )
     try:
         # In bounded bites, so that a frame that expands without end is stopped at ``size``.
-        with engine.stream_reader(bytes(data)) as stream:
-            while bite := stream.read(min(size + 1 - len(out), 1 << 22)):
-                out += bite
-                if len(out) > size:
-                    raise where.fail(f"{what} expands beyond the {size} bytes it should have")
+        with engine.stream_reader(data) as stream:
+            while done < size and (bite := stream.readinto(view[done : done + (1 << 22)])):
+                done += bite
+            if done == size and stream.read(1):
+                raise where.fail(f"{what} expands beyond the {size} bytes it should have")
     except zstandard.ZstdError as e:
         raise where.fail(f"{what} is no valid zstd frame ({e})") from None
-    if len(out) != size:
-        raise where.fail(f"{what} has {len(out)} bytes instead of {size}")
-    return bytes(out)
+    if done != size:
+        raise where.fail(f"{what} has {done} bytes instead of {size}")
 
 
 def encode_raw(bits: Bits, dtype: DType, *, level: int = 19) -> bytes:
@@ -91,32 +99,34 @@ def decode_raw(reader: Reader, dtype: DType, count: int) -> Bits:
     if method == _PLAIN:
         return np.frombuffer(reader.take(size, "raw values"), dtype.bits).copy()
     if method == _WHOLE:
-        data = decompress(reader.rest(), size, reader, "raw values")
-        return np.frombuffer(data, dtype.bits).copy()
-    planes: list[NDArray[np.uint8]] = []
+        out = np.empty(size, np.uint8)
+        _decompress_into(out, reader.rest(), reader, "raw values")
+        return out.view(dtype.bits)
+    planes = np.empty((count, dtype.size), np.uint8)
     for i in range(dtype.size):
-        what = f"byte plane {i}"
-        how = reader.u8(what)
-        if how == _STORED:
-            planes.append(np.frombuffer(reader.take(count, what), np.uint8))
-        elif how == _ZSTD:
-            data = decompress(reader.block(what), count, reader, what)
-            planes.append(np.frombuffer(data, np.uint8))
-        elif how == _CODED:
-            try:
-                planes.append(CODERS[RANS].decode(reader.block(what), count, 256))
-            except FormatError as e:
-                raise FormatError(f"{reader.where}: {what}: {e}") from None
-        else:
-            raise reader.fail(f"{what} is stored in unknown way {how}")
-    out = np.empty((count, dtype.size), np.uint8)
-    for i, plane in enumerate(planes):
-        out[:, i] = plane
-    bits = out.reshape(-1).view(dtype.bits)
+        planes[:, i] = _decode_plane(reader, f"byte plane {i}", count)
+    bits = planes.reshape(-1).view(dtype.bits)
     if turned:
         one, top = bits.dtype.type(1), bits.dtype.type(8 * dtype.size - 1)
-        bits = bits >> one | bits << top
+        for _, part in pieces(bits):
+            part[:] = part >> one | part << top
     return bits
+
+
+def _decode_plane(reader: Reader, what: str, count: int) -> NDArray[np.unsignedinteger]:
+    how = reader.u8(what)
+    if how == _STORED:
+        return np.frombuffer(reader.take(count, what), np.uint8)
+    if how == _ZSTD:
+        out = np.empty(count, np.uint8)
+        _decompress_into(out, reader.block(what), reader, what)
+        return out
+    if how != _CODED:
+        raise reader.fail(f"{what} is stored in unknown way {how}")
+    try:
+        return CODERS[RANS].decode(reader.block(what), count, 256)
+    except FormatError as e:
+        raise FormatError(f"{reader.where}: {what}: {e}") from None
 
 
 def _grid(bits: Bits, dtype: DType) -> bytes | None:
@@ -154,11 +164,16 @@ def _decode_grid(reader: Reader, dtype: DType, count: int, wide: bool) -> Bits:
     if width > _WIDEST:
         raise reader.fail(f"grid points of {width} bits, at most {_WIDEST} can be")
     data = reader.take((count * width + 7) // 8, "grid points")
-    try:
-        steps = unpack_bits(data, count, width)
-    except FormatError as e:
-        raise FormatError(f"{reader.where}: {e}") from None
-    return grid_values(steps.astype(np.int64) + low, step, dtype)
+    bits = np.empty(count, dtype.bits)
+    for start, part in pieces(bits):  # a piece begins on a whole byte
+        at = start * width // 8
+        coded = data[at : at + (len(part) * width + 7) // 8]
+        try:
+            steps = unpack_bits(coded, len(part), width)
+        except FormatError as e:
+            raise FormatError(f"{reader.where}: {e}") from None
+        part[:] = grid_values(steps.astype(np.int64) + low, step, dtype)
+    return bits
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:

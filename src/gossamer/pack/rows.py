@@ -8,6 +8,7 @@ import numpy as np
 
 from gossamer.pack.ans import Stream as RansStream
 from gossamer.pack.ans import parse as parse_rans
+from gossamer.pack.bits import histogram
 from gossamer.pack.coders import CODERS, HUFFMAN, RANS
 from gossamer.pack.container import Entry
 from gossamer.pack.huffman import code_lengths
@@ -42,7 +43,7 @@ class Row(TypedDict):
     tied_to: str | None
 
 
-def own_row(entry: Entry, bits: Bits, payload: bytes, where: str) -> Row:
+def own_row(entry: Entry, bits: Bits, payload: bytes | memoryview, where: str) -> Row:
     """A tensor with a section of its own; its checksum counts as framing."""
     section = parse(Reader(payload, where), entry.dtype, entry.shape, entry.numel)
     parts = _without_tables(section)
@@ -50,32 +51,35 @@ def own_row(entry: Entry, bits: Bits, payload: bytes, where: str) -> Row:
     # A code book says what sorting a large tensor would; a seeded one is the mask's.
     book = section.book if section.seed is None else None
     distinct = None if book is None else len(book) + (not bits.all())
-    return _row(entry.name, entry, bits, section.chain, parts, distinct=distinct)
+    return _row(entry, bits, section.chain, parts, distinct=distinct)
 
 
 def grouped_row(entry: Entry, bits: Bits, share: int) -> Row:
     """A member of the section of small tensors, with its share of the bytes."""
-    return _row(entry.name, entry, bits, "raw, grouped", {"raw": share})
+    return _row(entry, bits, "raw, grouped", {"raw": share})
 
 
-def tied_row(name: str, target: Entry, bits: Bits) -> Row:
-    """An alias, which takes no bytes."""
-    return _row(name, target, bits, "tied", {}, tied_to=target.name)
+def tied_row(name: str, target: Row) -> Row:
+    """An alias, which takes no bytes and is otherwise what its target is."""
+    return Row(
+        **target
+        | {
+            "name": name,
+            "codec": "tied",
+            "bytes": 0,
+            "bits_per_weight": 0.0,
+            "parts": {},
+            "tied_to": target["name"],
+        }
+    )
 
 
 def _row(
-    name: str,
-    entry: Entry,
-    bits: Bits,
-    codec: str,
-    parts: dict[str, int],
-    *,
-    tied_to: str | None = None,
-    distinct: int | None = None,
+    entry: Entry, bits: Bits, codec: str, parts: dict[str, int], *, distinct: int | None = None
 ) -> Row:
     nonzeros, total = int(np.count_nonzero(bits)), sum(parts.values())
     return Row(
-        name=name,
+        name=entry.name,
         shape=entry.shape,
         dtype=entry.dtype.name,
         numel=entry.numel,
@@ -86,7 +90,7 @@ def _row(
         bytes=total,
         bits_per_weight=8 * total / entry.numel if entry.numel else 0.0,
         parts=parts,
-        tied_to=tied_to,
+        tied_to=None,
     )
 
 
@@ -111,7 +115,7 @@ def _table_bytes(stream: Stream) -> int:
         return len(data) - len(found.payload) if isinstance(found, RansStream) else 0
     if stream.coder == HUFFMAN:
         symbols = CODERS[HUFFMAN].decode(data, stream.count, stream.alphabet)
-        counts = np.bincount(symbols)
+        counts = histogram(symbols, stream.alphabet)
         if np.count_nonzero(counts) < 2:
             return len(data)
         return len(data) - (int((counts * code_lengths(counts)).sum()) + 7) // 8

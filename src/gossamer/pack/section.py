@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from gossamer.errors import FormatError
+from gossamer.pack import context
+from gossamer.pack.bits import histogram
 from gossamer.pack.book import decode_book
 from gossamer.pack.coders import CODERS
 from gossamer.pack.limits import Reader
@@ -74,7 +76,8 @@ class Section:
         shape: rows and columns of the scanned matrix (transposed already).
         kept: non-zero entries, per column class.
         book: distinct non-zero values, or ``None`` for raw ones.
-        members: the columns of each class; ``None`` stands for all of them.
+        classes: of the columns; ``None`` when there is one.
+        widths: columns of each class.
         positions: per class.
         codes: index into ``book`` per entry; ``None`` when there is nothing to tell.
         raw: bytes with another coding (raw values, context coding).
@@ -88,7 +91,8 @@ class Section:
     shape: tuple[int, int] = (0, 0)
     kept: list[int] = field(default_factory=list)
     book: Bits | None = None
-    members: list[NDArray[np.int64] | None] = field(default_factory=lambda: [None])
+    classes: NDArray[np.unsignedinteger] | None = None
+    widths: list[int] = field(default_factory=list)
     positions: list[Stream | None] = field(default_factory=list)
     codes: Stream | None = None
     raw: memoryview = field(default_factory=lambda: memoryview(b""))
@@ -108,7 +112,7 @@ class Section:
         if self.flags & TRANSPOSED:
             names.append("columns")
         if self.flags & CLASSES:
-            names.append(f"classes({len(self.members)})")
+            names.append(f"classes({len(self.widths)})")
         if self.codes:
             names.append(f"codes({CODERS[self.codes.coder].id})")
         elif self.flags & RAW_VALUES:
@@ -141,10 +145,12 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
     rows, cols = matrix(shape, numel)
     section.shape = (cols, rows) if flags & TRANSPOSED else (rows, cols)
     whole = len(reader.data) - before
+    if layout == CONTEXT and not context.affordable(numel, whole):
+        raise reader.fail(f"{numel} entries by the context coder in {whole} bytes are too many")
     total = reader.varint("non-zero entries", numel)
     before = reader.at
     if not flags & RAW_VALUES:
-        section.book = decode_book(reader, dtype)
+        section.book = decode_book(reader, dtype, numel)
     parts = {"codebook": reader.at - before}
     groups = [numel]
     if flags & CLASSES:
@@ -211,10 +217,10 @@ def _classes(reader: Reader, section: Section, parts: dict[str, int]) -> list[in
         raise reader.fail(f"{count} column classes, allowed are 2 to {MAX_CLASSES}")
     rows, cols = section.shape
     stream = _stream(reader, "column classes", cols, count)
-    classes = symbols(reader, stream, "column classes")
-    section.members = [np.flatnonzero(classes == c) for c in range(count)]
+    section.classes = symbols(reader, stream, "column classes")
+    section.widths = histogram(section.classes, count).tolist()
     parts["classes"] = reader.at - before
-    return [rows * len(m) for m in section.members if m is not None]
+    return [rows * width for width in section.widths]
 
 
 def symbols(reader: Reader, stream: Stream, what: str) -> NDArray[np.unsignedinteger]:

@@ -30,7 +30,7 @@ from gossamer.pack.container import (
 )
 from gossamer.pack.encode import encode_section
 from gossamer.pack.layouts import Settings, seeded_section
-from gossamer.pack.limits import MAX_DIMENSIONS, varint
+from gossamer.pack.limits import ANY_BYTES, MAX_DIMENSIONS, expansion, varint
 from gossamer.pack.raw import compress, encode_raw
 from gossamer.pack.section import SEEDED
 from gossamer.pack.values import BY_TORCH, Bits, DType, nonfinite, to_bits
@@ -100,7 +100,7 @@ def pack(
         seeds or {},
     )
     write_chunks(path, chunks)
-    return Archive(path, max_bytes=1 << 62)
+    return Archive(path, max_bytes=ANY_BYTES)
 
 
 def pack_bytes(
@@ -329,4 +329,5 @@ def _metadata(metadata: Mapping[str, Any]) -> bytes:
     except (TypeError, ValueError) as e:
         raise ArgumentError(f"metadata is not JSON: {e}; use strings, numbers, lists") from None
     packed = varint(len(text)) + compress(text)
-    return packed if len(packed) < len(text) + 1 else b"\0" + text
+    worth = len(packed) < len(text) + 1 and len(text) <= expansion(len(packed))
+    return packed if worth else b"\0" + text
