@@ -262,6 +262,15 @@ class Quantizer(Method, ABC):
                 held.parameter.clamp_(-self.clip, self.clip)
         self.refresh()
 
+    def _guarded(self) -> Iterable[Tensor]:
+        return [*(held.parameter for held in self._held.values()), *self._beside()]
+
+    def _replaced(self) -> Iterable[Tensor]:
+        return [held.plain for held in self._held.values()]
+
+    def _hold_again(self, optimizer: torch.optim.Optimizer) -> None:
+        Quantizer.after_step(self)  # a step, but none of the method's own
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Quantize again: for latent weights changed by something else than the optimizer."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gossamer import names
+from gossamer import hooks, names
 from gossamer.codebook import Quantized
 from gossamer.errors import ArgumentError
 from gossamer.masks import Masks
@@ -219,6 +219,7 @@ class RateAware(Method):
     @torch.no_grad()
     def before_step(self) -> None:
         """Add the slope of each code's length to its latent weight's gradient."""
+        hooks.dense_gradients(self._guarded())
         if self._count % self.every == 0:
             self._measure()
         price = self.lam * (min(1.0, self._count / self.ramp) if self.ramp else 1.0)
@@ -234,6 +235,15 @@ class RateAware(Method):
         """Keep masked weights at zero."""
         self._count += 1
         self._zero()
+
+    def _guarded(self) -> Iterable[Tensor]:
+        return self._latent.values()
+
+    def _hold_again(self, optimizer: torch.optim.Optimizer) -> None:
+        self._zero()
+
+    def _zeros(self) -> hooks.Zeros:
+        return [(n, self._latent[n], m, None) for n, m in self.masks.items() if n in self._latent]
 
     @torch.no_grad()
     def bits(self) -> float:
@@ -254,6 +264,7 @@ class RateAware(Method):
 
     def finish(self) -> None:
         """Leave plain weights, exactly on their grids."""
+        self._look_out()
         self.detach()
         for module, attribute, order in reversed(self._owners):
             parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
