@@ -171,9 +171,37 @@ def test_a_method_that_nobody_holds_takes_its_hook_along() -> None:
     model = net()
     method: Any = Masked(Masks({"0.weight": torch.eye(6, 4).bool()})).attach(model, sgd(model))
     assert hooked() == before + 1
-    del method, model
-    gc.collect()
+    del method
+    model = net()
+    gc.collect()  # not at once: torch may be going through its hooks
+    optimizer = sgd(model)
+    method = Masked(Masks({"0.weight": torch.eye(6, 4).bool()})).attach(model, optimizer)
+    assert hooked() == before + 1
+    method.detach()
     assert hooked() == before
+
+
+def test_methods_may_die_while_hooks_run() -> None:
+    made: list[Any] = []
+
+    def hook(*_: Any) -> None:
+        made.clear()
+        gc.collect()
+
+    model = net()
+    optimizer = sgd(model)
+    for _ in range(3):
+        other = net()
+        made.append(Masked(Masks({"0.weight": torch.eye(6, 4).bool()})).attach(other, sgd(other)))
+        del other
+    optimizer.register_step_post_hook(hook)
+    method = held(model, optimizer)
+    step(model, optimizer)
+    assert not model[0].weight[~torch.eye(6, 4).bool()].any()
+    method.finish()
+    optimizer.register_step_post_hook(hook)
+    with pytest.warns(OptimizerWarning):
+        step(model, optimizer)
 
 
 def held(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> Masked:

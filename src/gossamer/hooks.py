@@ -32,6 +32,7 @@ __all__ = [
     "watch",
 ]
 
+_dead: list[Any] = []  # hooks, which do nothing any more, of methods that nobody held
 _DEEP = 16  # wrappers around wrappers
 # name, parameter, where it stays, and what is held elsewhere (None: zeros)
 Zeros = list[tuple[str, Tensor, Tensor, Tensor | None]]
@@ -124,10 +125,14 @@ class _Watch:
     def __init__(self, method: _Holding) -> None:
         self.seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._warned = False
-        self._method = weakref.ref(method, lambda _: self.remove())
-        self._handle: Any = register_optimizer_step_post_hook(self._stepped)
+        _bury()
+        handle = register_optimizer_step_post_hook(self._stepped)
+        self._handle: Any = handle
+        # Not removed there and then: a method may die while torch goes through its hooks.
+        self._method = weakref.ref(method, lambda _: _dead.append(handle))
 
     def remove(self) -> None:
+        _bury()
         if self._handle is not None:
             self._handle.remove()
         self._handle = None
@@ -156,6 +161,11 @@ class _Watch:
             )
 
 
+def _bury() -> None:
+    while _dead:
+        _dead.pop().remove()
+
+
 class _Nothing:
     def remove(self) -> None:
         pass
@@ -180,17 +190,20 @@ def look_out(optimizer: torch.optim.Optimizer, name: str, zeros: Zeros) -> None:
     forget(optimizer)
     if not zeros:
         return
-    intact: Zeros = []
+    held, intact = list(zeros), Zeros()
+    waiting = [True]  # hooks are not removed while torch goes through them
 
     def before(*_: Any) -> None:
-        if not skipped(optimizer):
-            intact[:] = [zero for zero in zeros if not _moved(zero)]
+        if waiting and not skipped(optimizer):
+            intact[:] = [zero for zero in held if not _moved(zero)]
 
     def after(*_: Any) -> None:
-        if skipped(optimizer):
+        if not waiting or skipped(optimizer):
             return
-        forget(optimizer)
+        waiting.clear()
         moved = [(zero[0], count) for zero in intact if (count := _moved(zero))]
+        held.clear()
+        intact.clear()
         if moved:
             warnings.warn(
                 f"a step after {name}.finish() has moved {sum(c for _, c in moved)} weights that "

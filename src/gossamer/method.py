@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gossamer import hooks, names
 from gossamer.errors import ArgumentError
+from gossamer.latent import check_norm
 from gossamer.masks import Eraser, Masks
 
 __all__ = ["Masked", "Method", "Snapshot"]
@@ -85,6 +86,14 @@ class Method(ABC):
             raise ArgumentError(f"{type(self).__name__} is attached already; detach() it first")
         if optimizer is not None:
             optimizer = hooks.unwrap(optimizer)
+            if (
+                isinstance(optimizer, torch.optim.SparseAdam)
+                and type(self)._guarded is not Method._guarded
+            ):
+                raise ArgumentError(
+                    f"SparseAdam moves only rows with a sparse gradient, and {type(self).__name__} "
+                    "makes the gradients of its weights dense; attach to Adam or SGD"
+                )
         self.model, self.optimizer = model, optimizer
         self._setup()
         if self._pending is not None:  # loaded first: what attaching has drawn is not wanted
@@ -271,6 +280,10 @@ class Masked(Method):
                 raise ArgumentError(
                     f"values[{name!r}] of shape {tuple(value.shape)} has no mask of its shape"
                 )
+            if value[~self.masks[name]].any():  # zeros stay zeros
+                for module in self.model.modules():
+                    if any(p is self._parameters[name] for p in module._parameters.values()):
+                        check_norm(module, name)
         held = {name: self._parameters[name] for name in self.masks}
         self._overwriting(held)
         self._hold()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gossamer import names
 from gossamer.codebook import Quantized
 from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent, adopt, release, swap
+from gossamer.latent import Computed, Latent, adopt, dense, release, swap
 from gossamer.method import Method
 
 __all__ = [
@@ -149,6 +149,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        grad = dense(grad)
         return grad if ctx.slope is None else grad * ctx.slope, None, None
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from gossamer import hooks, names
 from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent, swap
+from gossamer.latent import Computed, Latent, dense, swap
 from gossamer.masks import Masks
 from gossamer.method import Method
 from gossamer.seeded import Seed
@@ -53,7 +53,7 @@ class _Straight(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         scores, scaled = ctx.saved_tensors
         p = torch.sigmoid(scores)
-        return grad * scaled * (p * (1 - p)), None, None, None
+        return dense(grad) * scaled * (p * (1 - p)), None, None, None
 
 
 def effective(scores: Tensor, initial: Tensor, mask: Tensor, by: Tensor) -> Tensor:

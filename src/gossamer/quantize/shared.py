@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gossamer import names
 from gossamer.codebook import Quantized
 from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent, swap
+from gossamer.latent import Computed, Latent, dense, swap
 from gossamer.method import Method
 from gossamer.quantize.scalar import find_step, native
 
@@ -59,7 +59,7 @@ class _Look(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (codes,) = ctx.saved_tensors
-        return group_sum(grad, codes, ctx.entries), None
+        return group_sum(dense(grad), codes, ctx.entries), None
 
 
 class _Shared(Computed):
