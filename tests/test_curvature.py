@@ -269,3 +269,70 @@ def test_uneven_averages_and_bad_batches_are_refused() -> None:
         hessian_diagonal(net.double(), data(1, 6, 6))  # windows overlap, the last row is dropped
     with pytest.raises(ArgumentError, match="batch_size=0"):
         hessian_diagonal(net.double(), data(1, 6, 6), batch_size=0)
+
+
+def normalized() -> nn.Sequential:
+    """Batch-norm with statistics of its own, weights that are no 1, and one of 0."""
+    norm = nn.BatchNorm1d(3, eps=0.1)
+    net = nn.Sequential(nn.Linear(4, 3), norm).double().eval()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, -2.0, 0.0]))
+        norm.bias.copy_(torch.tensor([0.3, -0.1, 0.7]))
+        norm.running_mean.copy_(torch.tensor([0.2, -0.4, 0.1]))  # type: ignore[union-attr]
+        norm.running_var.copy_(torch.tensor([0.5, 2.0, 1.5]))  # type: ignore[union-attr]
+    return net
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("lm", [True, False])
+def test_batch_norm_equals_the_exact_diagonal(loss: str, lm: bool) -> None:
+    net, split = normalized(), data(4)
+    h = hessian_diagonal(net, split, loss=loss, levenberg_marquardt=lm)  # type: ignore[arg-type]
+    for name, found in h.items():
+        torch.testing.assert_close(found, exact(net, split, name, loss), rtol=1e-6, atol=1e-9)
+    assert (h["1.weight"] > 0).all()  # of a weight of 0, too
+
+
+def test_batch_norm_by_hand() -> None:
+    norm = nn.BatchNorm1d(1, eps=0.0).double()
+    with torch.no_grad():
+        norm.weight.fill_(3)
+        norm.running_mean.fill_(1)  # type: ignore[union-attr]
+        norm.running_var.fill_(4)  # type: ignore[union-attr]
+    split = Split(torch.tensor([[5.0], [3.0]]).double(), torch.zeros(2, 1).double())
+    h = hessian_diagonal(nn.Sequential(norm), split, loss="mse")
+    # normalized: 2 and 1; the loss's second derivative: 2
+    assert h["0.weight"].tolist() == [(2 * 4 + 2 * 1) / 2]
+    assert h["0.bias"].tolist() == [2.0]
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), norm).double()
+    net[0].weight.data.fill_(1)
+    # scale 3 / 2, squared 9 / 4; inputs squared 25 and 9
+    found = hessian_diagonal(net, split, loss="mse")["0.weight"]
+    assert found.tolist() == [[pytest.approx(2 * 2.25 * (25 + 9) / 2)]]
+
+
+def test_batch_norm_without_statistics_of_its_own_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)).double()
+    with pytest.raises(ArgumentError, match="batch's own statistics"):
+        hessian_diagonal(net, data(4))
+
+
+def test_batch_norm_passes_the_first_derivative_on() -> None:
+    """A chain of single units: with the f'' terms its diagonal is exact."""
+    norm = nn.BatchNorm1d(1)
+    net = nn.Sequential(nn.Linear(2, 1), nn.Tanh(), norm, nn.Tanh(), nn.Linear(1, 1)).double()
+    net.eval()
+    with torch.no_grad():
+        norm.weight.fill_(0.6)
+        norm.running_mean.fill_(0.3)  # type: ignore[union-attr]
+        norm.running_var.fill_(0.4)  # type: ignore[union-attr]
+    split = Split(data(2).inputs, torch.linspace(-1, 1, 6).double()[:, None])
+    found = hessian_diagonal(net, split, loss="mse", levenberg_marquardt=False)
+
+    def value(w: Tensor) -> Tensor:
+        out = torch.func.functional_call(net, {"0.weight": w}, (split.inputs,))
+        return (split.targets - out).square().sum(1).mean()
+
+    full = torch.autograd.functional.hessian(value, net[0].weight.detach())
+    wanted = full.reshape(2, 2).diagonal().reshape(1, 2)
+    torch.testing.assert_close(found["0.weight"], wanted, rtol=1e-6, atol=1e-9)

@@ -331,3 +331,98 @@ def test_a_layer_left_without_weights_is_warned_of() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     with pytest.warns(EmptyLayerWarning, match=r"'1\.weight' keeps none of its 100"):
         make(density=0.004).attach(model, optimizer)
+
+
+def test_the_classics_are_the_published_combinations() -> None:
+    assert {
+        # Dettmers and Zettlemoyer 2019: half of each layer at first, by the cosine
+        "sparse-momentum": Rule("momentum", "momentum", 0.5, 0.005, "cosine", "uniform"),
+        # Mocanu et al. 2018: zeta = 0.3, and no end to it
+        "set": Rule("random", None, 0.3, 0.3, "constant", "erdos-renyi"),
+        # Evci et al. 2020: alpha = 0.3, until three quarters of the training
+        "rigl": Rule("gradient", None, 0.3, 0.0, "cosine", "er-kernel", until=0.75),
+        "dsr": Rule("random", "nonzeros", 0.2, 0.0, "cosine", "uniform", drop_scope="global"),
+        "gradual-magnitude": Rule(
+            None, None, 0.0, 0.0, "cosine", "uniform", ramp="cubic", until=0.75
+        ),
+        "static": Rule(None, None, 0.0, 0.0, "cosine", "uniform", until=0.0),
+    } == FAMILY
+    assert Rule(None, None, 0, 0).until == 1.0
+    assert not Rule(None, None, 0, 0).mask_momentum
+
+
+@pytest.mark.parametrize("axis", ["rate", "rate_end", "until"])
+def test_fractions_may_be_whole_and_nothing_and_no_more(axis: str) -> None:
+    for good in (0, 1):
+        replace(FAMILY["set"], **{axis: good})  # type: ignore[arg-type]
+    for bad in (-1e-9, 1 + 1e-9, float("nan")):
+        with pytest.raises(ArgumentError, match=rf"{axis}=.* is outside \[0, 1\]"):
+            replace(FAMILY["set"], **{axis: bad})  # type: ignore[arg-type]
+
+
+def test_a_ramp_needs_growth_none_and_a_known_schedule() -> None:
+    with pytest.raises(ArgumentError, match="ramp='cubic' only removes; it needs growth=None"):
+        Rule("random", None, 0.1, 0.1, ramp="cubic")
+    with pytest.raises(ArgumentError, match="magic"):
+        Rule(None, None, 0.1, 0.1, ramp="magic")
+    Rule(None, None, 0.1, 0.1, ramp="cubic")
+
+
+@pytest.mark.parametrize("axis", ["growth", "redistribution"])
+def test_momentum_cannot_be_masked_where_either_axis_reads_it(axis: str) -> None:
+    rule = replace(FAMILY["set"], growth="random", redistribution=None)
+    with pytest.raises(ArgumentError, match="hides the momentum"):
+        replace(rule, mask_momentum=True, **{axis: "momentum"})  # type: ignore[arg-type]
+    replace(rule, mask_momentum=True)
+
+
+@pytest.mark.parametrize(
+    ("until", "every", "steps", "wanted"),
+    [
+        # every 2 of 10: at 2, 4, 6, 8; 10 is the end, after which nothing grown is trained
+        (1.0, 2, 10, [2, 4, 6, 8]),
+        (0.5, 2, 8, [2, 4]),  # the end itself counts
+        (0.74, 3, 12, [3, 6]),
+        (1.0, 1, 3, [1, 2]),
+        (0.0, 1, 3, []),
+    ],
+)
+def test_updates_fall_where_they_should(
+    until: float, every: int, steps: int, wanted: list[int]
+) -> None:
+    model = nn.Linear(6, 5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    method = DynamicSparse(
+        replace(FAMILY["set"], until=until),
+        0.5,
+        steps=steps,
+        every=every,
+        generator=torch.Generator().manual_seed(0),
+    ).attach(model, optimizer)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.ones(1, 6)).sum().backward()
+        optimizer.step()
+    assert [r["step"] for r in method.history] == wanted
+    assert all(r["removed"] == r["grown"] == 5 for r in method.history)  # 0.3 of 15, up
+    assert all(r["rate"] == 0.3 for r in method.history)
+
+
+def test_a_ramp_ends_with_its_last_update_before_until() -> None:
+    model = nn.Linear(10, 10, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    rule = replace(FAMILY["gradual-magnitude"], until=0.8)
+    method = DynamicSparse(rule, 0.2, steps=10, every=2, generator=torch.Generator())
+    method.attach(model, optimizer)
+    for _ in range(10):
+        optimizer.zero_grad()
+        model(torch.ones(1, 10)).sum().backward()
+        optimizer.step()
+    # until step 8: 0.2 + 0.8 (1 - t)^3 at t = 1/4, 1/2, 3/4, and the target
+    assert [(r["step"], round(100 * r["density"]["weight"])) for r in method.history] == [
+        (2, 54),
+        (4, 30),
+        (6, 21),
+        (8, 20),
+    ]
+    assert method.masks.kept == 20

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from gossamer.errors import ArgumentError
+from gossamer.hooks import OptimizerWarning
 from gossamer.masks import Masks
 from gossamer.method import Masked, Method
 
@@ -139,5 +140,6 @@ def test_finish_leaves_the_zeros_and_no_hook() -> None:
     net, optimizer = layer()
     Masked(Masks({"weight": KEEP})).attach(net, optimizer).finish()
     assert (net.weight[~KEEP] == 0).all()
-    step(net, optimizer)
+    with pytest.warns(OptimizerWarning, match="after Masked.finish"):
+        step(net, optimizer)
     assert (net.weight[~KEEP] != 0).all()

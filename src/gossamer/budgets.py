@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from gossamer.errors import ArgumentError
+from gossamer.errors import ArgumentError, one_of
 from gossamer.masks import Masks
 
 __all__ = ["DISTRIBUTIONS", "apportion", "layer_counts", "random_masks"]
@@ -47,8 +47,9 @@ def apportion(
     {'a': 4, 'b': 4}
 
     Raises :class:`ArgumentError` when the capacities together are under ``total``, a share is
-    negative or not finite, or all shares are 0 while ``total`` is not.
+    negative or not finite, all shares are 0 while ``total`` is not, or ``overflow`` is unknown.
     """
+    one_of("overflow", overflow, ("proportional", "equal"))
     if sum(capacity[n] for n in shares) < total:
         raise ArgumentError(
             f"total={total} is more than all capacities together, "

@@ -213,13 +213,18 @@ class _Walk:
             below_h, below_g = self._two(self._vjp(node, h, g))
             self._give(source, below_h * share, below_g)
         elif kind in _SCALING:
-            scale = self._vjp(node, torch.ones_like(h))[0]
             module = self.graph.get_submodule(str(node.target))
+            if module.running_mean is None:
+                raise ArgumentError(
+                    f"node {node.name!r} normalizes by the batch's own statistics; no rule: use "
+                    "track_running_stats=True"
+                )
+            scale = self._vjp(node, torch.ones_like(h))[0]
             assert scale is not None
             if module.affine:
-                normal = (self.runner.values[node] - _over(module.bias, x)) / _over(
-                    torch.where(module.weight == 0, 1.0, module.weight), x
-                )
+                # not from the output: a weight of 0 leaves nothing of it there
+                mean, variance = module.running_mean, module.running_var
+                normal = F.batch_norm(x, mean, variance, eps=module.eps)
                 dims = [d for d in range(x.ndim) if d != 1]
                 self._add(module.weight, (h * normal.square()).sum(dims))
                 self._add(module.bias, h.sum(dims))

@@ -1,5 +1,7 @@
 """Named errors. Every message names the argument, its value, what is allowed and the fix."""
 
+from collections.abc import Iterable
+
 __all__ = [
     "ArgumentError",
     "DatasetError",
@@ -7,6 +9,7 @@ __all__ = [
     "FormatError",
     "GossamerError",
     "RecipeError",
+    "one_of",
 ]
 
 
@@ -32,3 +35,10 @@ class DatasetError(GossamerError, RuntimeError):
 
 class ExchangeError(GossamerError, RuntimeError):
     """Workers could not exchange: one is killed, hangs, failed, or holds something else."""
+
+
+def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise :class:`ArgumentError` unless ``value`` is one of the ``allowed`` names."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ArgumentError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from gossamer.errors import ArgumentError
 
-__all__ = ["Computed", "Latent", "adopt", "release", "swap"]
+__all__ = ["Computed", "Latent", "adopt", "check_norm", "dense", "own_class", "release", "swap"]
 
 
 class Computed(nn.Module):
@@ -45,7 +45,8 @@ class Latent:
         name: clean name, for messages.
         plain: the weight's own parameter.
 
-    Raises :class:`ArgumentError` for a weight that is parametrized already.
+    Raises :class:`ArgumentError` for a weight that is parametrized already, or an embedding's
+    that is renormalised in place.
     """
 
     def __init__(self, model: nn.Module, name: str, plain: nn.Parameter) -> None:
@@ -61,7 +62,8 @@ class Latent:
             raise ArgumentError(
                 f"{name} is parametrized already; finish() the method that did so first"
             )
-        self._hooks: list[Any] = []
+        for module, _, _ in self.places:
+            check_norm(module, name)
 
     def register(self, module: Computed) -> None:
         """Compute the weight by ``module`` from now on, everywhere it stands."""
@@ -69,6 +71,8 @@ class Latent:
         for owner, attribute, _ in self.places:
             if first is not None:  # tied: the same parameter there
                 module._start.append(first.detach())
+            if parametrize.is_parametrized(owner):
+                own_class(owner)
             parametrize.register_parametrization(owner, attribute, module, unsafe=True)
             entry = _list(owner, attribute)
             if first is None:
@@ -76,7 +80,7 @@ class Latent:
             else:
                 entry.original0 = first
             if isinstance(owner, nn.RNNBase):
-                self._hooks.append(owner.register_forward_pre_hook(_refresh))
+                _compute_flat(owner)
 
     @property
     def module(self) -> Any:
@@ -97,6 +101,7 @@ class Latent:
         self.plain.copy_(value)
         self.plain.grad = None
         for owner, attribute, order in self.places:
+            own_class(owner)
             parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
             delattr(owner, attribute)
             owner.register_parameter(attribute, self.plain)
@@ -104,11 +109,9 @@ class Latent:
             for key in order:
                 if key in owner._parameters:
                     owner._parameters[key] = owner._parameters.pop(key)
-        for hook in self._hooks:
-            hook.remove()
         for owner, _, _ in self.places:
             if isinstance(owner, nn.RNNBase):
-                _refresh(owner)
+                owner._init_flat_weights()
 
 
 def swap(optimizer: torch.optim.Optimizer | None, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
@@ -184,7 +187,43 @@ def _list(owner: nn.Module, attribute: str) -> Any:
     return owner.parametrizations[attribute]  # type: ignore[index]
 
 
-def _refresh(module: nn.Module, *_: Any) -> None:
-    # Recurrent modules compute from their own list of weights.
-    flat = [getattr(module, name) for name in module._flat_weights_names]  # type: ignore[union-attr]
-    module._flat_weights = flat  # type: ignore[assignment]
+def dense(grad: Tensor) -> Tensor:
+    """A gradient as a strided tensor: an embedding's may be sparse, which few products take."""
+    return grad if grad.layout is torch.strided else grad.to_dense()
+
+
+def check_norm(module: nn.Module, name: str) -> None:
+    """Raise :class:`ArgumentError` for an embedding with ``max_norm``.
+
+    It writes shorter rows into its weight at every forward pass, where a computed weight has
+    nothing that lasts to write into.
+    """
+    limit = getattr(module, "max_norm", None)
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and limit is not None:
+        raise ArgumentError(
+            f"{name} belongs to {type(module).__name__} with max_norm={limit}, whose forward pass "
+            "shortens its rows in place, off the values that they are held at; set its max_norm "
+            "to None (after one torch.renorm of the weight), or exclude it"
+        )
+
+
+def own_class(owner: nn.Module) -> None:
+    """Part a parametrized module from its deep copies, before its parametrizations change.
+
+    torch gives the module a class of its own, which deep copies share: a parametrization added
+    or taken away adds or deletes an attribute of that class, and would in the copies too.
+    """
+    cls = type(owner)
+    held = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    owner.__class__ = type(cls.__name__, cls.__bases__, held)
+
+
+def _compute_flat(owner: nn.RNNBase) -> None:
+    # Recurrent modules compute from a list of their weights, kept beside them: stale after a
+    # step, another module's after a deep copy, which refuses tensors with a history besides. In
+    # torch's class of the parametrized module it is computed, as the weights are.
+    def flat(self: Any) -> list[Any]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    vars(owner).pop("_flat_weights", None)
+    type(owner)._flat_weights = property(flat, lambda self, value: None)  # type: ignore[assignment]

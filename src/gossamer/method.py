@@ -14,15 +14,16 @@ import copy
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from gossamer import names
+from gossamer import hooks, names
 from gossamer.errors import ArgumentError
+from gossamer.latent import check_norm
 from gossamer.masks import Eraser, Masks
 
 __all__ = ["Masked", "Method", "Snapshot"]
@@ -73,21 +74,36 @@ class Method(ABC):
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Self:
         """Attach to ``model`` and hook ``optimizer`` (none: call the hooks yourself).
 
-        Raises :class:`ArgumentError` when already attached, or when nothing can be done with
-        this model; the model is left as it was.
+        A wrapper that keeps the optimizer in ``.optimizer`` will do. Steps that a gradient scaler
+        has a fused optimizer skip inside do not count. Of several optimizers give one: where
+        another one's step moves what the method holds, it is held again; that step does not
+        count.
+
+        Raises :class:`ArgumentError` when already attached, when ``optimizer`` is none and wraps
+        none, or when nothing can be done with this model; the model is left as it was.
         """
         if self._attached:
             raise ArgumentError(f"{type(self).__name__} is attached already; detach() it first")
+        if optimizer is not None:
+            optimizer = hooks.unwrap(optimizer)
+            if (
+                isinstance(optimizer, torch.optim.SparseAdam)
+                and type(self)._guarded is not Method._guarded
+            ):
+                raise ArgumentError(
+                    f"SparseAdam moves only rows with a sparse gradient, and {type(self).__name__} "
+                    "makes the gradients of its weights dense; attach to Adam or SGD"
+                )
         self.model, self.optimizer = model, optimizer
         self._setup()
         if self._pending is not None:  # loaded first: what attaching has drawn is not wanted
             state, self._pending = self._pending, None
             self._load(state)
         if optimizer is not None:
-            self._handles = [
-                optimizer.register_step_pre_hook(lambda *_: self.before_step()),
-                optimizer.register_step_post_hook(lambda *_: self.after_step()),
-            ]
+            self._handles = hooks.on_steps(self, optimizer)
+            if any(True for _ in self._guarded()):
+                hooks.forget(optimizer)
+                self._handles.append(hooks.watch(self))
         self._attached = True
         return self
 
@@ -101,6 +117,28 @@ class Method(ABC):
     def after_step(self) -> None:  # noqa: B027 (optional hook)
         """The optimizer has moved the weights."""
 
+    def _guarded(self) -> Iterable[Tensor]:
+        """Parameters that the method holds: after another optimizer's step they are held again."""
+        return ()
+
+    def _replaced(self) -> Iterable[Tensor]:
+        """The weights' own parameters, where others stand in their place."""
+        return ()
+
+    def _hold_again(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027 (optional hook)
+        """``optimizer``, another one, has moved what is held; no step of this method's."""
+
+    def _zeros(self) -> hooks.Zeros:
+        """What :meth:`finish` leaves, and a further step of the same optimizer would move."""
+        return []
+
+    def _look_out(self) -> None:
+        """Warn when the optimizers go on after :meth:`finish` and move what was held."""
+        seen = [o for h in self._handles if hasattr(h, "seen") for o in h.seen]
+        zeros = self._zeros()
+        for optimizer in [*seen, *([] if self.optimizer is None else [self.optimizer])]:
+            hooks.look_out(optimizer, type(self).__name__, zeros)
+
     def detach(self) -> None:
         """Remove the optimizer hooks; the model keeps its present form."""
         for handle in self._handles:
@@ -109,7 +147,12 @@ class Method(ABC):
         self._attached = False
 
     def finish(self) -> None:
-        """Detach and leave plain tensors behind."""
+        """Detach and leave plain tensors behind.
+
+        Nothing is held any more: an optimizer that goes on moves what was. The first step that
+        does so warns with :class:`gossamer.hooks.OptimizerWarning`.
+        """
+        self._look_out()
         self.detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,6 +280,10 @@ class Masked(Method):
                 raise ArgumentError(
                     f"values[{name!r}] of shape {tuple(value.shape)} has no mask of its shape"
                 )
+            if value[~self.masks[name]].any():  # zeros stay zeros
+                for module in self.model.modules():
+                    if any(p is self._parameters[name] for p in module._parameters.values()):
+                        check_norm(module, name)
         held = {name: self._parameters[name] for name in self.masks}
         self._overwriting(held)
         self._hold()
@@ -249,8 +296,9 @@ class Masked(Method):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Zero the removed weights' gradients."""
+        """Zero the removed weights' gradients; sparse ones become dense."""
         self._before = {}
+        hooks.dense_gradients(self._guarded())
         if self.mask_gradients:
             for name in self.masks:
                 grad = self._parameters[name].grad
@@ -260,13 +308,23 @@ class Masked(Method):
     @torch.no_grad()
     def after_step(self) -> None:
         """Put the removed weights back, and zero their optimizer buffers."""
+        self._hold_again(self.optimizer)
+
+    def _guarded(self) -> Iterable[Tensor]:
+        return [self._parameters[name] for name in self.masks]
+
+    def _hold_again(self, optimizer: torch.optim.Optimizer | None) -> None:
         for name in self.masks:
             p = self._parameters[name]
             self._eraser.hold_(name, p)
-            if self.mask_buffers and self.optimizer is not None:
-                for value in self.optimizer.state.get(p, {}).values():
-                    if isinstance(value, Tensor) and value.shape == p.shape:
-                        self._eraser.erase_(name, value)
+            if self.mask_buffers:
+                for value in hooks.buffers(optimizer, p):
+                    self._eraser.erase_(name, value)
+
+    def _zeros(self) -> hooks.Zeros:
+        if not hasattr(self, "_parameters"):
+            return []
+        return [(n, self._parameters[n], m, self.values.get(n)) for n, m in self.masks.items()]
 
     def _state(self) -> dict[str, Any]:
         """The masks, and the values where there are any."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gossamer import names
 from gossamer.codebook import Quantized
 from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent, adopt, release, swap
+from gossamer.latent import Computed, Latent, adopt, dense, release, swap
 from gossamer.method import Method
 
 __all__ = [
@@ -149,6 +149,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        grad = dense(grad)
         return grad if ctx.slope is None else grad * ctx.slope, None, None
 
 
@@ -261,6 +262,15 @@ class Quantizer(Method, ABC):
             for held in self._held.values():
                 held.parameter.clamp_(-self.clip, self.clip)
         self.refresh()
+
+    def _guarded(self) -> Iterable[Tensor]:
+        return [*(held.parameter for held in self._held.values()), *self._beside()]
+
+    def _replaced(self) -> Iterable[Tensor]:
+        return [held.plain for held in self._held.values()]
+
+    def _hold_again(self, optimizer: torch.optim.Optimizer) -> None:
+        Quantizer.after_step(self)  # a step, but none of the method's own
 
     @torch.no_grad()
     def refresh(self) -> None:

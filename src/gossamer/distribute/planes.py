@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gossamer.errors import ArgumentError, FormatError
+from gossamer.errors import ArgumentError, FormatError, one_of
 
 __all__ = ["FORMS", "Form", "groups", "pack", "pack_sums", "payload_bytes", "unpack", "unpack_sums"]
 
@@ -116,6 +116,7 @@ def _length(data: Tensor, least: int, most: int) -> None:
 
 def pack(magnitude: Tensor, neg: Tensor, planes: int, form: Form) -> Tensor:
     """Codes to bytes: magnitudes as integers ``(numel,)``, signs as bools, to uint8."""
+    one_of("form", form, FORMS)
     if form == "base3":
         return _pack_base3(torch.where(neg, -magnitude.int(), magnitude.int()))
     if form == "planes":

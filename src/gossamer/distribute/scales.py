@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer.distribute.backends import statistics
-from gossamer.errors import ArgumentError
+from gossamer.errors import ArgumentError, one_of
 
 __all__ = ["Scaler", "check_clip", "clip_slope", "clipped_scale"]
 
@@ -46,6 +46,7 @@ def clipped_scale(g: Tensor, clip: float | None, scaler: Scaler) -> Tensor:
     Hou et al.). ``clip=None``: max|g|, and so where sigma is 0, as of a single element, which
     either rule would turn to 0.
     """
+    one_of("scaler", scaler, ("max", "sigma"))
     total, squares, largest = statistics(g)
     if clip is None or not g.numel():
         return largest

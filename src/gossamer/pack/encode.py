@@ -67,11 +67,11 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     edge = near(min(draft.size for draft in drafts))
     built = [bytes(draft) for draft in drafts if small or draft.size <= edge]
     tried = len(bits) <= s.context and kernel("context") is not None
-    if tried and values.book is not None and len(values.book):
-        if _context_pays(values, min(map(len, built))):
-            section = context_section(values)
-            if context.affordable(len(bits), len(section)):
-                built.append(section)
+    tried = tried and values.book is not None and len(values.book) > 0
+    if tried and _context_pays(values, min(map(len, built))):
+        section = context_section(values)
+        if context.affordable(len(bits), len(section)):
+            built.append(section)
     return min(built, key=len)
 
 

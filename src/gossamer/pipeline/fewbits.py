@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gossamer import names
-from gossamer.errors import ArgumentError
+from gossamer.errors import ArgumentError, one_of
 from gossamer.masks import Masks
 from gossamer.method import Masked, Method
 from gossamer.pipeline.layers import per_layer, quantized_weights
@@ -104,6 +104,7 @@ def _quantizer(state: State, stage: Quantize, bits: int | None, layers: list[str
         return LossAware(
             on_kept(_loss_aware(stage, bits)), beta=beta, clip=stage.clip or None, include=layers
         )
+    one_of("method", method, ("twn", "bwn", "binary-connect", "dorefa", "uniform"))
     name = {
         "twn": "twn",
         "bwn": "bwn, per filter" if stage.per_filter else "bwn",
@@ -120,6 +121,7 @@ def _quantizer(state: State, stage: Quantize, bits: int | None, layers: list[str
 
 
 def _loss_aware(stage: Quantize, bits: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+    one_of("levels", stage.levels, ("linear", "logarithmic"))
     if stage.method == "lab":
         return loss_aware.binary
     if stage.method == "lat" and stage.exact:

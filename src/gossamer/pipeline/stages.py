@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gossamer import access, names, schedule
 from gossamer.codebook import Quantized
 from gossamer.curvature import hessian_diagonal
-from gossamer.errors import ArgumentError
+from gossamer.errors import ArgumentError, one_of
 from gossamer.masks import Masks, keep_top
 from gossamer.method import Masked
 from gossamer.pipeline import changes, fewbits, sparse
@@ -77,6 +77,7 @@ def _scores(
             progress=lambda done, total: state.progress.count(f"{state.name} Hessian", done, total),
         )
         return obd.saliency(weights, diagonal)
+    one_of("method", stage.method, ("magnitude", "random", "snip", "obd", *deconstruct.CRITERIA))
     return magnitude.scores(state.model, include=include)
 
 

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gossamer import budgets, moments, names, reallocation, schedule
+from gossamer import budgets, hooks, moments, names, reallocation, schedule
 from gossamer.errors import ArgumentError
 from gossamer.masks import Eraser, Masks, keep_counts, warn_empty
 from gossamer.method import Method
@@ -227,20 +227,33 @@ class DynamicSparse(Method):
         for name, p in self._weights.items():
             self._eraser.erase_(name, p)
 
+    def before_step(self) -> None:
+        """Sparse gradients become dense: growth reads those of inactive weights."""
+        hooks.dense_gradients(self._guarded())
+
     @torch.no_grad()
     def after_step(self) -> None:
         """Zero the inactive weights; reallocate when it is time."""
         self._before = {}
         self.step += 1
-        for name, p in self._weights.items():
-            self._eraser.erase_(name, p)
-            if self.rule.mask_momentum and self.optimizer is not None:
-                for value in self.optimizer.state.get(p, {}).values():
-                    if isinstance(value, Tensor) and value.shape == p.shape:
-                        self._eraser.erase_(name, value)
+        self._hold_again(self.optimizer)
         last = min(self.rule.until * self.steps, self.steps - 1)
         if self.step % self.every == 0 and self.step <= last:
             self.reallocate()
+
+    def _guarded(self) -> Iterable[Tensor]:
+        return self._weights.values()
+
+    def _hold_again(self, optimizer: torch.optim.Optimizer | None) -> None:
+        for name, p in self._weights.items():
+            self._eraser.erase_(name, p)
+            if self.rule.mask_momentum:
+                for value in hooks.buffers(optimizer, p):
+                    self._eraser.erase_(name, value)
+
+    def _zeros(self) -> hooks.Zeros:
+        weights = getattr(self, "_weights", {})
+        return [(n, p, self.masks[n], None) for n, p in weights.items() if n in self.masks]
 
     @torch.no_grad()
     def reallocate(self) -> None:

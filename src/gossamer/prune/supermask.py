@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import names
+from gossamer import hooks, names
 from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent, swap
+from gossamer.latent import Computed, Latent, dense, swap
 from gossamer.masks import Masks
 from gossamer.method import Method
 from gossamer.seeded import Seed
@@ -53,7 +53,7 @@ class _Straight(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         scores, scaled = ctx.saved_tensors
         p = torch.sigmoid(scores)
-        return grad * scaled * (p * (1 - p)), None, None, None
+        return dense(grad) * scaled * (p * (1 - p)), None, None, None
 
 
 def effective(scores: Tensor, initial: Tensor, mask: Tensor, by: Tensor) -> Tensor:
@@ -193,6 +193,15 @@ class Supermask(Method):
         """Draw the next masks."""
         self.sample()
 
+    def _guarded(self) -> Iterable[Tensor]:
+        return [held.parameter for held in self._held.values()]
+
+    def _replaced(self) -> Iterable[Tensor]:
+        return [held.plain for held in self._held.values()]
+
+    def _zeros(self) -> hooks.Zeros:
+        return [(n, h.plain, h.module.mask, None) for n, h in self._held.items()]
+
     def sample(self) -> Masks:
         """Draw masks, which every read of the weights uses until the next draw."""
         return self._take({n: draw(h.parameter, self.generator) for n, h in self._held.items()})
@@ -225,6 +234,7 @@ class Supermask(Method):
     def finish(self) -> None:
         """Plain weights, the effective ones under the present masks; biases train again."""
         _ = self.masks
+        self._look_out()
         swap(self.optimizer, {held.parameter: held.plain for held in self._held.values()})
         for held in self._held.values():
             held.restore(held.module(held.parameter.detach()))

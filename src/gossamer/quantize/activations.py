@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import ArgumentError
+from gossamer.errors import ArgumentError, one_of
 from gossamer.quantize import capture
 
 __all__ = [
@@ -74,6 +74,7 @@ def codes(x: Tensor, bits: int, alpha: float | Tensor, *, form: str) -> Tensor:
     >>> codes(torch.tensor([-1.0, 0.1, 0.5, 0.6, 9.0]), 2, 0.5, form="ceil").tolist()
     [0.0, 1.0, 1.0, 2.0, 3.0]
     """
+    one_of("form", form, FORMS)
     scaled = x / alpha
     whole = scaled.ceil_() if form == "ceil" else scaled.round_()
     return whole.clamp_(0, 2**bits - 1)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent
+from gossamer.latent import Computed, Latent, dense
 from gossamer.quantizer import Quantizer
 
 __all__ = ["LSQ", "codes", "stepped"]
@@ -50,6 +50,7 @@ class _Stepped(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         latent, step, codes = ctx.saved_tensors
+        grad = dense(grad)
         half = 1 << (ctx.bits - 1)
         exact = latent / step
         inside = (exact > -half) & (exact < half - 1)

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gossamer import names
+from gossamer import hooks, names
 from gossamer.codebook import Quantized
 from gossamer.errors import ArgumentError
+from gossamer.latent import check_norm, dense, own_class
 from gossamer.masks import Masks
 from gossamer.method import Method
 
@@ -46,7 +47,7 @@ class _Snap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad, None, None
+        return dense(grad), None, None
 
 
 def _magnitudes(weight: Tensor, step: Tensor, dead_zone: float) -> Tensor:
@@ -178,6 +179,7 @@ class RateAware(Method):
                 raise ArgumentError(
                     f"{name} is parametrized already; finish() the method that did so first"
                 )
+            check_norm(module, name)
             if isinstance(module, nn.RNNBase):
                 raise ArgumentError(
                     f"{name} belongs to {type(module).__name__}, whose kernels read the weight "
@@ -188,6 +190,8 @@ class RateAware(Method):
         for module, attribute, name in owners:
             grid = _Grid(self.steps[name], self.dead_zone, parameters[name])
             self._owners.append((module, attribute, list(module._parameters)))
+            if parametrize.is_parametrized(module):
+                own_class(module)
             parametrize.register_parametrization(module, attribute, grid, unsafe=True)
         self._measure()
 
@@ -219,6 +223,7 @@ class RateAware(Method):
     @torch.no_grad()
     def before_step(self) -> None:
         """Add the slope of each code's length to its latent weight's gradient."""
+        hooks.dense_gradients(self._guarded())
         if self._count % self.every == 0:
             self._measure()
         price = self.lam * (min(1.0, self._count / self.ramp) if self.ramp else 1.0)
@@ -234,6 +239,15 @@ class RateAware(Method):
         """Keep masked weights at zero."""
         self._count += 1
         self._zero()
+
+    def _guarded(self) -> Iterable[Tensor]:
+        return self._latent.values()
+
+    def _hold_again(self, optimizer: torch.optim.Optimizer) -> None:
+        self._zero()
+
+    def _zeros(self) -> hooks.Zeros:
+        return [(n, self._latent[n], m, None) for n, m in self.masks.items() if n in self._latent]
 
     @torch.no_grad()
     def bits(self) -> float:
@@ -254,8 +268,10 @@ class RateAware(Method):
 
     def finish(self) -> None:
         """Leave plain weights, exactly on their grids."""
+        self._look_out()
         self.detach()
         for module, attribute, order in reversed(self._owners):
+            own_class(module)
             parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
             # torch puts the weight back last; state_dict must keep the user's order
             for name in order:

@@ -9,7 +9,7 @@ not once for each of its weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gossamer import names
 from gossamer.codebook import Quantized
 from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent, swap
+from gossamer.latent import Computed, Latent, dense, swap
 from gossamer.method import Method
 from gossamer.quantize.scalar import find_step, native
 
@@ -59,7 +59,7 @@ class _Look(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (codes,) = ctx.saved_tensors
-        return group_sum(grad, codes, ctx.entries), None
+        return group_sum(dense(grad), codes, ctx.entries), None
 
 
 class _Shared(Computed):
@@ -140,6 +140,12 @@ class SharedWeights(Method):
             latents[name].register(module)
         self._held = latents
         swap(self.optimizer, {held.plain: held.parameter for held in latents.values()})
+
+    def _guarded(self) -> Iterable[Tensor]:
+        return [held.parameter for held in self._held.values()]
+
+    def _replaced(self) -> Iterable[Tensor]:
+        return [held.plain for held in self._held.values()]
 
     def _module(self, name: str, q: Quantized, p: nn.Parameter) -> _Shared:
         small = torch.uint8 if len(q.codebook) <= 256 else torch.int32

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent
+from gossamer.latent import Computed, Latent, dense
 from gossamer.masks import keep_top
 from gossamer.quantizer import Quantizer
 
@@ -71,6 +71,7 @@ class _Ternary(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         scales, codes = ctx.saved_tensors
+        grad = dense(grad)
         positive, negative = codes > 0, codes < 0
         sums = torch.stack([(grad * positive).sum(), -(grad * negative).sum()])
         slope = torch.where(positive, scales[0], torch.where(negative, scales[1], 1))

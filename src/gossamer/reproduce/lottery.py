@@ -25,6 +25,7 @@ from torch import nn
 
 from gossamer import datasets, names, nets
 from gossamer.datasets import Dataset
+from gossamer.errors import one_of
 from gossamer.masks import Masks, shuffled
 from gossamer.method import Masked
 from gossamer.prune import lottery
@@ -144,6 +145,7 @@ def control(
     name: str, way: str, number: int, seed: int, work: Path, quick: bool
 ) -> list[dict[str, Any]]:
     """One control of one seed, at the density of round ``number``."""
+    one_of("way", way, ("one-shot", "random sparsity", "reinit"))
     setting, folder = _setting(name, quick), _folder(work, seed)
     model = setting.build(seed)
     if way == "one-shot":

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gossamer import nets
+from gossamer.errors import one_of
 from gossamer.masks import Masks
 from gossamer.method import Masked
 from gossamer.prune import magnitude, sensitivity
@@ -225,6 +226,7 @@ def picture(context: Context) -> Outcome:
 
 def nonzero_after(optimizer: str, seed: int, quick: bool) -> int:
     """Pruned entries that are not exactly 0 after many steps."""
+    one_of("optimizer", optimizer, ("sgd", "adam"))
     g = torch.Generator().manual_seed(seed)
     model = nets.build("lenet-300-100", seed=seed)
     masks = magnitude.prune(model, 0.1)

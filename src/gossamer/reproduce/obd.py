@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gossamer import names
 from gossamer.curvature import hessian_diagonal
 from gossamer.datasets import Dataset
+from gossamer.errors import one_of
 from gossamer.masks import Masks, keep_top
 from gossamer.method import Masked
 from gossamer.prune import magnitude, obd
@@ -53,9 +54,13 @@ def small_net(seed: int) -> nn.Module:
         )
 
 
+SCORES = ("obd", "magnitude", "random")
+
+
 def _scores(
     model: nn.Module, data: Dataset, how: str, seed: int, patterns: int
 ) -> dict[str, Tensor]:
+    one_of("how", how, SCORES)
     if how == "magnitude":
         return magnitude.scores(model)
     if how == "random":
@@ -105,7 +110,7 @@ def one_seed(seed: int, work: Path, quick: bool) -> dict[str, Any]:
         "increase": {},
         "predicted": {},
     }
-    for how in ("obd", "magnitude", "random"):
+    for how in SCORES:
         scores = _scores(model, data, how, seed, patterns)
         for deleted in LEVELS:
             masks = keep_top(scores, 1 - deleted, scope="global")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gossamer import names, nets
+from gossamer.errors import one_of
 from gossamer.method import Masked, Method
 from gossamer.prune import snip
 from gossamer.prune.deconstruct import apply_actions, criterion_masks
@@ -35,6 +36,7 @@ DENSITIES = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 def one(way: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """Test accuracy (percent) of one way of training; for ``dense`` of untrained masks too."""
+    one_of("way", way, ("dense", "snip", *FAMILY))
     data = cifar(quick)
     config = replace(CONFIG, seed=seed, epochs=1 if quick else CONFIG.epochs)
     model = nets.build("conv-2", seed=seed, filters=8, hidden=64)

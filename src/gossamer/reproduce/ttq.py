@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gossamer import datasets, names, nets
 from gossamer.datasets import Dataset
+from gossamer.errors import one_of
 from gossamer.pack import Archive, load_into, pack
 from gossamer.quantize import TTQ, Projected
 from gossamer.quantize.ttq import codes, ternary
@@ -100,6 +101,7 @@ RESNET_20 = Setting(
 
 def quantizer(kind: str, options: Mapping[str, Any]) -> Quantizer:
     """TTQ, or the TWN baseline; first and last layer stay float in both."""
+    one_of("kind", kind, ("ttq", "twn"))
     if kind == "ttq":
         return TTQ(**options, weight_decay=None, every=100)
     return Projected("twn", clip=None)

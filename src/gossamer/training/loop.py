@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer import hooks
 from gossamer.datasets import Dataset, Split, check, check_split
 from gossamer.distill import soft_targets
 from gossamer.errors import ArgumentError, GossamerError
@@ -102,6 +103,7 @@ def train(
             teacher.eval()
         if optimizer is None:
             optimizer = _make_optimizer(model, config)
+        optimizer = hooks.unwrap(optimizer)
         for method in methods:
             stack.enter_context(_attached(method, model, optimizer))
         run = Run(
@@ -166,10 +168,7 @@ def _attached(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer
     handles = []
     if method.optimizer is None:  # attached without one: its hooks are ours to call
         method.optimizer = optimizer
-        handles = [
-            optimizer.register_step_pre_hook(lambda *_: method.before_step()),
-            optimizer.register_step_post_hook(lambda *_: method.after_step()),
-        ]
+        handles = hooks.on_steps(method, optimizer)
     try:
         yield
     finally:
