@@ -348,3 +348,18 @@ def test_inputs_that_no_window_covers_count_nothing_and_uneven_windows_are_refus
     net[1] = nn.AvgPool2d(3, stride=2)  # 0..2 and 2..4: the middle counts twice
     with pytest.raises(ArgumentError, match="averages unequal windows"):
         hessian_diagonal(net, whole)
+
+
+def test_a_convolution_over_time_is_one_over_rows_of_height_one() -> None:
+    flat = nn.Sequential(nn.Conv1d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Flatten())
+    flat.append(nn.Linear(9, 3)).double()
+    tall = nn.Sequential(nn.Conv2d(2, 3, (1, 3), stride=(1, 2), padding=(0, 1)), nn.Tanh())
+    tall.append(nn.Flatten()).append(nn.Linear(9, 3)).double()
+    with torch.no_grad():
+        for p, q in zip(tall.parameters(), flat.parameters(), strict=True):
+            p.copy_(q.reshape(p.shape))
+    split = data(2, 5)
+    found = hessian_diagonal(flat, split, levenberg_marquardt=False)
+    rows = Split(split.inputs.unsqueeze(2), split.targets)
+    for name, value in hessian_diagonal(tall, rows, levenberg_marquardt=False).items():
+        torch.testing.assert_close(found[name], value.reshape(found[name].shape))

@@ -435,3 +435,17 @@ def test_a_ramp_ends_with_its_last_update_before_until() -> None:
         (8, 20),
     ]
     assert method.masks.kept == 20
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_momentum_of_inactive_weights_is_masked_when_asked(masked: bool) -> None:
+    model = nn.Linear(6, 5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    rule = replace(FAMILY["static"], mask_momentum=masked)
+    method = make(rule).attach(model, optimizer)
+    model(torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    buffer = optimizer.state[model.weight]["momentum_buffer"]
+    inactive = ~method.masks["weight"]
+    assert bool(buffer[inactive].any()) is not masked
+    assert buffer[~inactive].all()
