@@ -105,3 +105,33 @@ def test_random_masks_have_exact_counts_and_follow_the_generator():
     assert any(not torch.equal(masks[n], other[n]) for n in masks)
     with pytest.raises(ArgumentError, match=r"out=1001 is outside \[0, 1000\]"):
         random_masks(SHAPES, {**counts, "out": 1001}, torch.Generator())
+
+
+def test_counts_of_random_masks_from_none_to_all():
+    generator = torch.Generator().manual_seed(0)
+    masks = random_masks({"a": (2, 3), "b": (4,)}, {"a": 0, "b": 4}, generator)
+    assert masks["a"].shape == (2, 3)
+    assert not masks["a"].any()
+    assert masks["b"].all()
+    for bad in (-1, 5):
+        with pytest.raises(ArgumentError, match=rf"count a={bad} is outside \[0, 4\]"):
+            random_masks({"a": (4,)}, {"a": bad}, generator)
+
+
+def test_apportion_by_hand():
+    # all claims zero beside a full one: the excess goes to the others in equal parts
+    assert apportion({"a": 1.0, "b": 0.0, "c": 0.0}, 6, {"a": 2, "b": 4, "c": 4}) == {
+        "a": 2,
+        "b": 2,
+        "c": 2,
+    }
+    # 10 * 5/6 = 8.33 and 1.67: the largest remainder rounds up
+    assert apportion({"a": 5.0, "b": 1.0}, 10, {"a": 10, "b": 10}) == {"a": 8, "b": 2}
+    # ties to the earlier
+    assert apportion({"a": 1.0, "b": 1.0}, 3, {"a": 9, "b": 9}) == {"a": 2, "b": 1}
+    # exactly all that there is room for, and nothing
+    assert apportion({"a": 1.0, "b": 9.0}, 5, {"a": 2, "b": 3}) == {"a": 2, "b": 3}
+    assert apportion({"a": 1.0}, 0, {"a": 2}) == {"a": 0}
+    assert apportion({"a": 0.0}, 0, {"a": 2}) == {"a": 0}
+    # the last unit finds the first of largest remainder full
+    assert apportion({"a": 3.0, "b": 2.0}, 3, {"a": 1, "b": 9}) == {"a": 1, "b": 2}

@@ -336,3 +336,30 @@ def test_batch_norm_passes_the_first_derivative_on() -> None:
     full = torch.autograd.functional.hessian(value, net[0].weight.detach())
     wanted = full.reshape(2, 2).diagonal().reshape(1, 2)
     torch.testing.assert_close(found["0.weight"], wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_inputs_that_no_window_covers_count_nothing_and_uneven_windows_are_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 3)).double()
+    whole = data(1, 5, 5)
+    part = Split(whole.inputs[:, :, :4, :4], whole.targets)  # a window of 2 leaves the fifth out
+    found, wanted = hessian_diagonal(net, whole), hessian_diagonal(net, part)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)
+    net[1] = nn.AvgPool2d(3, stride=2)  # 0..2 and 2..4: the middle counts twice
+    with pytest.raises(ArgumentError, match="averages unequal windows"):
+        hessian_diagonal(net, whole)
+
+
+def test_a_convolution_over_time_is_one_over_rows_of_height_one() -> None:
+    flat = nn.Sequential(nn.Conv1d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Flatten())
+    flat.append(nn.Linear(9, 3)).double()
+    tall = nn.Sequential(nn.Conv2d(2, 3, (1, 3), stride=(1, 2), padding=(0, 1)), nn.Tanh())
+    tall.append(nn.Flatten()).append(nn.Linear(9, 3)).double()
+    with torch.no_grad():
+        for p, q in zip(tall.parameters(), flat.parameters(), strict=True):
+            p.copy_(q.reshape(p.shape))
+    split = data(2, 5)
+    found = hessian_diagonal(flat, split, levenberg_marquardt=False)
+    rows = Split(split.inputs.unsqueeze(2), split.targets)
+    for name, value in hessian_diagonal(tall, rows, levenberg_marquardt=False).items():
+        torch.testing.assert_close(found[name], value.reshape(found[name].shape))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gossamer.errors import ArgumentError
-from gossamer.masks import Masks, above_quality, keep_top
+from gossamer.masks import Masks, above_quality, keep_counts, keep_top
 
 
 def test_masks_hold_only_bools() -> None:
@@ -117,3 +117,35 @@ def test_quality_threshold_ignores_the_zeros_of_earlier_rounds() -> None:
         above_quality(w, -1, name="fc")
     with pytest.raises(ArgumentError, match="holds NaN"):
         above_quality(torch.tensor([float("nan")]), 1.0)
+
+
+def test_counts_by_hand_from_none_to_all() -> None:
+    scores = {"a": torch.tensor([1.0, 3.0, 3.0]), "b": torch.tensor([[2.0, 1.0]])}
+    found = keep_counts(scores, {"a": 0, "b": 2})
+    assert found["a"].tolist() == [False, False, False]
+    assert found["b"].tolist() == [[True, True]]
+    assert keep_counts(scores, {"a": 1, "b": 0})["a"].tolist() == [False, True, False]
+    within = Masks({"a": torch.tensor([True, False, True]), "b": torch.zeros(1, 2) > 0})
+    assert keep_counts(scores, {"a": 2, "b": 0}, within=within)["a"].tolist() == [True, False, True]
+    assert keep_counts(scores, {"a": 0, "b": 0}, within=within).kept == 0
+    with pytest.raises(ArgumentError, match=r"count b=1 is outside \[0, 0\]"):
+        keep_counts(scores, {"a": 2, "b": 1}, within=within)
+    with pytest.raises(ArgumentError, match=r"count a=3 is outside \[0, 2\]"):
+        keep_counts(scores, {"a": 3, "b": 0}, within=within)
+    with pytest.raises(ArgumentError, match=r"count a=-1 is outside \[0, 3\]"):
+        keep_counts(scores, {"a": -1, "b": 0})
+    with pytest.raises(ArgumentError, match=r"count b=3 is outside \[0, 2\]"):
+        keep_counts(scores, {"a": 0, "b": 3})
+    with pytest.raises(ArgumentError, match="counts has none for 'b'"):
+        keep_counts(scores, {"a": 0})
+    with pytest.raises(ArgumentError, match="score 'a' holds NaN"):
+        keep_counts({"a": torch.tensor([float("nan")])}, {"a": 0})
+
+
+def test_densities_of_none_and_all_and_a_half_up() -> None:
+    scores = {"a": torch.tensor([1.0, 4.0, 2.0, 3.0, 5.0])}
+    assert keep_top(scores, 0.0).kept == 0
+    assert keep_top(scores, 1.0).kept == 5
+    assert keep_top(scores, 0.1)["a"].tolist() == [False, False, False, False, True]  # 0.5, up
+    assert keep_top(scores, 0.0, floor=2)["a"].tolist() == [False, True, False, False, True]
+    assert keep_top(scores, 0.0, floor=9).kept == 5
