@@ -213,6 +213,23 @@ def test_a_copy_has_the_same_settings(make: Make) -> None:
     assert copy.deepcopy(method).settings() == method.settings() != {}
 
 
+def test_a_setting_that_one_side_lacks_differs_even_if_it_is_none() -> None:
+    state = Snapshot(3).state_dict()
+    state["settings"]["later"] = None
+    with pytest.raises(ArgumentError, match="with later=None"):
+        Snapshot(3).load_state_dict(state)
+
+
+def test_a_ternary_of_another_threshold_is_another_method() -> None:
+    def ternary(threshold: float) -> Method:
+        return TTQ(threshold=threshold, start="fit", weight_decay=None, every=3, ends=True)
+
+    state = ternary(0.05).attach(net()).state_dict()
+    ternary(0.05).load_state_dict(state)
+    with pytest.raises(ArgumentError, match=r"threshold=0\.05, this one has threshold=0\.1"):
+        ternary(0.1).load_state_dict(state)
+
+
 def test_settings_tell_what_was_asked_for() -> None:
     def sparse(density: float, rule: str = "rigl") -> Method:
         generator = torch.Generator().manual_seed(0)

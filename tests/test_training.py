@@ -661,3 +661,17 @@ def test_zero_epochs_and_nothing_to_train():
         p.requires_grad = False
     with pytest.raises(ArgumentError, match="nothing to train"):
         train(model, blobs(), TrainConfig(epochs=1))
+
+
+def test_a_checkpoint_of_another_optimizers_settings_is_refused(tmp_path):
+    data, config = blobs(), TrainConfig(epochs=1)
+
+    def go(momentum):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum)
+        train(model, data, config, optimizer=optimizer, checkpoint=tmp_path / "c.pt")
+
+    go(0.9)
+    go(0.9)
+    with pytest.raises(ArgumentError, match=r"optimizer\.settings"):
+        go(0.5)

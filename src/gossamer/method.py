@@ -171,7 +171,8 @@ class Method(ABC):
         """
         found, mine = state.get("settings"), self.settings()
         if found is not None and found != mine:
-            name = next(n for n in [*mine, *found] if found.get(n) != mine.get(n))
+            absent = object()
+            name = next(n for n in [*mine, *found] if found.get(n, absent) != mine.get(n, absent))
             raise ArgumentError(
                 f"the state is of {type(self).__name__} with {name}={found.get(name)!r}, this one "
                 f"has {name}={mine.get(name)!r}; make the method as it was when the state was "

@@ -46,7 +46,8 @@ class Archive:
     Args:
         source: path, or the bytes of a file.
         max_bytes: bound on the decoded bytes of all tensors; by default 1 GiB, or 128 times the
-            file if that is more. Raise it for a larger model that you trust.
+            file if that is more. Raise it for a larger model that you trust; given, it also
+            lets the context coder hold more entries than its bytes may make a reader work for.
 
     Raises :class:`FormatError` when the file is not whole, is of another format or version, or
     claims more than ``max_bytes``. Nothing is allocated for a claim before it is checked.
@@ -55,6 +56,7 @@ class Archive:
     def __init__(self, source: str | Path | bytes, *, max_bytes: int | None = None) -> None:
         self.path = None if isinstance(source, bytes) else Path(source)
         self.where = str(self.path) if self.path else "archive"
+        self.trusted = max_bytes is not None
         self._file = Source(source)
         try:
             self.file_bytes = self._file.size
@@ -246,7 +248,13 @@ class Archive:
             if payload and payload[0] & 7 == SEEDED and self.header.version < SEEDS:
                 raise FormatError(f"{self.where}: {what} is seeded in a file of version 1")
             bits = decode_section(
-                payload, entry.dtype, entry.shape, entry.numel, f"{self.where}: {what}", out
+                payload,
+                entry.dtype,
+                entry.shape,
+                entry.numel,
+                f"{self.where}: {what}",
+                out,
+                trusted=self.trusted,
             )
         if entry.dtype.torch == torch.bool and bits.size and bits.max() > 1:
             raise FormatError(f"{self.where}: {what} is bool but holds the byte {bits.max()}")

@@ -42,6 +42,8 @@ def decode_section(
     numel: int,
     where: str,
     out: Bits | None = None,
+    *,
+    trusted: bool = False,
 ) -> Bits:
     """The flat bit patterns of a tensor, C order; :class:`FormatError` for anything odd.
 
@@ -52,8 +54,9 @@ def decode_section(
         numel: its elements.
         where: file and tensor, for messages.
         out: written and returned, if given: flat, contiguous bit patterns.
+        trusted: the context coder may hold more entries than its bytes may make a reader work for.
     """
-    reader = Reader(data, where)
+    reader = Reader(data, where, trusted)
     section = parse(reader, dtype, shape, numel)
     if section.seed is not None:
         return _seeded(reader, section, section.seed, numel, out)

@@ -90,10 +90,12 @@ class Reader:
     Args:
         data: the bytes.
         where: what they are, for messages: ``"model.gsm: tensor 'fc.weight'"``.
+        trusted: the user has said that the file may cost what it claims.
     """
 
-    def __init__(self, data: bytes | memoryview, where: str) -> None:
+    def __init__(self, data: bytes | memoryview, where: str, trusted: bool = False) -> None:
         self.data = memoryview(data)
+        self.trusted = trusted
         self.where = where
         self.at = 0
 

@@ -39,6 +39,7 @@ def load_into(
     Raises :class:`ArgumentError` when the model does not fit, :class:`FormatError` for damage.
     """
     with Archive(path, max_bytes=ANY_BYTES if max_bytes is None else max_bytes) as archive:
+        archive.trusted = max_bytes is not None
         targets = _targets(archive, model, strict)
         if max_bytes is None:
             _check_cost(archive, targets)

@@ -145,8 +145,12 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
     rows, cols = matrix(shape, numel)
     section.shape = (cols, rows) if flags & TRANSPOSED else (rows, cols)
     whole = len(reader.data) - before
-    if layout == CONTEXT and not context.affordable(numel, whole):
-        raise reader.fail(f"{numel} entries by the context coder in {whole} bytes are too many")
+    if layout == CONTEXT and not (reader.trusted or context.affordable(numel, whole)):
+        raise FormatError(
+            f"{reader.where}: {numel} entries by the context coder in {whole} bytes are too many "
+            "to be decoded unasked, for they take seconds a million; if you trust the file (one of "
+            "an older version may hold such), pass max_bytes="
+        )
     total = reader.varint("non-zero entries", numel)
     before = reader.at
     if not flags & RAW_VALUES:

@@ -207,6 +207,12 @@ class Run:
             **{f"config.{k}": v for k, v in asdict(self.config).items()},
             "model": [f"{n} {tuple(t.shape)}" for n, t in _state(self.model).items()],
             "optimizer": type(self.optimizer).__name__,
+            # the learning rate follows the schedule; the rest would be overwritten in silence
+            "optimizer.settings": {
+                k: v if v is None or isinstance(v, (bool, int, float, str)) else repr(v)
+                for k, v in self.optimizer.defaults.items()
+                if k != "lr"
+            },
             "methods": [{"kind": type(m).__name__, **m.settings()} for m in self.methods],
             "evaluate_every": self.evaluate_every,
             "evaluate_every_steps": self.evaluate_every_steps,
@@ -277,8 +283,8 @@ class Run:
         mine = self._fingerprint()
         theirs = state.get("fingerprint", {})
         for name, value in mine.items():
-            if name == "dataset.contents" and name not in theirs:
-                continue  # a checkpoint from before it was kept
+            if name in ("dataset.contents", "optimizer.settings") and name not in theirs:
+                continue  # a checkpoint from before they were kept
             if theirs.get(name) != value:
                 if name == "workers.size" and theirs.get(name):
                     advice = f"start {theirs[name]} processes again, {advice}"
