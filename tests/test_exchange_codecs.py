@@ -662,3 +662,22 @@ def test_names() -> None:
     for codec in CODECS:
         assert type(by_name(codec.name)) is type(codec)
     assert len({type(c).id for c in CODECS}) == len({type(c) for c in CODECS})
+
+
+@pytest.mark.parametrize("clip", [-1.0, 0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "codec", [lambda clip: SQm(4, clip=clip), lambda clip: TernGrad(clip=clip)]
+)
+def test_a_clip_that_keeps_nothing_is_refused(codec, clip):
+    with pytest.raises(ArgumentError, match="clip"):
+        codec(clip)
+
+
+def test_the_default_clip_is_the_papers_two_and_a_half_deviations():
+    # 99 zeros and a 1: mean .01, variance .01 - .0001, so the scale is 2.5 sqrt(.0099), below 1
+    g = torch.zeros(100)
+    g[7] = 1.0
+    assert TernGrad().clip == 2.5
+    assert TernGrad().scale(g) == pytest.approx(2.5 * math.sqrt(0.0099), rel=1e-6)
+    assert SQm(4).clip is None
+    assert SQm(4).scale(g) == 1
