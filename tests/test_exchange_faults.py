@@ -26,7 +26,7 @@ from gossamer.distribute import GradientExchange, TernGrad, exchange, exchange_h
 
 RANKS = 3
 TIMEOUT = 4.0
-BOUND = 60.0  # seconds until all have ended, on a machine that is busy; some 10 where it is not
+BOUND = 240.0  # seconds until all have ended, on a machine that is busy; some 10 where it is not
 CASES = {  # name -> which rank ends how, in DDP or in a bare loop
     "killed": (2, signal.SIGKILL, "ddp"),
     "stopped": (2, signal.SIGSTOP, "ddp"),
@@ -50,7 +50,7 @@ def work(case, rank, port, folder):
         init_method=f"tcp://127.0.0.1:{port}",
         rank=rank,
         world_size=RANKS,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=600),
     )
     torch.manual_seed(rank)
     model = nn.Sequential(*[nn.Linear(40, 40) for _ in range(5)])
@@ -96,7 +96,7 @@ def ends(tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return {

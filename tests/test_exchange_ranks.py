@@ -256,7 +256,7 @@ def local(model, rank, step):
 def wrapped(codec, group, model=None, hook=GradientExchange.hook, **options):
     model = network() if model is None else model
     ddp_options = {"bucket_cap_mb": 0.01, "find_unused_parameters": options.pop("unused", False)}
-    state = GradientExchange(model, codec, process_group=group, timeout=20, **options)
+    state = GradientExchange(model, codec, process_group=group, timeout=300, **options)
     ddp = DDP(model, process_group=group, **ddp_options)
     ddp.register_comm_hook(state, hook)
     return ddp, state
@@ -356,7 +356,7 @@ def check_usage(rank, size, group):
 
         def hooked(model, **o):
             ddp = DDP(model, process_group=group, bucket_cap_mb=0.01, **o)
-            state = GradientExchange(model, codec, process_group=group, threshold=100, timeout=20)
+            state = GradientExchange(model, codec, process_group=group, threshold=100, timeout=300)
             ddp.register_comm_hook(state, GradientExchange.hook)
             return ddp
 
@@ -463,7 +463,7 @@ def check_model(rank, size, group):
                 for n, p in other.named_parameters()
             }
         )
-    exchange(model, CODECS["sq4"], Distributed(group, timeout=20), step=0, threshold=100)
+    exchange(model, CODECS["sq4"], Distributed(group, timeout=300), step=0, threshold=100)
     found = {n: p.grad for n, p in model.named_parameters()}
     expected = simulate(every, CODECS["sq4"], step=0, threshold=100)
     return [] if same(found, expected) else ["differs"]
@@ -493,7 +493,7 @@ def work(rank, size, folder):
         init_method=f"file://{folder}/store-{size}",
         rank=rank,
         world_size=size,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=600),
     )
     found = {}
     for name, (check, sizes) in CHECKS.items():
@@ -517,7 +517,7 @@ def found(tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return folder

@@ -66,13 +66,13 @@ def killed_in_loss(active):
 def work(folder):
     torch.set_num_threads(1)
     life = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    with Processes.launched(None, timeout=60) as plain:
+    with Processes.launched(None, timeout=600) as plain:
         model = plain_net()
         train(model, data(None), CONFIG, workers=plain)
         if plain.rank == 0:
             torch.save(model.state_dict(), folder / "float.pt")
         for name, dies in (("unbroken", False), ("killed", life == 0)):
-            workers = Processes(by_name("sq4"), threshold=100, seed=3, timeout=60)
+            workers = Processes(by_name("sq4"), threshold=100, seed=3, timeout=600)
             model = net()
             history = train(
                 model,
@@ -99,7 +99,7 @@ def folder(tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return folder

@@ -123,7 +123,7 @@ def _rank(rank: int, workers: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", workers)
     dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=workers, timeout=timedelta(seconds=60)
+        "gloo", store=store, rank=rank, world_size=workers, timeout=timedelta(seconds=600)
     )
     start, data = _task(0)
     assert dist.group.WORLD is not None

@@ -37,7 +37,7 @@ def _process(rank: int, workers: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", workers)
     dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=workers, timeout=timedelta(seconds=60)
+        "gloo", store=store, rank=rank, world_size=workers, timeout=timedelta(seconds=600)
     )
     data, model = _data(), nets.build(SETUP.net, seed=3, in_shape=(1, 8, 8))
     optimizer = _sgd(model)
