@@ -128,9 +128,9 @@ class GradientExchange:
         self._copies += copies
         self._worker.submit(program, request, buffer, future, last)
         if last:  # DDP reads the buckets when this hook has returned
+            copies, self._copies = self._copies, []
             self._worker.drain()
-            self._put_back(self._copies)
-            self._copies = []
+            self._put_back(copies)
         return future
 
     @staticmethod
