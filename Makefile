@@ -60,7 +60,7 @@ $(VENV)/fuzz.stamp: $(VENV)/core.stamp
 fuzz: $(VENV)/fuzz.stamp
 	mkdir -p build/fuzz
 	OMP_NUM_THREADS=1 $(BIN)/python fuzz/fuzz_pack.py -max_total_time=$(FUZZ_SECONDS) \
-		-max_len=4096 -timeout=60 -artifact_prefix=build/fuzz- build/fuzz tests/golden
+		-max_len=4096 -timeout=60 -artifact_prefix=build/fuzz- build/fuzz tests/pack/golden
 
 clean:
 	rm -rf $(VENV) build site demo .mypy_cache .ruff_cache .pytest_cache

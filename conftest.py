@@ -2,4 +2,4 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("triton") else ["src/gossamer/distribute/triton_kernels.py"]
+collect_ignore = [] if find_spec("triton") else ["src/gossamer/distribute/codecs/triton_kernels.py"]

@@ -21,10 +21,10 @@ import zstandard
 from encode import alexnet
 from record import record
 
-from gossamer.pack.ans import Rans
-from gossamer.pack.gaps import to_gaps
-from gossamer.pack.into import decode_sparse_into
-from gossamer.reproduce import Claim
+from gossamer.experiments import Claim
+from gossamer.pack.coders.ans import Rans
+from gossamer.pack.coders.gaps import to_gaps
+from gossamer.pack.read.into import decode_sparse_into
 
 PAGE = "deep-compression.beyond"
 

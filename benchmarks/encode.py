@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from record import record
 
+from gossamer.experiments import Claim
 from gossamer.pack import load_into, pack
-from gossamer.reproduce import Claim
 
 # (out, in/groups, kh, kw) and the fraction kept by Deep Compression, Table 4.
 LAYERS = {

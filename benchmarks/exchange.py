@@ -14,8 +14,8 @@ import torch
 from record import record
 
 from gossamer.distribute import by_name
-from gossamer.reproduce import Claim
-from gossamer.reproduce.exchange_codecs import ALEXNET, speed
+from gossamer.experiments import Claim
+from gossamer.experiments.exchange.exchange_codecs import ALEXNET, speed
 
 
 def main() -> None:

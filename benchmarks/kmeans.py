@@ -14,8 +14,8 @@ import torch
 from record import record
 from sklearn.cluster import KMeans
 
+from gossamer.experiments import Claim
 from gossamer.quantize import share
-from gossamer.reproduce import Claim
 
 PAGE = "deep-compression.beyond"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from record import record
 
-from gossamer.reproduce.quantizer_overhead import QUANTIZERS, claims, ratios
+from gossamer.experiments.ttq.quantizer_overhead import QUANTIZERS, claims, ratios
 
 
 def main():

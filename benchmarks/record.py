@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gossamer.reproduce import Claim, commit, hardware, write_json
+from gossamer.experiments import Claim, commit, hardware, write_json
 
 
 def record(

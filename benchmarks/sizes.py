@@ -29,10 +29,10 @@ import torch
 import zstandard
 from record import record
 
+from gossamer.experiments import Claim
 from gossamer.pack import PROFILES, Archive, pack_bytes, unpack
+from gossamer.pack.format.values import analyse, to_bits
 from gossamer.pack.safetensors_io import load_safetensors
-from gossamer.pack.values import analyse, to_bits
-from gossamer.reproduce import Claim
 
 State = dict[str, torch.Tensor]
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gossamer
-from gossamer.names import weights
+from gossamer.core.names import weights
 from gossamer.pack import pack
 
 

@@ -6,7 +6,7 @@ which installs atheris and runs ``python fuzz/fuzz_pack.py [libFuzzer's options]
 
 Anything but a FormatError or decoded tensors of the promised shapes is a finding. Checksums are
 put right after each mutation, since no fuzzer guesses them. The corpus starts with the files of
-tests/golden.
+tests/pack/golden.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 import atheris
 
-from gossamer.errors import FormatError
+from gossamer.core.errors import FormatError
 from gossamer.pack import Archive
-from gossamer.pack.container import MAGIC, VERSION, read_body, section_crc
-from gossamer.pack.limits import Reader
+from gossamer.pack.coders.limits import Reader
+from gossamer.pack.format.container import MAGIC, VERSION, read_body, section_crc
+from gossamer.pack.format.raw import decompress
 from gossamer.pack.netfile import read_net
-from gossamer.pack.raw import decompress
 
 PACKAGE = "gossamer.pack"
 MAX_BYTES = 1 << 24

@@ -1,5 +1,5 @@
 // Context-mixing coder of a matrix of signed ranks. Integer arithmetic only, so that every machine
-// writes and reads the same bits; src/gossamer/pack/context_reference.py is its specification, and
+// writes and reads the same bits; src/gossamer/pack/coders/context_reference.py is its specification, and
 // explains the names.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>

@@ -1,5 +1,5 @@
 // The byte forms of gradient codes: signs without gaps, base 3; and statistics of a gradient.
-// Layouts are those of gossamer/distribute/planes.py.
+// Layouts are those of gossamer/distribute/wire/planes.py.
 #pragma once
 #include <cstddef>
 #include <cstdint>

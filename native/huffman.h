@@ -1,4 +1,4 @@
-// Canonical Huffman codes, high bits first. See src/gossamer/pack/huffman.py.
+// Canonical Huffman codes, high bits first. See src/gossamer/pack/coders/huffman.py.
 #pragma once
 #include <cstddef>
 #include <cstdint>

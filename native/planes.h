@@ -1,6 +1,6 @@
 // Gradient codes, a group of 64 elements at a time: floats to bit planes and back.
 // Each kernel has a portable, an AVX2 and an AVX-512 version with the same bits; the arithmetic is
-// that of gossamer/distribute/eager.py. The file must be compiled with -ffp-contract=off.
+// that of gossamer/distribute/codecs/eager.py. The file must be compiled with -ffp-contract=off.
 // A group's planes are P + 1 words: magnitude bits 0 .. P - 1, then signs.
 #pragma once
 #include <cmath>

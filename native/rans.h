@@ -1,5 +1,5 @@
 // Interleaved rANS: 32-bit states, 16-bit words, frequencies of up to 16 bits.
-// The format is described in src/gossamer/pack/ans.py. Every path reads and writes the same bytes.
+// The format is described in src/gossamer/pack/coders/ans.py. Every path reads and writes the same bytes.
 #pragma once
 #include <algorithm>
 #include <cstddef>

@@ -32,7 +32,7 @@ import gossamer
 import pytest
 
 assert "build/asan" in gossamer.__file__, gossamer.__file__
-tests = ["bits", "huffman", "ans", "gaps", "context", "pack", "pack_hostile", "kmeans"]
-tests.append("exchange_codecs")
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *[f"tests/test_{t}.py" for t in tests]]))
+tests = [f"pack/test_{t}" for t in ("bits", "huffman", "ans", "gaps", "context", "pack", "pack_hostile")]
+tests += ["quantize/test_kmeans", "distribute/test_exchange_codecs"]
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *[f"tests/{t}.py" for t in tests]]))
 PY

@@ -9,10 +9,10 @@ from torch import nn
 
 import gossamer
 from gossamer import datasets
-from gossamer.errors import RecipeError
-from gossamer.pipeline import layers
-from gossamer.pipeline.run import _Job
-from gossamer.progress import Reporter
+from gossamer.compression import layers
+from gossamer.compression.progress import Reporter
+from gossamer.compression.run import _Job
+from gossamer.core.errors import RecipeError
 
 HEAD = "name: t\nstages:\n"
 

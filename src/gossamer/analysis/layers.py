@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import names
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
 from gossamer.datasets import Split, batches
-from gossamer.errors import ArgumentError
 from gossamer.training.evaluation import device_of, modes_kept
 
 __all__ = ["channels", "choose", "observe"]

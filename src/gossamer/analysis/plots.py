@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.errors import ArgumentError
-from gossamer.masks import Masks
-from gossamer.names import select
+from gossamer.core.errors import ArgumentError
+from gossamer.core.masks import Masks
+from gossamer.core.names import select
 
 __all__ = ["against_density", "canvas", "histograms", "layer_densities", "pictures", "pixel_counts"]
 
@@ -107,8 +107,8 @@ def layer_densities(
 ) -> Path:
     """Density of each layer, a line for each named set of masks.
 
-    ``include`` names the layers to show (:func:`gossamer.names.select`). A layer that a set does
-    not mask is dense there and leaves a gap. Raises :class:`ArgumentError` without any layer.
+    ``include`` names the layers to show (:func:`gossamer.core.names.select`). A layer that a set
+    does not mask is dense there and leaves a gap. Raises :class:`ArgumentError` without any layer.
     """
     layers = list(dict.fromkeys(name for some in masks.values() for name in some))
     if include is not None:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from gossamer.analysis import plots
 from gossamer.analysis.layers import channels, choose, observe
+from gossamer.core.errors import ArgumentError
 from gossamer.datasets import Split
-from gossamer.errors import ArgumentError
 
 __all__ = ["Comparison", "Specialization", "class_shares", "compare", "specialization"]
 

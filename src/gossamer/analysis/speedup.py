@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.analysis.layers import choose, observe
+from gossamer.core.errors import ArgumentError, GossamerError
+from gossamer.core.timing import best_of, one_thread, paired
 from gossamer.datasets import Split
-from gossamer.errors import ArgumentError, GossamerError
-from gossamer.timing import best_of, one_thread, paired
 from gossamer.training.evaluation import device_of, modes_kept
 
 __all__ = ["LayerSpeed", "Speedups", "empty_weight_channels", "speedups", "to_csr"]
@@ -213,8 +213,8 @@ def speedups(
             pairs' ratios for the network. Densities do not depend on it.
 
     Raises :class:`ArgumentError` for no layers or others than convolutions and linear ones, an
-    empty split, a batch size or rounds under 1; :class:`~gossamer.errors.GossamerError` when CSR
-    and dense outputs differ.
+    empty split, a batch size or rounds under 1; :class:`~gossamer.core.errors.GossamerError` when
+    CSR and dense outputs differ.
     """
     if batch_size < 1 or rounds < 1:
         raise ArgumentError(f"batch_size={batch_size}, rounds={rounds} must be at least 1")

@@ -10,8 +10,8 @@ import typer
 
 from gossamer.cli.options import AsJson, Key, Threads, smaller
 from gossamer.cli.program import app
-from gossamer.files import shown
-from gossamer.progress import console
+from gossamer.compression.progress import console
+from gossamer.core.files import shown
 
 __all__ = ["inspect", "pack", "unpack"]
 
@@ -25,8 +25,8 @@ def pack(
     threads: Threads = None,
 ) -> None:
     """Pack tensors losslessly into a small file."""
+    from gossamer.compression import inputs
     from gossamer.pack import pack as write
-    from gossamer.pipeline import inputs
 
     state = inputs.read_state(source, key)
     with (
@@ -48,8 +48,8 @@ def unpack(
     target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
 ) -> None:
     """Decode a packed file to a plain safetensors file."""
+    from gossamer.compression import inputs
     from gossamer.pack import unpack as read
-    from gossamer.pipeline import inputs
 
     tensors = read(file)
     inputs.save_safetensors(tensors, target)

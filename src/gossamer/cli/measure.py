@@ -10,7 +10,7 @@ import typer
 
 from gossamer.cli.options import AsJson
 from gossamer.cli.program import app
-from gossamer.progress import console
+from gossamer.compression.progress import console
 
 __all__ = ["bench", "bench_exchange", "recipes_", "reproduce_"]
 
@@ -25,13 +25,13 @@ def reproduce_(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core.")] = None,
 ) -> None:
     """Measure a published table again and write results/NAME.json."""
-    from gossamer import reproduce
+    from gossamer import experiments
 
     if list_ or name is None:
-        for experiment, summary in reproduce.names():
+        for experiment, summary in experiments.names():
             print(f"{experiment:28} {summary}")
         return
-    print(reproduce.run(name, out=out, seeds=seeds, quick=quick, workers=workers))
+    print(experiments.run(name, out=out, seeds=seeds, quick=quick, workers=workers))
 
 
 @app.command("recipes")
@@ -39,7 +39,7 @@ def recipes_(
     name: Annotated[str | None, typer.Argument(help="A recipe to show.")] = None,
 ) -> None:
     """List the built-in recipes, or show one."""
-    from gossamer import recipe as recipes
+    from gossamer.compression import recipe as recipes
 
     if name is not None:
         print(recipes.show(name), end="")

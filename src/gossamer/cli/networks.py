@@ -27,8 +27,8 @@ from gossamer.cli.options import (
     smaller,
 )
 from gossamer.cli.program import app
-from gossamer.errors import ArgumentError
-from gossamer.progress import console
+from gossamer.compression.progress import console
+from gossamer.core.errors import ArgumentError
 
 __all__ = ["compress", "evaluate_", "report_", "sensitivity", "train"]
 
@@ -72,7 +72,7 @@ def train(
     import os
 
     from gossamer import datasets, training
-    from gossamer.pipeline import door, inputs
+    from gossamer.compression import door, inputs
 
     config = training.TrainConfig(
         epochs=epochs,
@@ -161,9 +161,9 @@ def compress(
     Exit codes: 0 all well, 1 an error, 3 the file is there but validation accuracy fell by more
     than max-drop, 4 the file is there but could not be proved.
     """
-    from gossamer import pipeline
-    from gossamer import recipe as recipes
-    from gossamer.pipeline import threads as choice
+    from gossamer import compression
+    from gossamer.compression import recipe as recipes
+    from gossamer.compression import threads as choice
     from gossamer.report import promises
 
     given = {
@@ -176,7 +176,7 @@ def compress(
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     plan = recipes.load(recipe, [*(set_ or []), *extra])
     with console() as show:
-        result = pipeline.run(
+        result = compression.run(
             plan,
             model,
             dataset,

@@ -68,7 +68,7 @@ def settle(threads: int | None, model: nn.Module, data: Dataset) -> None:
     """Take so many torch threads that they cannot hurt, where nobody named a number."""
     import torch
 
-    from gossamer.pipeline import threads as choice
+    from gossamer.compression import threads as choice
 
     if threads is None and not choice.asked_for():
         torch.set_num_threads(choice.chosen(model, data))
@@ -79,7 +79,7 @@ def load(
 ) -> tuple[nn.Module, Dataset]:
     """The network and the data that options name, tried on two examples."""
     from gossamer import datasets
-    from gossamer.pipeline import door, inputs
+    from gossamer.compression import door, inputs
 
     data = datasets.load(dataset)
     network = inputs.network(model, data, pretrained=pretrained, weights=weights, key=key)

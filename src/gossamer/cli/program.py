@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from gossamer.errors import GossamerError
-from gossamer.files import shown
+from gossamer.core.errors import GossamerError
+from gossamer.core.files import shown
 
 __all__ = ["app", "main"]
 

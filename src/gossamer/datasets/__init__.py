@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from gossamer.core.errors import ArgumentError, DatasetError
+from gossamer.core.locate import called, function
 from gossamer.datasets.base import Dataset, Split, balanced, batches, carve, check, check_split
 from gossamer.datasets.cifar10 import cifar10, crop_and_flip
 from gossamer.datasets.digits import digits
 from gossamer.datasets.mnist import mnist, read_idx
 from gossamer.datasets.text import text
-from gossamer.errors import ArgumentError, DatasetError
-from gossamer.locate import called, function
 
 __all__ = [
     "DATASETS",

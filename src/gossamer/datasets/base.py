@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gossamer.errors import ArgumentError, DatasetError
+from gossamer.core.errors import ArgumentError, DatasetError
 
 __all__ = [
     "Dataset",

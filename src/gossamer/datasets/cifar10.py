@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gossamer.core.errors import DatasetError, GossamerError
+from gossamer.core.files import replacing
+from gossamer.core.locate import cache_folder, places
 from gossamer.datasets.base import Dataset, Split, balanced, carve
 from gossamer.datasets.fetch import fetch
-from gossamer.errors import DatasetError, GossamerError
-from gossamer.files import replacing
-from gossamer.locate import cache_folder, places
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "cifar10", "crop_and_flip"]
 

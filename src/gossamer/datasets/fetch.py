@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gossamer.errors import DatasetError
-from gossamer.locate import places
+from gossamer.core.errors import DatasetError
+from gossamer.core.locate import places
 
 __all__ = ["fetch"]
 

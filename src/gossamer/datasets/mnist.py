@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gossamer.core.errors import DatasetError
 from gossamer.datasets.base import Dataset, Split, balanced, carve
 from gossamer.datasets.fetch import fetch
-from gossamer.errors import DatasetError
 
 __all__ = ["mnist", "read_idx"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from gossamer.core.errors import ArgumentError, DatasetError
 from gossamer.datasets.base import Dataset, Split, balanced, held_back
 from gossamer.datasets.fetch import fetch
-from gossamer.errors import ArgumentError, DatasetError
 
 __all__ = ["text"]
 

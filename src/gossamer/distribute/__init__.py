@@ -13,20 +13,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from gossamer.distribute.codec import GradCodec, backend, clip_slope
-from gossamer.distribute.ddp import GradientExchange, exchange_hook
-from gossamer.distribute.dorefa import DoReFa
-from gossamer.distribute.exchange import Plan, exchange, simulate
-from gossamer.distribute.feedback import ErrorFeedback
-from gossamer.distribute.group import Distributed
-from gossamer.distribute.planes import FORMS, Form
-from gossamer.distribute.processes import Processes
-from gossamer.distribute.qsgd import QSGD
-from gossamer.distribute.random import Key, dither_shift, parameter_hash
-from gossamer.distribute.signsgd import SignSGD
-from gossamer.distribute.sqm import SQm
-from gossamer.distribute.terngrad import TernGrad
-from gossamer.errors import ArgumentError
+from gossamer.core.errors import ArgumentError
+from gossamer.distribute.codecs.codec import GradCodec, backend, clip_slope
+from gossamer.distribute.codecs.dorefa import DoReFa
+from gossamer.distribute.codecs.feedback import ErrorFeedback
+from gossamer.distribute.codecs.qsgd import QSGD
+from gossamer.distribute.codecs.random import Key, dither_shift, parameter_hash
+from gossamer.distribute.codecs.signsgd import SignSGD
+from gossamer.distribute.codecs.sqm import SQm
+from gossamer.distribute.codecs.terngrad import TernGrad
+from gossamer.distribute.ddp.hook import GradientExchange, exchange_hook
+from gossamer.distribute.ddp.processes import Processes
+from gossamer.distribute.exchange.average import Plan, exchange, simulate
+from gossamer.distribute.exchange.group import Distributed
+from gossamer.distribute.wire.planes import FORMS, Form
 
 __all__ = [
     "FORMS",

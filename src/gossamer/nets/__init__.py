@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gossamer.errors import ArgumentError, FormatError
-from gossamer.locate import called, find, function
+from gossamer.core.errors import ArgumentError, FormatError
+from gossamer.core.locate import called, find, function
 from gossamer.nets.classic import conv_n, glorot_, lenet_5, lenet_300_100, mlp
 from gossamer.nets.language import LSTMLM, lstm_lm
 from gossamer.nets.resnet import ResNet, WideResNet, resnet, wrn
@@ -91,7 +91,7 @@ def build(
     266610
 
     Raises :class:`ArgumentError` for unknown names, shapes and options,
-    :class:`~gossamer.errors.DatasetError` when pretrained weights are missing.
+    :class:`~gossamer.core.errors.DatasetError` when pretrained weights are missing.
     """
     given: dict[str, Any] = {"classes": classes, "in_shape": in_shape}
     make = NETS.get(name) or _family(name)

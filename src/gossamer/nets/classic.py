@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from gossamer.errors import ArgumentError
+from gossamer.core.errors import ArgumentError
 
 __all__ = ["conv_n", "glorot_", "image", "lenet_5", "lenet_300_100", "mlp"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gossamer.errors import ArgumentError
+from gossamer.core.errors import ArgumentError
 
 __all__ = ["LSTMLM", "lstm_lm"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer.errors import ArgumentError
+from gossamer.core.errors import ArgumentError
 
 __all__ = ["ResNet", "WideResNet", "resnet", "wrn"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer.errors import ArgumentError
+from gossamer.core.errors import ArgumentError
 from gossamer.nets.classic import glorot_, image
 
 __all__ = ["WithinChannelNorm", "alexnet", "cifarnet", "convnet", "vgg"]

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gossamer.errors import ArgumentError
-from gossamer.files import write_chunks
-from gossamer.names import Tensors
-from gossamer.pack.gaps import fixed_gaps, fixed_runs
-from gossamer.pack.limits import MAX_BYTES, Reader
+from gossamer.core.errors import ArgumentError
+from gossamer.core.files import write_chunks
+from gossamer.core.names import Tensors
+from gossamer.pack.coders.gaps import fixed_gaps, fixed_runs
+from gossamer.pack.coders.limits import MAX_BYTES, Reader
 
 __all__ = ["NetLayer", "net_tensors", "read_net", "write_net"]
 

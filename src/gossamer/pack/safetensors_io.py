@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gossamer.errors import ArgumentError, FormatError
-from gossamer.files import write_chunks
-from gossamer.names import Tensors
-from gossamer.pack.values import analyse, from_bits, to_bits
-from gossamer.pack.writer import named_tensors
+from gossamer.core.errors import ArgumentError, FormatError
+from gossamer.core.files import write_chunks
+from gossamer.core.names import Tensors
+from gossamer.pack.format.values import analyse, from_bits, to_bits
+from gossamer.pack.write.writer import named_tensors
 
 __all__ = ["load_safetensors", "safetensors_bytes", "save_safetensors"]
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gossamer import names
-from gossamer.errors import ArgumentError
-from gossamer.masks import Masks, keep_top, warn_empty
-from gossamer.method import Masked
-from gossamer.names import Tensors
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
+from gossamer.core.masks import Masks, keep_top, warn_empty
+from gossamer.core.method import Masked
+from gossamer.core.names import Tensors
 
 __all__ = [
     "CRITERIA",
@@ -122,7 +122,7 @@ def criterion_masks(
     """The highest scores of each layer: exact counts, ties to the earlier weight.
 
     Raises :class:`ArgumentError` as :func:`scores` does, and for a density outside (0, 1]. Warns
-    with :class:`gossamer.masks.EmptyLayerWarning` when a layer keeps nothing.
+    with :class:`gossamer.core.masks.EmptyLayerWarning` when a layer keeps nothing.
     """
     by_layer = density if isinstance(density, Mapping) else dict.fromkeys(initial, density)
     for name, value in by_layer.items():

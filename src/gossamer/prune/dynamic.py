@@ -12,7 +12,7 @@ One method, four axes (:class:`Rule`), and the classics as combinations (:data:`
 
 Every step takes dense gradients and an ordinary optimizer step, then zeroes what is inactive;
 momentum goes on accumulating there, so that growth can read it. Every ``every`` steps the masks
-are reallocated (:mod:`gossamer.reallocation`); their total is exact all along.
+are reallocated (:mod:`gossamer.core.reallocation`); their total is exact all along.
 
 Deviations: SET drops the smallest magnitudes instead of the smallest positive and largest
 negative values; RigL grows by the gradient of the step just taken, not of a step it skips; masks
@@ -28,11 +28,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gossamer import budgets, hooks, moments, names, reallocation, schedule
-from gossamer.errors import ArgumentError
-from gossamer.masks import Eraser, Masks, keep_counts, warn_empty
-from gossamer.method import Method
-from gossamer.names import Tensors
+from gossamer.core import budgets, hooks, names, optimizers, reallocation, schedules
+from gossamer.core.errors import ArgumentError
+from gossamer.core.masks import Eraser, Masks, keep_counts, warn_empty
+from gossamer.core.method import Method
+from gossamer.core.names import Tensors
 
 __all__ = ["FAMILY", "GROWTH", "REDISTRIBUTION", "DynamicSparse", "Rule", "Signals"]
 
@@ -89,9 +89,9 @@ class Rule:
         drop: scores of active weights, the lowest go; None: magnitude.
         drop_scope: each layer drops the same fraction, or one ranking over all layers.
         distribution: how the density is divided over layers at the start
-            (:data:`gossamer.budgets.DISTRIBUTIONS`).
+            (:data:`gossamer.core.budgets.DISTRIBUTIONS`).
         rate, rate_end, rate_schedule: fraction of the active weights dropped at an update, over
-            the training (a name of :data:`gossamer.schedule.SCHEDULES`).
+            the training (a name of :data:`gossamer.core.schedules.SCHEDULES`).
         until: fraction of the training after which the masks stay.
         ramp: None: sparse from the start. A schedule's name: dense at the start, and the density
             falls along it until ``until``; needs ``growth=None``.
@@ -131,9 +131,9 @@ class Rule:
         for name in ("rate", "rate_end", "until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(f"{name}={getattr(self, name)} is outside [0, 1]")
-        schedule.make(self.rate_schedule, 1.0)
+        schedules.make(self.rate_schedule, 1.0)
         if self.ramp is not None:
-            schedule.make(self.ramp, 1.0)
+            schedules.make(self.ramp, 1.0)
             if self.growth is not None:
                 raise ArgumentError(f"ramp={self.ramp!r} only removes; it needs growth=None")
         if self.mask_momentum and "momentum" in (self.growth, self.redistribution):
@@ -220,7 +220,7 @@ class DynamicSparse(Method):
     def _require_momentum(self) -> None:
         if self.rule.needs_momentum:
             axis = "growth" if self.rule.growth == "momentum" else "redistribution"
-            moments.require_momentum(self.optimizer, f"{axis} 'momentum'")
+            optimizers.require_momentum(self.optimizer, f"{axis} 'momentum'")
 
     def _set(self, masks: Masks) -> None:
         self.masks, self._eraser = masks, Eraser(masks)
@@ -263,7 +263,7 @@ class DynamicSparse(Method):
         """
         rule, before = self.rule, self.masks
         progress = self.step / self.steps
-        rate = schedule.make(rule.rate_schedule, rule.rate, rule.rate_end)(progress)
+        rate = schedules.make(rule.rate_schedule, rule.rate, rule.rate_end)(progress)
         signals = self._signals()
         scores = (
             {n: w.detach().abs() for n, w in self._weights.items()}
@@ -298,7 +298,7 @@ class DynamicSparse(Method):
             try:
                 for n, p in self._weights.items():
                     if self.optimizer is not None:
-                        momentum[n] = moments.momentum(self.optimizer, p)
+                        momentum[n] = optimizers.momentum(self.optimizer, p)
             except ArgumentError:  # a function of the user's may not need it
                 if self.rule.needs_momentum:
                     raise
@@ -333,7 +333,7 @@ class DynamicSparse(Method):
         counts = {}
         for name, mask in self.masks.items():
             final = self._target[name] / mask.numel()
-            density = schedule.make(ramp, 1.0, final)(done)
+            density = schedules.make(ramp, 1.0, final)(done)
             wanted = self._target[name] if done == 1 else int(density * mask.numel() + 0.5)
             counts[name] = min(wanted, int(mask.sum()))
         return counts

@@ -9,8 +9,8 @@ Lottery Ticket Hypothesis*, 2019, arXiv 1903.01611.
 - Section 2: the rate is by layer, the output layer's is half (:func:`layer_rates`); section 4:
   one rate over the whole network (``scope="global"``).
 - Controls: one-shot (``one_shot=True``), other initial weights under the same mask
-  (:func:`reinit_`), random masks (:func:`gossamer.budgets.random_masks`,
-  :func:`gossamer.masks.shuffled`).
+  (:func:`reinit_`), random masks (:func:`gossamer.core.budgets.random_masks`,
+  :func:`gossamer.core.masks.shuffled`).
 
 Deviations: a round's count comes from (1 - p)^round of the layer's size, rounded to nearest, so
 that rounding never adds up and one-shot keeps the same counts; ties go to the earlier weight.
@@ -28,12 +28,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gossamer import names
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError, GossamerError
+from gossamer.core.masks import Masks, keep_top, warn_empty, zero_outside_
+from gossamer.core.method import Masked, Method, Snapshot
+from gossamer.core.names import Tensors
 from gossamer.datasets import Dataset
-from gossamer.errors import ArgumentError, GossamerError
-from gossamer.masks import Masks, keep_top, warn_empty, zero_outside_
-from gossamer.method import Masked, Method, Snapshot
-from gossamer.names import Tensors
 from gossamer.prune.tickets import Tickets, load_tickets, save_tickets
 from gossamer.training import Progress, TrainConfig, evaluate, load_checkpoint, save_atomic, train
 
@@ -114,7 +114,7 @@ def next_masks(
 
     Raises :class:`ArgumentError` for a density outside (0, 1], weights or masks that are missing
     or of another shape, unequal densities with ``scope="global"``. Warns with
-    :class:`gossamer.masks.EmptyLayerWarning` when a layer keeps nothing.
+    :class:`gossamer.core.masks.EmptyLayerWarning` when a layer keeps nothing.
     """
     for name, density in densities.items():
         if not 0 < density <= 1:
@@ -225,7 +225,7 @@ def search(
         scope: the rate holds in each layer, or over the whole network.
         one_shot: remove all at once, as many as ``rounds`` rounds would.
         rewind_step: survivors are reset to the dense run's weights after so many steps.
-        include, exclude: which weights, as in :func:`gossamer.names.weights`.
+        include, exclude: which weights, as in :func:`gossamer.core.names.weights`.
         progress: called with (trainings done, trainings in all, last row or None).
 
     Raises :class:`ArgumentError` for bad rates, or a folder that holds another search; nothing is

@@ -22,10 +22,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from gossamer import names
-from gossamer.errors import ArgumentError
-from gossamer.masks import EmptyLayerWarning, Masks, above_quality, keep_top, warn_empty
-from gossamer.names import Tensors
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
+from gossamer.core.masks import EmptyLayerWarning, Masks, above_quality, keep_top, warn_empty
+from gossamer.core.names import Tensors
 
 __all__ = [
     "EmptyLayerWarning",
@@ -104,7 +104,7 @@ def prune(
     within: Masks | None = None,
     floor: int = 1,
 ) -> Masks:
-    """Masks of the largest weights; apply them with :class:`gossamer.method.Masked`.
+    """Masks of the largest weights; apply them with :class:`gossamer.core.method.Masked`.
 
     Args:
         density: fraction kept in [0, 1]: one number, or by layer pattern (``scope="layer"``).
@@ -112,7 +112,7 @@ def prune(
         within: masks of an earlier round; what they removed stays removed.
         floor: at least so many weights stay in each layer.
 
-    Raises :class:`ArgumentError` as :func:`gossamer.masks.keep_top` does. Warns with
+    Raises :class:`ArgumentError` as :func:`gossamer.core.masks.keep_top` does. Warns with
     :class:`EmptyLayerWarning` when a layer keeps nothing.
     """
     ranked = scores(model, include=include, exclude=exclude)

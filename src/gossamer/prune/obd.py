@@ -1,8 +1,8 @@
 """Optimal Brain Damage: weights go by the increase of the loss that their removal predicts.
 
 LeCun, Denker, Solla, NIPS 1989: saliency s_k = h_kk u_k^2 / 2 (equation 5 and step 4 of the
-recipe): train, compute the diagonal h (:func:`gossamer.curvature.hessian_diagonal`), remove the
-smallest saliencies, retrain with them frozen at zero, repeat.
+recipe): train, compute the diagonal h (:func:`gossamer.training.curvature.hessian_diagonal`),
+remove the smallest saliencies, retrain with them frozen at zero, repeat.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from gossamer.errors import ArgumentError
-from gossamer.masks import Masks
-from gossamer.names import Tensors
+from gossamer.core.errors import ArgumentError
+from gossamer.core.masks import Masks
+from gossamer.core.names import Tensors
 
 __all__ = ["predicted_increase", "saliency"]
 

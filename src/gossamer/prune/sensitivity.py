@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gossamer import names
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
+from gossamer.core.masks import Masks, above_quality, keep_top
 from gossamer.datasets import Split
-from gossamer.errors import ArgumentError
-from gossamer.masks import Masks, above_quality, keep_top
 from gossamer.training import evaluate
 
 __all__ = ["DENSITIES", "Sensitivity", "scan"]

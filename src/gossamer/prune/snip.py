@@ -6,7 +6,7 @@ ICLR 2019, arXiv 1810.02340.
 - Equation 4-5: a mask variable c = 1 on every weight; g_j = dL(c * w) / dc_j, which is
   w_j * dL/dw_j, and s_j = |g_j| / sum_k |g_k| (:func:`scores`).
 - Equation 6, algorithm 1: keep the kappa highest of the whole network (:func:`prune`), then train
-  what is left (:class:`gossamer.method.Masked`).
+  what is left (:class:`gossamer.core.method.Masked`).
 
 The network is scored in evaluation mode, as the authors' code does (``is_train: False``): no
 dropout, and batch-norm by its running statistics, which at initialisation are 0 and 1.
@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from gossamer import names
-from gossamer.errors import ArgumentError
-from gossamer.masks import Masks, keep_top, warn_empty
-from gossamer.names import Tensors
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
+from gossamer.core.masks import Masks, keep_top, warn_empty
+from gossamer.core.names import Tensors
 from gossamer.training.evaluation import cross_entropy, device_of, modes_kept
 
 __all__ = ["prune", "scores"]
@@ -53,7 +53,7 @@ def scores(
     Args:
         batches: pairs (inputs, targets), one or more; L is the mean over all their targets.
         loss: mean loss of a batch, ``loss(outputs, targets)``.
-        include, exclude: patterns over parameter names (:func:`gossamer.names.weights`);
+        include, exclude: patterns over parameter names (:func:`gossamer.core.names.weights`);
             ``include`` may name biases.
         normalize: False leaves the sum as it is.
 
@@ -113,7 +113,7 @@ def prune(
 
     Raises :class:`ArgumentError` as :func:`scores` does, for a density outside (0, 1], a negative
     floor, or one that the budget cannot pay. Warns with
-    :class:`~gossamer.masks.EmptyLayerWarning` when a layer keeps nothing.
+    :class:`~gossamer.core.masks.EmptyLayerWarning` when a layer keeps nothing.
     """
     if not 0 < density <= 1:
         raise ArgumentError(f"density={density} is outside (0, 1] (the fraction kept)")

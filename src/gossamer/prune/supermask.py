@@ -8,7 +8,7 @@ NeurIPS 2019, arXiv 1905.01067, section 5.2 and supplementary section S4.
   ``dL/dm = dL/dw' * w_i * p * (1 - p)`` with ``p = sigmoid(m)`` (:func:`effective`).
 - Dynamic weight rescaling: w' is multiplied by the layer's elements over its ones, a constant in
   the gradient as in the authors' code (:func:`factor`).
-- Signed constant: initial weights of one magnitude, ``gossamer.seeded.init_(...,
+- Signed constant: initial weights of one magnitude, ``gossamer.core.seeds.init_(...,
   scheme="signed_constant")``.
 - Biases are zero and do not train.
 
@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import hooks, names
-from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent, dense, swap
-from gossamer.masks import Masks
-from gossamer.method import Method
-from gossamer.seeded import Seed
+from gossamer.core import hooks, names
+from gossamer.core.errors import ArgumentError
+from gossamer.core.latent import Computed, Latent, dense, swap
+from gossamer.core.masks import Masks
+from gossamer.core.method import Method
+from gossamer.core.seeds import Seed
 
 __all__ = ["Supermask", "draw", "effective", "factor"]
 
@@ -131,7 +131,7 @@ class Supermask(Method):
     Args:
         generator: of the draws; its state is part of :meth:`state_dict`.
         rescale: multiply each layer by its elements over its ones.
-        include, exclude: layer patterns (:func:`gossamer.names.weights`).
+        include, exclude: layer patterns (:func:`gossamer.core.names.weights`).
 
     Raises :class:`ArgumentError` on attach for patterns that match nothing, a model without
     weights, weights that are parametrized already or not finite, or an optimizer that holds none

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from gossamer.errors import ArgumentError, FormatError
-from gossamer.masks import Masks
+from gossamer.core.errors import ArgumentError, FormatError
+from gossamer.core.masks import Masks
 from gossamer.pack import Archive, pack
 
 __all__ = ["Tickets", "load_tickets", "save_tickets"]

@@ -6,7 +6,6 @@ from gossamer.quantize.activations import (
     quantize_activations_,
     quantized_relu,
 )
-from gossamer.quantize.batchnorm import absorb_batchnorm
 from gossamer.quantize.ecsq import ecsq, entropy
 from gossamer.quantize.fixed_point import to_fixed_point
 from gossamer.quantize.fixed_training import FixedReLU, FixedWeights, fixed_activations_
@@ -34,7 +33,6 @@ __all__ = [
     "QuantizedReLU",
     "RateAware",
     "SharedWeights",
-    "absorb_batchnorm",
     "calibrate",
     "ecsq",
     "entropy",

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import ArgumentError, one_of
+from gossamer.core.errors import ArgumentError, one_of
 from gossamer.quantize import capture
 
 __all__ = [
@@ -309,8 +309,8 @@ def quantize_activations_(
             is compared with the model on the first batch, in both modes.
         forward: ``forward(model, batch)`` where ``model(batch)`` is not the way to run it.
         learned: train alpha.
-        include, exclude: patterns of activations (:func:`gossamer.names.select`), by module name,
-            or by node name (``relu``, ``relu_1``) for functional calls.
+        include, exclude: patterns of activations (:func:`gossamer.core.names.select`), by module
+            name, or by node name (``relu``, ``relu_1``) for functional calls.
         functional: False replaces modules only, without looking at the graph: for networks that
             cannot be captured.
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gossamer import names
-from gossamer.errors import ArgumentError
-from gossamer.traced import check_modes, check_same, check_writes, trace
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
+from gossamer.core.graph import check_modes, check_same, check_writes, trace
 
 __all__ = ["Places", "Sample", "activations", "checked", "inputs", "known", "shapes"]
 

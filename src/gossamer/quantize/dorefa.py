@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.errors import ArgumentError
-from gossamer.quantizer import checked
+from gossamer.core.errors import ArgumentError
+from gossamer.core.quantizer import checked
 
 __all__ = ["quantize"]
 

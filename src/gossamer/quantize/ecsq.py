@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gossamer.codebook import Quantized
-from gossamer.errors import ArgumentError
+from gossamer.core.codebook import Quantized
+from gossamer.core.errors import ArgumentError
 from gossamer.quantize.scalar import (
     MOST_CODES,
     Floats,

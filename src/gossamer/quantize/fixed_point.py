@@ -33,8 +33,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gossamer.codebook import Quantized
-from gossamer.errors import ArgumentError
+from gossamer.core.codebook import Quantized
+from gossamer.core.errors import ArgumentError
 
 __all__ = [
     "Format",

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent
+from gossamer.core.errors import ArgumentError
+from gossamer.core.latent import Computed, Latent
+from gossamer.core.quantizer import Quantizer, Straight
 from gossamer.quantize import capture
 from gossamer.quantize.fixed_point import Format, check_bits, quantize, search
-from gossamer.quantizer import Quantizer, Straight
 
 __all__ = ["FixedReLU", "FixedWeights", "fixed_activations_", "fixed_relu"]
 
@@ -150,11 +150,11 @@ class FixedWeights(Quantizer):
         bits: of a weight, 2 to 16.
         every: optimizer steps between two searches of the lengths; None: those found on attach
             stay, and a weight that outgrows them saturates.
-        include, exclude, ends: what is quantized (:func:`gossamer.quantizer.chosen`); unlike the
-            methods of few bits, the paper has both ends in fixed point too.
+        include, exclude, ends: what is quantized (:func:`gossamer.core.quantizer.chosen`); unlike
+            the methods of few bits, the paper has both ends in fixed point too.
 
-    Raises :class:`ArgumentError` as :class:`gossamer.quantizer.Quantizer` does, and for arguments
-    out of range.
+    Raises :class:`ArgumentError` as :class:`gossamer.core.quantizer.Quantizer` does, and for
+    arguments out of range.
     """
 
     def __init__(

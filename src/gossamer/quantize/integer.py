@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gossamer.errors import ArgumentError
+from gossamer.core.errors import ArgumentError
 from gossamer.quantize.fixed_point import Format, to_codes
 from gossamer.quantize.network import FixedPoint, Layer, _schedule
 from gossamer.quantize.steps import Step, choose, sums

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gossamer import names
-from gossamer.codebook import Quantized
-from gossamer.errors import ArgumentError
+from gossamer.core import names
+from gossamer.core.codebook import Quantized
+from gossamer.core.errors import ArgumentError
 from gossamer.quantize.scalar import (
     MOST_CODES,
     Floats,
@@ -112,7 +112,7 @@ def share_model(
 ) -> dict[str, Quantized]:
     """:func:`share` for each compressible weight; the model is not changed.
 
-    ``bits``: one number, or a number for each pattern as in :func:`gossamer.names.select` (a
+    ``bits``: one number, or a number for each pattern as in :func:`gossamer.core.names.select` (a
     later pattern wins; weights that none matches are left out).
 
     Raises :class:`ArgumentError` as :func:`share` does, and for a pattern that matches nothing.

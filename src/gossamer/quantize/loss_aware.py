@@ -28,10 +28,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent
-from gossamer.moments import require_second_moment, second_moment
-from gossamer.quantizer import Quantizer, Straight, checked, fitting, rule_of
+from gossamer.core.errors import ArgumentError
+from gossamer.core.latent import Computed, Latent
+from gossamer.core.optimizers import require_second_moment, second_moment
+from gossamer.core.quantizer import Quantizer, Straight, checked, fitting, rule_of
 
 __all__ = ["PROJECTIONS", "LossAware", "binary", "linear", "logarithmic", "objective", "ternary"]
 
@@ -249,9 +249,9 @@ class LossAware(Quantizer):
         beta: None: v is the second moment of the optimizer (Adam's family, RMSprop); a number in
             [0, 1): v <- beta v + (1 - beta) g^2, kept here, for any optimizer.
         clip: latent weights stay in [-clip, clip] (the authors: 1); None: free.
-        include, exclude, ends: what is quantized (:func:`gossamer.quantizer.chosen`).
+        include, exclude, ends: what is quantized (:func:`gossamer.core.quantizer.chosen`).
 
-    Raises :class:`ArgumentError` as :class:`gossamer.quantizer.Quantizer` does, and without
+    Raises :class:`ArgumentError` as :class:`gossamer.core.quantizer.Quantizer` does, and without
     ``beta`` for an optimizer that has no second moment. A step whose gradients or moments are not
     finite is refused with the same error before anything is moved.
     """

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent, dense
-from gossamer.quantizer import Quantizer
+from gossamer.core.errors import ArgumentError
+from gossamer.core.latent import Computed, Latent, dense
+from gossamer.core.quantizer import Quantizer
 
 __all__ = ["LSQ", "codes", "stepped"]
 
@@ -100,10 +100,10 @@ class LSQ(Quantizer):
     Args:
         bits: 2 to 8.
         weight_decay: of the steps; None: that of the weight's group in the optimizer.
-        include, exclude, ends: what is quantized (:func:`gossamer.quantizer.chosen`).
+        include, exclude, ends: what is quantized (:func:`gossamer.core.quantizer.chosen`).
 
-    Raises :class:`ArgumentError` as :class:`gossamer.quantizer.Quantizer` does, and for arguments
-    out of range.
+    Raises :class:`ArgumentError` as :class:`gossamer.core.quantizer.Quantizer` does, and for
+    arguments out of range.
     """
 
     def __init__(

@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import names
-from gossamer.errors import ArgumentError
-from gossamer.names import Tensors
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
+from gossamer.core.graph import check_same
+from gossamer.core.names import Tensors
 from gossamer.quantize.fixed_point import (
     Format,
     check_bits,
@@ -39,7 +40,6 @@ from gossamer.quantize.fixed_point import (
     to_codes,
 )
 from gossamer.quantize.steps import ARITHMETIC, Floats, Program, Step, read, sums, wide
-from gossamer.traced import check_same
 
 __all__ = ["FixedPoint", "Layer", "Precision", "calibrate"]
 
@@ -219,11 +219,11 @@ def calibrate(
     """The fixed-point network of a float one, which stays as it is.
 
     Args:
-        model: without batch-norm (:func:`gossamer.deploy.fold_batchnorm` folds it); one input.
+        model: without batch-norm (:func:`gossamer.fold_batchnorm` folds it); one input.
         batches: calibration data, inputs ``(N, ...)`` or tuples that start with them; all of it
             is held in memory. Take training images: the test set must not choose formats.
         precision: the bits, dynamic or static.
-        weight_bits: layer pattern (:func:`gossamer.names.select`) -> bits of those weights in
+        weight_bits: layer pattern (:func:`gossamer.core.names.select`) -> bits of those weights in
             place of ``precision.weights``; the paper's 4 bits in fully-connected layers.
 
     Raises :class:`ArgumentError` for an operation without a rule (named), one in place on what

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent
+from gossamer.core.errors import ArgumentError
+from gossamer.core.latent import Computed, Latent
+from gossamer.core.quantizer import Quantizer, Straight, fitting, rule_of
 from gossamer.quantize import binary, dorefa, twn
 from gossamer.quantize.uniform import uniform
-from gossamer.quantizer import Quantizer, Straight, fitting, rule_of
 
 __all__ = ["PROJECTIONS", "Projected", "Projection"]
 
@@ -52,9 +52,9 @@ class Projected(Quantizer):
         generator: handed to a projection that draws, as ``generator=``; its state is part of
             :meth:`state_dict`.
         clip: latent weights stay in [-clip, clip] (BinaryConnect: 1); None: free.
-        include, exclude, ends: what is quantized (:func:`gossamer.quantizer.chosen`).
+        include, exclude, ends: what is quantized (:func:`gossamer.core.quantizer.chosen`).
 
-    Raises :class:`ArgumentError` as :class:`gossamer.quantizer.Quantizer` does, for an unknown
+    Raises :class:`ArgumentError` as :class:`gossamer.core.quantizer.Quantizer` does, for an unknown
     name, a missing generator, and a projection whose result does not fit.
     """
 

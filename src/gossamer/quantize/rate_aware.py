@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gossamer import hooks, names
-from gossamer.codebook import Quantized
-from gossamer.errors import ArgumentError
-from gossamer.latent import check_norm, dense, own_class
-from gossamer.masks import Masks
-from gossamer.method import Method
+from gossamer.core import hooks, names
+from gossamer.core.codebook import Quantized
+from gossamer.core.errors import ArgumentError
+from gossamer.core.latent import check_norm, dense, own_class
+from gossamer.core.masks import Masks
+from gossamer.core.method import Method
 
 __all__ = ["RateAware", "snap"]
 

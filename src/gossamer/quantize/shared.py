@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gossamer import names
-from gossamer.codebook import Quantized
-from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent, dense, swap
-from gossamer.method import Method
+from gossamer.core import names
+from gossamer.core.codebook import Quantized
+from gossamer.core.errors import ArgumentError
+from gossamer.core.latent import Computed, Latent, dense, swap
+from gossamer.core.method import Method
 from gossamer.quantize.scalar import find_step, native
 
 __all__ = ["SharedWeights", "group_sum"]

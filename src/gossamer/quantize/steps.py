@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gossamer import access
-from gossamer.errors import ArgumentError
-from gossamer.traced import check_writes, kind, label, trace
+from gossamer.core import access
+from gossamer.core.errors import ArgumentError
+from gossamer.core.graph import check_writes, kind_of, label, trace
 
 __all__ = ["ARITHMETIC", "Floats", "Program", "Step", "choose", "read", "sums", "wide"]
 
@@ -144,7 +144,7 @@ class _Reader:
         return {**defaults, **bound, **{k: v for k, v in node.kwargs.items() if k in names}}
 
     def _node(self, node: fx.Node) -> None:
-        what = None if node.op == "get_attr" else kind(self.graph, node)
+        what = None if node.op == "get_attr" else kind_of(self.graph, node)
         module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         x = node.args[0] if node.args else None
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -168,7 +168,7 @@ class _Reader:
             hint = "has no rule in fixed point; there is one for linear and convolution layers, "
             hint += "ReLU, pooling, add, concatenation, reshaping, slicing and zero padding"
             if isinstance(module, _NORM):
-                hint += ". Fold batch-norm first: gossamer.deploy.fold_batchnorm(model)"
+                hint += ". Fold batch-norm first: gossamer.fold_batchnorm(model)"
             raise self._refuse(node, hint)
 
     def _layer(self, node: fx.Node, x: Any, module: nn.Linear | nn.Conv2d) -> None:

@@ -24,10 +24,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import ArgumentError
-from gossamer.latent import Computed, Latent, dense
-from gossamer.masks import keep_top
-from gossamer.quantizer import Quantizer
+from gossamer.core.errors import ArgumentError
+from gossamer.core.latent import Computed, Latent, dense
+from gossamer.core.masks import keep_top
+from gossamer.core.quantizer import Quantizer
 
 __all__ = ["TTQ", "SparsityWarning", "codes", "ternary"]
 
@@ -123,14 +123,14 @@ class TTQ(Quantizer):
             are sums over a layer, thousands of times a weight's: under SGD at the authors' rate
             of .1 a factor of 1 can throw them to their floor.
         every: optimizer steps between two rows of ``trajectory``.
-        include, exclude, ends: what is quantized (:func:`gossamer.quantizer.chosen`).
+        include, exclude, ends: what is quantized (:func:`gossamer.core.quantizer.chosen`).
 
     Attributes:
         trajectory: rows ``{"step", "positive", "negative", "density"}``, the last three by clean
             name: Wp, Wn, and the fraction of non-zero codes.
 
-    Raises :class:`ArgumentError` as :class:`gossamer.quantizer.Quantizer` does, and for arguments
-    out of range. Warns with :class:`SparsityWarning` on attach.
+    Raises :class:`ArgumentError` as :class:`gossamer.core.quantizer.Quantizer` does, and for
+    arguments out of range. Warns with :class:`SparsityWarning` on attach.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.quantizer import checked
+from gossamer.core.quantizer import checked
 
 __all__ = ["ternary"]
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gossamer.codebook import Quantized
-from gossamer.errors import ArgumentError
+from gossamer.core.codebook import Quantized
+from gossamer.core.errors import ArgumentError
 from gossamer.quantize.scalar import MOST_CODES, from_levels, grid_step, grid_values, values_of
 
 __all__ = ["uniform"]

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from gossamer.errors import ArgumentError
+from gossamer.core.errors import ArgumentError
 
 __all__ = ["checked"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from gossamer.files import write_text
+from gossamer.core.files import write_text
 from gossamer.report import words
 from gossamer.report.figures import checked
 from gossamer.report.sections import SECTIONS

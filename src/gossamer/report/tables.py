@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gossamer.codebook import Quantized
-from gossamer.errors import ArgumentError
-from gossamer.pack.gaps import fixed_gaps
-from gossamer.pack.huffman import code_lengths
+from gossamer.core.codebook import Quantized
+from gossamer.core.errors import ArgumentError
+from gossamer.pack.coders.gaps import fixed_gaps
+from gossamer.pack.coders.huffman import code_lengths
 
 __all__ = [
     "LAYER_HEADER",

@@ -1,8 +1,8 @@
 """Training, evaluation and checkpoints: one plain loop that methods attach to."""
 
-from gossamer.distill import soft_targets
 from gossamer.training.checkpoints import load_checkpoint, save_atomic
 from gossamer.training.config import History, Progress, TrainConfig
+from gossamer.training.distill import soft_targets
 from gossamer.training.evaluation import Evaluation, evaluate
 from gossamer.training.loop import train
 from gossamer.training.workers import Workers

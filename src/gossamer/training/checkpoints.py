@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from gossamer.errors import ArgumentError, FormatError
-from gossamer.files import replacing
+from gossamer.core.errors import ArgumentError, FormatError
+from gossamer.core.files import replacing
 
 __all__ = ["load_checkpoint", "save_atomic"]
 
@@ -27,7 +27,7 @@ _COMMENT = len(_MARK) + 64
 def save_atomic(obj: Any, path: str | Path) -> None:
     """Write ``obj`` (tensors and plain values) so that ``path`` is always old or new, never half.
 
-    Raises as :func:`gossamer.files.replacing`, a full disk among them.
+    Raises as :func:`gossamer.core.files.replacing`, a full disk among them.
     """
     with replacing(path, make_folder=True) as file:
         torch.save(obj, file)

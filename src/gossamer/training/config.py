@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gossamer import schedule
-from gossamer.errors import ArgumentError
+from gossamer.core import schedules
+from gossamer.core.errors import ArgumentError
 
 __all__ = ["History", "Progress", "TrainConfig"]
 
@@ -20,7 +20,7 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training split; 0 trains nothing.
         lr, lr_end, warmup: the learning rate rises linearly over ``warmup`` epochs to ``lr``,
-            then follows ``schedule`` (a name of :data:`gossamer.schedule.SCHEDULES`) to
+            then follows ``schedule`` (a name of :data:`gossamer.core.schedules.SCHEDULES`) to
             ``lr_end``, step by step.
         lr_steps, lr_factor: the points of progress and the factor of ``schedule="step"``.
         optimizer: "sgd" or "adam". ``momentum`` and ``nesterov`` are sgd's.
@@ -95,9 +95,9 @@ class TrainConfig:
     def rate(self, steps_per_epoch: int) -> Callable[[int], float]:
         """The learning rate as a function of the step, counted from 0."""
         if self.schedule == "step":
-            after = schedule.step(self.lr, at=self.lr_steps, factor=self.lr_factor)
+            after = schedules.step(self.lr, at=self.lr_steps, factor=self.lr_factor)
         else:
-            after = schedule.make(self.schedule, self.lr, self.lr_end)
+            after = schedules.make(self.schedule, self.lr, self.lr_end)
         warm = self.warmup * steps_per_epoch
         rest = max(1, self.epochs * steps_per_epoch - warm)
 

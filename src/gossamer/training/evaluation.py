@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gossamer.core.errors import ArgumentError
 from gossamer.datasets import Split, batches, check_split
-from gossamer.errors import ArgumentError
 
 __all__ = ["Evaluation", "cross_entropy", "device_of", "evaluate", "modes_kept"]
 
@@ -119,7 +119,7 @@ def evaluate(
 
     Raises :class:`ArgumentError` for an empty split, a batch size under 1, or outputs whose shape
     does not fit the targets'.
-    :class:`~gossamer.errors.DatasetError` for what is no split of two tensors.
+    :class:`~gossamer.core.errors.DatasetError` for what is no split of two tensors.
     """
     check_split(split)
     if batch_size < 1:

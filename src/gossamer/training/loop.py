@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import hooks
+from gossamer.core import hooks
+from gossamer.core.errors import ArgumentError, GossamerError
+from gossamer.core.method import Method
 from gossamer.datasets import Dataset, Split, check, check_split
-from gossamer.distill import soft_targets
-from gossamer.errors import ArgumentError, GossamerError
-from gossamer.method import Method
 from gossamer.training.config import History, Progress, TrainConfig
+from gossamer.training.distill import soft_targets
 from gossamer.training.evaluation import cross_entropy, device_of, modes_kept
 from gossamer.training.run import Run
 from gossamer.training.workers import Workers
@@ -54,7 +54,7 @@ def train(
             follows the schedule relative to ``config.lr``. None: made from ``config``.
         loss: mean loss of a batch, ``loss(outputs, targets)``; None: cross-entropy. With a
             teacher ``loss(outputs, targets, teacher_outputs)``; None:
-            :func:`gossamer.distill.soft_targets`.
+            :func:`gossamer.training.distill.soft_targets`.
         teacher: inputs -> outputs, run without gradients; a module in evaluation mode.
         checkpoint: resumed from where the file exists, wherever the run was killed; a completed
             one loads the model and returns at once. On a CPU with the same number of threads the
@@ -75,10 +75,10 @@ def train(
             checkpoint, so all must see the folder. ``train_loss`` is of the first one's share.
 
     Raises :class:`ArgumentError` for a checkpoint of another configuration, naming the field that
-    differs; :class:`~gossamer.errors.FormatError` for a corrupt one;
-    :class:`~gossamer.errors.DatasetError` for unsound data (:func:`gossamer.datasets.check`; with
-    a loss of one's own, only what is no tensor and lengths that differ);
-    :class:`~gossamer.errors.GossamerError` when the loss is no longer finite.
+    differs; :class:`~gossamer.core.errors.FormatError` for a corrupt one;
+    :class:`~gossamer.core.errors.DatasetError` for unsound data (:func:`gossamer.datasets.check`;
+    with a loss of one's own, only what is no tensor and lengths that differ);
+    :class:`~gossamer.core.errors.GossamerError` when the loss is no longer finite.
     """
     if evaluate_every < 1 or (evaluate_every_steps is not None and evaluate_every_steps < 1):
         raise ArgumentError(

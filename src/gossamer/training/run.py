@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from gossamer import names
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError, FormatError, GossamerError
+from gossamer.core.method import Method
 from gossamer.datasets import Dataset, Split, contents
-from gossamer.errors import ArgumentError, FormatError, GossamerError
-from gossamer.method import Method
 from gossamer.training.checkpoints import load_checkpoint, save_atomic
 from gossamer.training.config import History, Progress, TrainConfig
 from gossamer.training.evaluation import evaluate

@@ -10,8 +10,8 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from gossamer.distribute import GradCodec, SQm, TernGrad
-from gossamer.distribute.ddp import GradientExchange
-from gossamer.distribute.topology import Topology
+from gossamer.distribute.ddp.hook import GradientExchange
+from gossamer.distribute.exchange.topology import Topology
 
 __all__ = ["HOOKS", "Close", "register"]
 

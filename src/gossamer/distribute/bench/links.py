@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gossamer.errors import ArgumentError, GossamerError
+from gossamer.core.errors import ArgumentError, GossamerError
 
 __all__ = ["Link", "bits_a_second", "counters", "loopback", "namespaces", "unavailable"]
 
@@ -100,7 +100,7 @@ def namespaces(workers: int, rate: int | None) -> Iterator[Link]:
         rate: bits a second each way; None: as fast as the machine is.
 
     Raises :class:`ArgumentError` for another number of workers, and
-    :class:`~gossamer.errors.GossamerError` with the failed command where it is not permitted.
+    :class:`~gossamer.core.errors.GossamerError` with the failed command where it is not permitted.
     """
     if not 2 <= workers <= 250:
         raise ArgumentError(f"workers={workers} is outside 2 to 250")

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from statistics import median
 from typing import IO, Any
 
+from gossamer.core.errors import ArgumentError, GossamerError
 from gossamer.distribute.bench.hooks import HOOKS
 from gossamer.distribute.bench.links import (
     Link,
@@ -24,7 +25,6 @@ from gossamer.distribute.bench.links import (
     unavailable,
 )
 from gossamer.distribute.bench.worker import Job
-from gossamer.errors import ArgumentError, GossamerError
 
 __all__ = ["ALEXNET", "bench", "table"]
 
@@ -140,13 +140,13 @@ def bench(
             the best of all rounds.
         forms: also count the bytes of one large tensor in each form of a ternary payload.
         costs: also time what an exchange computes, in all workers at once: seconds an element of
-            the names of :class:`~gossamer.distribute.performance.Constants`.
+            the names of :class:`~gossamer.distribute.bench.performance.Constants`.
         where: "namespaces", "loopback", or "auto": the first where it is permitted.
         say: receives progress lines.
 
     Returns link, parameters and one row a hook; a hook that failed has ``error`` in place of
     figures. Raises :class:`ArgumentError` for arguments out of range, and
-    :class:`~gossamer.errors.GossamerError` where namespaces are asked for and not permitted.
+    :class:`~gossamer.core.errors.GossamerError` where namespaces are asked for and not permitted.
     """
     unknown = [h for h in hooks if h not in HOOKS]
     if unknown or not hooks:

@@ -1,0 +1,144 @@
+"""What is measured of a finished run, and how run.json says it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gossamer.core import names
+from gossamer.core.timing import paired
+from gossamer.datasets import Dataset
+from gossamer.pack import Archive
+from gossamer.report import tables
+from gossamer.training.evaluation import device_of, modes_kept
+
+__all__ = ["density", "environment", "file_figures", "latency", "same_operations"]
+
+_MOST_SECONDS = 5.0  # of timing, however large the network
+_MOST_PAIRS = 200
+
+
+def density(model: nn.Module) -> float:
+    """Fraction of the compressible weights that are not zero."""
+    weights = names.weights(model)
+    total = sum(w.numel() for w in weights.values())
+    return sum(int(torch.count_nonzero(w)) for w in weights.values()) / max(1, total)
+
+
+def same_operations(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks are built of the same modules over tensors of the same shapes.
+
+    Values do not count: a dense kernel takes as long over zeros. What a module's ``extra_repr``
+    says (strides, groups, sizes) counts.
+    """
+    mine, others = list(one.named_modules()), list(other.named_modules())
+    if len(mine) != len(others):
+        return False
+    for (name, a), (there, b) in zip(mine, others, strict=True):
+        if name != there or type(a) is not type(b) or a.extra_repr() != b.extra_repr():
+            return False
+    state, rest = one.state_dict(), other.state_dict()
+    return list(state) == list(rest) and all(
+        _kind(state[name]) == _kind(rest[name]) for name in state
+    )
+
+
+def _kind(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return type(value)
+    return value.shape, value.dtype, value.layout, value.device, value.is_quantized
+
+
+def latency(
+    dense: nn.Module,
+    decoded: nn.Module,
+    data: Dataset,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """Milliseconds of one forward pass, batch 1, of both networks in the same engine.
+
+    On one thread, in pairs (:func:`gossamer.core.timing.paired`): ``ratio`` is the median of the
+    pairs' ratios, ``interval`` holds it with 95 %. Networks of the same operations
+    (:func:`same_operations`) get no ratio: whatever the clock says of them is noise.
+    """
+    device = device_of(decoded)
+    example = data.test.batch(slice(0, 1))[0].to(device)
+    same = same_operations(dense, decoded)
+    with torch.inference_mode(), modes_kept(dense), modes_kept(decoded):
+        dense.eval()
+        decoded.eval()
+        found = paired(
+            lambda: dense(example),
+            lambda: decoded(example),
+            pairs=_MOST_PAIRS,
+            seconds=_MOST_SECONDS,
+            device=device,
+            clock=clock,
+        )
+    about = {"engine": "torch eager", "batch": 1, "threads": 1, "pairs": found.pairs}
+    if same:
+        each = (found.first + found.second) / 2 * 1e3
+        return {
+            "same_operations": True,
+            "dense_ms": each,
+            "compressed_ms": each,
+            "ratio": None,
+            "interval": None,
+            **about,
+            "note": "The file decodes to dense tensors of the same shapes.",
+        }
+    return {
+        "same_operations": False,
+        "dense_ms": found.first * 1e3,
+        "compressed_ms": found.second * 1e3,
+        "ratio": found.ratio,
+        "interval": None if found.interval is None else list(found.interval),
+        **about,
+        "note": "",
+    }
+
+
+def environment() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Versions, and the machine."""
+    try:
+        own = version("gossamer")
+    except PackageNotFoundError:
+        own = "source"
+    versions = {"gossamer": own, "torch": torch.__version__, "python": platform.python_version()}
+    hardware = {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    return versions, hardware
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.processor() or platform.machine()
+
+
+def file_figures(file: Path, data: Dataset) -> tuple[dict[str, Any], list[Any], Any]:
+    """Bytes, layers and the picture of the first layer's mask, all from the file itself."""
+    with Archive(file, max_bytes=1 << 62) as archive:
+        tensors = archive.tensors()
+        layers = tables.layer_rows(archive.rows(), tensors)
+        size, dense = archive.file_bytes, archive.dense_bytes
+        parts = archive.parts()
+    figures = {"dense": dense, "file": size, "ratio": dense / size, "parts": parts}
+    return figures, layers, tables.first_layer_image(tensors, data.in_shape)

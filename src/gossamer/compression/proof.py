@@ -1,0 +1,260 @@
+"""What a run knows of its file: tried before any work, and proved at the end.
+
+Before: the untouched network is run on a batch, packed, built anew, loaded and compared, so that
+what would fail after all the training fails in seconds. At the end: the same with the file; what
+cannot be proved by then is said, and the file, the figures and the page are left.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer import datasets
+from gossamer.compression import fresh, inputs
+from gossamer.compression.progress import Reporter
+from gossamer.compression.recipe import Recipe, Training
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError, GossamerError
+from gossamer.core.plain import copied, plain, unwrapped
+from gossamer.datasets import Dataset, Split
+from gossamer.pack import pack
+from gossamer.training import evaluate
+
+__all__ = ["Builder", "infinite_buffers", "preflight", "proved", "taken"]
+
+_LONG = 20.0  # seconds of building a network after which it is built again only once, at the end
+FRESH, HERE = "a fresh process", "this process"
+"""Where a file's network was evaluated: ``run.json``'s ``bytes.reloaded.evaluated_in``."""
+
+
+@dataclass
+class Builder:
+    """How the network of a run is made again.
+
+    Attributes:
+        source: the name or function that builds it, with the options it takes; None for a network
+            that only exists as an object.
+        origin: the network as it was before any stage.
+        seconds: that building it took.
+    """
+
+    source: str | None
+    options: Mapping[str, Any]
+    origin: nn.Module
+    seconds: float = 0.0
+
+
+@dataclass
+class _Found:
+    """What became of the attempts to prove a file."""
+
+    figures: dict[str, Any]
+    where: str = FRESH
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the file is not proved; None where it is."""
+        if failed := self.figures.get("failed"):
+            return f"the network from the file does not run: {failed}"
+        if self.figures.get("same") is False:
+            largest = self.figures.get("difference")
+            told = "its shape or an error" if largest is None else f"up to {largest:.3g}"
+            return (
+                f"a network built anew and loaded from the file gives other outputs ({told}): it "
+                "computes with something that its state_dict() does not hold"
+            )
+        if carried := self.figures.get("carried"):
+            return (
+                "the network computes with tensors that no file of it holds, and they had to be "
+                f"carried over: {_some(carried)}; give model as module:function or "
+                "file.py:function, so that it can be built anew, or make them persistent buffers"
+            )
+        return None
+
+
+def _some(found: list[str]) -> str:
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return ", ".join(found[:4]) + more
+
+
+def infinite_buffers(model: nn.Module) -> bool:
+    """Whether buffers hold infinity, as attention masks do; such a network is packed as it is.
+
+    Raises :class:`ArgumentError` for NaN anywhere and for infinite weights, naming the tensor.
+    """
+    for name, tensor in names.parameters(model).items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ArgumentError(
+                f"{name} holds NaN or infinite values: such a network computes nothing useful; "
+                "find where training diverged (a lower lr, grad_clip)"
+            )
+    infinite = False
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point():
+            if bool(torch.isnan(buffer).any()):
+                raise ArgumentError(
+                    f"buffer {names.clean(name)} holds NaN: what is computed with it is NaN; find "
+                    "where training diverged (running statistics keep what they once saw)"
+                )
+            infinite = infinite or bool(torch.isinf(buffer).any())
+    return infinite
+
+
+def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Builder, list[str]]:
+    """The run's own network, how it is made again, and what was taken off it, in words."""
+    if isinstance(source, nn.Module):
+        inner, told = unwrapped(source)  # first: a process group cannot be copied
+        network, more = plain(copied(inner))
+        return Builder(None, {}, network), [*told, *more]
+    begun = time.monotonic()
+    given: dict[str, Any] = {"seed": recipe.seed, "pretrained": recipe.pretrained}
+    network, told = plain(
+        inputs.network(source, data, **given, weights=recipe.weights, key=recipe.weights_key)
+    )
+    options = inputs.build_options(source, data, **given)
+    if ":" not in source:
+        options["pretrained"] = False  # all values come from the file
+    return Builder(source, options, network, time.monotonic() - begun), told
+
+
+def _trains(recipe: Recipe) -> bool:
+    """Whether any stage trains, and so takes its time."""
+    keys = ("retrain", "between", "finetune", "train")
+    inner = [getattr(stage, key, None) for stage in recipe.work for key in keys]
+    return any(isinstance(s, Training) and s.epochs for s in (*recipe.work, *inner))
+
+
+def preflight(builder: Builder, data: Dataset, recipe: Recipe, progress: Reporter) -> list[str]:
+    """Try the end of a run with the untouched network; what is to be said of it, in words.
+
+    In a fresh process where the recipe trains, so that this is worth its seconds now.
+
+    Raises :class:`ArgumentError` for a network that cannot take the data, be copied, packed,
+    built anew or loaded, or whose outputs its file would not give.
+    """
+    model, few, trains = builder.origin, data.test.take(slice(0, 64)), _trains(recipe)
+    kind = type(model).__name__
+    try:
+        expected = fresh.outputs(model, few)
+        evaluate(model, few)
+    except ArgumentError:
+        raise
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
+        raise ArgumentError(
+            f"the network ({kind}) cannot be evaluated on {data.name!r} (inputs "
+            f"{tuple(few.stored.shape[1:])}, {data.classes} classes): {reason}"
+        ) from e
+    fresh.skeleton(model)  # copies it, and refuses extra state that no file holds
+    with tempfile.TemporaryDirectory(prefix="gossamer-") as place:
+        file = Path(place, "untouched.gsm")
+        pack(model, file, profile="fast", allow_nonfinite=infinite_buffers(model)).close()
+        if trains:
+            progress.say("check: the untouched network is packed, built anew and compared")
+        found = _attempts(
+            builder, file, few, few, expected, elsewhere=trains, call=builder.seconds < _LONG
+        )
+    steady = _same_twice(model, few, expected)
+    if found.problem and not found.figures.get("carried") and steady:
+        raise ArgumentError(
+            f"a file of this network would not give it back, found before any work: "
+            f"{found.problem}; keep what it computes with in parameters or buffers"
+        )
+    notes = [*found.notes]
+    if found.figures.get("carried"):
+        notes.append(found.problem or "")
+    return notes
+
+
+def proved(
+    builder: Builder, file: Path, live: nn.Module, data: Dataset, data_source: Dataset | str | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Decode and evaluate the file of a compressed network: ``reloaded`` for run.json, and figures.
+
+    The first dictionary holds ``identical`` (every tensor, decoded in a fresh process),
+    ``fresh_process``, ``evaluated_in``, ``built`` (by what), ``same_outputs``, ``notes`` and
+    ``not_proved`` (None, or why). The second is the test figures; None where it could not be run.
+    """
+    split: Split | str = data.test
+    if isinstance(data_source, str) and data_source in datasets.DATASETS:
+        split = data_source
+    expected = fresh.outputs(live, data.test)
+    wanted = fresh.digest(names.clean_state_dict(live))
+    found = _attempts(builder, file, split, data.test, expected, elsewhere=True, call=True)
+    problem, same = found.problem, found.figures.get("same")
+    if same is False and not _same_twice(live, data.test, expected):
+        problem, same = None, None
+        found.notes.append("outputs were not compared: they differ from call to call")
+    identical = found.figures.get("digest") == wanted
+    if not identical:
+        problem = "the file does not decode to the tensors that were packed; please report this"
+    reloaded = {
+        "fresh_process": True,
+        "identical": identical,
+        "evaluated_in": found.where,
+        "built": found.figures["built"],
+        "same_outputs": same,
+        "notes": found.notes,
+        "not_proved": problem,
+    }
+    return reloaded, found.figures.get("test")
+
+
+def _same_twice(model: nn.Module, split: Split, expected: Tensor) -> bool:
+    return torch.equal(torch.nan_to_num(fresh.outputs(model, split)), torch.nan_to_num(expected))
+
+
+def _attempts(
+    builder: Builder,
+    file: Path,
+    split: Split | str,
+    own: Split,
+    expected: Tensor,
+    *,
+    elsewhere: bool,
+    call: bool,
+) -> _Found:
+    """By name in a fresh process, else its modules without values there, else those here.
+
+    ``own``: the split as an object; ``elsewhere``: a fresh process is tried at all; ``call``: the
+    source is called again.
+    """
+    notes: list[str] = []
+    kinds: list[str | nn.Module] = [builder.source] if builder.source and call else []
+    digest: str | None = None
+    for made in [*kinds, builder.origin] if elsewhere else ():
+        options = builder.options if isinstance(made, str) else None
+        try:
+            figures = fresh.check(
+                file,
+                made,
+                split,
+                threads=torch.get_num_threads(),
+                model_options=options,
+                expected=expected,
+            )
+        except GossamerError as e:
+            return _Found({"failed": str(e), "built": "not built"}, notes=notes)
+        digest = figures["digest"]
+        if not figures.get("unbuilt"):
+            what = made if isinstance(made, str) else "its modules, without any value"
+            return _Found({**figures, "built": what}, notes=notes)
+        what = f"{made} cannot be called" if isinstance(made, str) else "the network cannot be made"
+        notes.append(f"{what} in another process: {figures['unbuilt']}")
+    here: dict[str, Any] = {"built": "its modules, without any value"}
+    if digest is not None:
+        here["digest"] = digest
+    try:
+        here |= fresh.prove(file, fresh.skeleton(builder.origin), own, expected)
+    except Exception as e:  # the user's network may raise anything
+        here["failed"] = f"{type(e).__name__}: {str(e)[:300]}"
+    return _Found(here, HERE, notes)

@@ -1,0 +1,1 @@
+"""What every wing speaks in; it knows nothing of the folders above."""

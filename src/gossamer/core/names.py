@@ -1,0 +1,372 @@
+"""Clean parameter names and the selection of layers by glob, regular expression or type.
+
+Parametrized modules store ``parametrizations.weight.original``, compiled and distributed ones
+prefix ``_orig_mod.`` or ``module.``; none of these reach a user: every table, file and recipe
+speaks of ``layer.weight``. What a wrapper added is told by the wrapper's class, never by the
+name: a submodule may really be called ``module``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gossamer.core import access
+from gossamer.core.errors import ArgumentError
+
+__all__ = [
+    "Tensors",
+    "clean",
+    "clean_state_dict",
+    "cleaned",
+    "ends",
+    "modules",
+    "parameters",
+    "select",
+    "snapshot",
+    "tensors",
+    "tied",
+    "weights",
+]
+
+Tensors = dict[str, Tensor]
+
+# The child that each of torch's wrappers puts between itself and the network, by the wrapper's
+# class (a name, so that nothing is imported for it). A submodule of the user's own that is called
+# ``module`` is no such child.
+_ADDED = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
+        "_fsdp_wrapped_module"
+    ),
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": (
+        "_checkpoint_wrapped_module"
+    ),
+}
+_LEFT_OUT = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of state_dict, by torch
+_RESERVED = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original0?$")
+_BESIDE = re.compile(r"(^|\.)parametrizations\.([^.]+)\.\d+\.(?=[^.]+$)")  # a step size, a mask
+
+# The modules whose weights compress by default: everything that multiplies.
+_WEIGHTED = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.Bilinear,
+    nn.MultiheadAttention,
+    nn.RNNCellBase,
+)
+
+
+def clean(name: str) -> str:
+    """The user-facing name of a parameter, as far as the name alone tells.
+
+    Only marks that torch reserves are taken off. A leading ``module.`` stays: it may be a
+    submodule's own name. With the model at hand, :func:`cleaned` knows.
+
+    >>> clean("net.0.parametrizations.weight.original")
+    'net.0.weight'
+    >>> clean("_orig_mod.fc.bias"), clean("module.fc.bias")
+    ('fc.bias', 'module.fc.bias')
+    >>> clean("fc.parametrizations.weight.0.scales")
+    'fc.weight.scales'
+    """
+    name = _BESIDE.sub(r"\1\2.", _PARAMETRIZED.sub(r"\1\2", name))
+    previous = None
+    while previous != name:
+        previous, name = name, _RESERVED.sub(r"\1", name).replace("..", ".").lstrip(".")
+    return name
+
+
+class Cleaned(dict[str, str]):
+    """torch's name -> clean name; a name that only ``state_dict`` knows, by its module's."""
+
+    def __missing__(self, raw: str) -> str:
+        head, _, leaf = raw.rpartition(".")
+        return _join(self[head], leaf) if head else raw
+
+
+def _join(head: str, leaf: str) -> str:
+    return f"{head}.{leaf}" if head and leaf else head or leaf
+
+
+def _added(module: nn.Module) -> str | None:
+    """The child that the module wraps, where the module is one of torch's wrappers."""
+    for kind in type(module).__mro__:
+        child = _ADDED.get(f"{kind.__module__}.{kind.__qualname__}")
+        if child is not None:
+            return child
+    return None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A module in one of its places: torch's name, that of ``state_dict``, and the clean one."""
+
+    module: nn.Module
+    raw: str
+    stored: str
+    clean: str
+    tensors: dict[str, str]  # its own parameters and buffers -> their clean names
+    weight: str = ""  # of a list of parametrizations: the clean name of what it computes
+
+
+def _walk(
+    module: nn.Module, raw: str = "", stored: str = "", clean: str = "", at: str = ""
+) -> Iterator[_Place]:
+    """Every module in every place; ``at`` is what the names of its tensors begin with."""
+    own = (*module._parameters, *module._buffers)
+    yield _Place(module, raw, stored, clean, {name: _join(at, name) for name in own})
+    added = _added(module)
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        to = (_join(raw, name), _join(stored, name))
+        if name == "parametrizations" and parametrize.is_parametrized(module):
+            yield from _parametrizations(child, *to, _join(clean, name), at)
+        elif name == added:
+            yield from _walk(child, to[0], stored if name in _LEFT_OUT else to[1], clean, at)
+        else:
+            yield from _walk(child, *to, _join(clean, name), _join(at, name))
+
+
+def _parametrizations(
+    lists: nn.Module, raw: str, stored: str, clean: str, at: str
+) -> Iterator[_Place]:
+    """What computes a module's tensors: its latent parameters, and what stands beside them."""
+    yield _Place(lists, raw, stored, clean, {})
+    for attribute, steps in lists.named_children():
+        weight, here = _join(at, attribute), _join(_join(at, "parametrizations"), attribute)
+        own = all(access.is_own(step) for step in steps.children())
+        tensors = {
+            # the latent weight of a method of ours; other sources are no weights
+            name: weight if own and name in ("original", "original0") else _join(here, name)
+            for name in (*steps._parameters, *steps._buffers)
+        }
+        to = (_join(raw, attribute), _join(stored, attribute), _join(clean, attribute))
+        yield _Place(steps, *to, tensors, weight)
+        for number, step in steps.named_children():
+            beside = weight if number == "0" else _join(weight, number)
+            there = (_join(to[0], number), _join(to[1], number), _join(to[2], number))
+            yield from _walk(step, *there, beside)
+
+
+def cleaned(model: nn.Module) -> Cleaned:
+    """torch's name -> clean name, of every module, parameter and buffer in every place.
+
+    What torch's wrappers added is left out: compiled, (fully sharded) data parallel, averaged and
+    checkpointed modules are told by their class, so that a submodule called ``module`` keeps its
+    name. The latent parameter of a method of this library goes by its weight's name; the sources
+    of other parametrizations keep theirs, for they are no weights.
+
+    >>> inner = nn.ModuleDict({"module": nn.Linear(2, 2)})
+    >>> list(cleaned(nn.DataParallel(inner)).values())[-2:]
+    ['module.weight', 'module.bias']
+
+    Raises :class:`ArgumentError` where two tensors would get one name.
+    """
+    found = Cleaned()
+    first: dict[str, str] = {}
+    for place in _walk(model):
+        found.setdefault(place.raw, place.clean)
+        found.setdefault(place.stored, place.clean)
+        for leaf, whole in place.tensors.items():
+            at = _join(place.raw, leaf)
+            if first.setdefault(whole, at) != at:
+                raise ArgumentError(
+                    f"{first[whole]!r} and {at!r} would both be called {whole!r}; rename one of "
+                    "them, or take the model out of its wrapper"
+                )
+            found[at] = whole
+            found.setdefault(_join(place.stored, leaf), whole)
+    return found
+
+
+def modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Clean name -> module, without the model itself; of a wrapper, what it wraps."""
+    known = cleaned(model)
+    every = {known[name]: module for name, module in model.named_modules()}
+    return {name: module for name, module in every.items() if name}
+
+
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Clean name -> parameter, in definition order; a tied parameter once, under its first name.
+
+    Raises :class:`ArgumentError` as :func:`cleaned` does.
+    """
+    known = cleaned(model)
+    return {known[name]: p for name, p in model.named_parameters()}
+
+
+def tensors(model: nn.Module) -> Tensors:
+    """All parameters and buffers by clean name, detached; writing to one writes to the model."""
+    known = cleaned(model)
+    buffers = {known[name]: b for name, b in model.named_buffers()}
+    return {**{name: p.detach() for name, p in parameters(model).items()}, **buffers}
+
+
+def snapshot(model: nn.Module) -> Tensors:
+    """A copy of all parameters and buffers by clean name, on the CPU."""
+    return {name: t.detach().cpu().clone() for name, t in tensors(model).items()}
+
+
+def tied(model: nn.Module) -> dict[str, str]:
+    """Alias -> canonical name, for parameters (and buffers) that share one tensor object.
+
+    >>> net = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    >>> net["b"].weight = net["a"].weight
+    >>> tied(net)
+    {'b.weight': 'a.weight'}
+    """
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    known = cleaned(model)
+    named: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
+    named += model.named_buffers(remove_duplicate=False)
+    for name, tensor in named:
+        canonical = first.setdefault(id(tensor), known[name])
+        if canonical != known[name]:
+            aliases[known[name]] = canonical
+    return aliases
+
+
+def clean_state_dict(model: nn.Module) -> Tensors:
+    """The state as a user would name it: parametrizations evaluated, wrappers stripped, tied once.
+
+    Tensors are detached and share memory with the model, except parametrized ones, which are
+    computed.
+    """
+    known = cleaned(model)
+    held = {known[raw] for raw in model.state_dict()}
+    # a tied tensor whose first place is not persistent is stored at the next that is
+    aliases = {a: n for a, n in tied(model).items() if n in held}
+    computed: Tensors = {}
+    latent: dict[str, str] = {}  # what state_dict's names of its parts begin with -> the weight
+    owners = {id(module.parametrizations): module for module in model.modules()
+              if parametrize.is_parametrized(module)}  # fmt: skip
+    owner = model
+    for place in _walk(model):
+        owner = owners.get(id(place.module), owner)
+        if place.weight:
+            attribute = place.raw.rpartition(".")[2]
+            computed[place.weight] = _evaluated(owner, attribute, place.module)
+            latent |= dict.fromkeys((f"{place.raw}.", f"{place.stored}."), place.weight)
+    ordered: Tensors = {}
+    for raw, value in model.state_dict().items():
+        weight = next((w for prefix, w in latent.items() if raw.startswith(prefix)), None)
+        name = known[raw] if weight is None else weight
+        if isinstance(value, Tensor) and name not in aliases:
+            ordered.setdefault(name, value.detach() if weight is None else computed[weight])
+    return ordered
+
+
+@torch.no_grad()
+def _evaluated(module: nn.Module, attribute: str, steps: nn.Module) -> Tensor:
+    """A parametrized tensor as in evaluation: reading one must not move its state."""
+    modes = [(m, m.training) for m in steps.modules()]
+    try:
+        steps.eval()
+        value: Tensor = getattr(module, attribute)
+        return value.detach()
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def weights(
+    model: nn.Module,
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+) -> dict[str, nn.Parameter]:
+    """The compressible weights: parameters of two or more dimensions in layers that multiply.
+
+    Linear, convolution (grouped and transposed too), recurrent and attention weights; biases,
+    batch-norm and embeddings stay out unless ``include`` names them. Definition order; tied
+    weights once. An embedding tied to a linear layer counts as the linear layer's weight.
+
+    ``include`` / ``exclude``: patterns as in :func:`select`, over parameter names.
+    Raises :class:`ArgumentError` when a pattern matches nothing, and naming the fix for a weight
+    that is computed from others (weight norm, spectral norm, ``torch.nn.utils.prune``) or that
+    shares memory with another tensor (:mod:`gossamer.core.access`).
+    """
+    everything = parameters(model)
+    by_id = {id(p): name for name, p in everything.items()}
+    if include is not None:
+        chosen = set(select(everything, include))
+    else:
+        chosen = set()
+        for module in model.modules():
+            if isinstance(module, _WEIGHTED):
+                for p in module.parameters():
+                    if p.ndim >= 2 and id(p) in by_id:
+                        chosen.add(by_id[id(p)])
+    if exclude is not None:
+        chosen -= set(select(everything, exclude))
+    found = {name: p for name, p in everything.items() if name in chosen}
+    access.check_weights(model, found)
+    return found
+
+
+def ends(model: nn.Module) -> list[str]:
+    """The compressible weights of the first and of the last layer that has any.
+
+    In definition order, which is the order of use in most networks. Published few-bit networks
+    keep these two in floating point.
+
+    >>> ends(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2)))
+    ['0.weight', '2.weight']
+    """
+    found = list(weights(model))
+    layers = [name.rpartition(".")[0] for name in found]
+    return [n for n, layer in zip(found, layers, strict=True) if layer in (layers[0], layers[-1])]
+
+
+def select(names: Mapping[str, object] | Iterable[str], patterns: str | Iterable[str]) -> list[str]:
+    """Names that match any pattern, in the order of ``names``.
+
+    A pattern is an exact name, a layer name (``conv1`` means ``conv1.weight`` where that exists,
+    else everything below it), a glob (``layer*.weight``), or ``re:`` and a regular expression
+    that must match the whole name.
+
+    >>> select(["conv1.weight", "conv1.bias", "fc.weight"], ["conv1", "re:f.*"])
+    ['conv1.weight', 'fc.weight']
+
+    Raises :class:`ArgumentError` for a pattern that matches nothing, naming what there is.
+    """
+    pool = list(names)
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
+        if pattern.startswith("re:"):
+            try:
+                hits = [n for n in pool if re.fullmatch(pattern[3:], n)]
+            except re.error as e:
+                raise ArgumentError(
+                    f"layer pattern {pattern!r} is no regular expression: {e}"
+                ) from e
+        elif pattern in pool:
+            hits = [pattern]
+        elif f"{pattern}.weight" in pool:
+            hits = [f"{pattern}.weight"]
+        else:
+            hits = [n for n in pool if fnmatch.fnmatchcase(n, pattern)]
+            # a glob over layer names: "layer1.*" style patterns may also mean ".weight"
+            hits = hits or [n for n in pool if fnmatch.fnmatchcase(n, f"{pattern}.weight")]
+            hits = hits or [n for n in pool if n.startswith(f"{pattern}.")]
+        if not hits:
+            raise ArgumentError(
+                f"layer pattern {pattern!r} matches nothing; names are: {', '.join(pool[:40])}"
+                + (" ..." if len(pool) > 40 else "")
+            )
+        found.update(hits)
+    return [n for n in pool if n in found]

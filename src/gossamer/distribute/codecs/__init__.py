@@ -1,0 +1,1 @@
+"""Gradients to a few bits and back."""

@@ -1,0 +1,135 @@
+"""The processes of a launcher, such as torchrun, training one network together."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from gossamer.core.errors import ArgumentError
+from gossamer.distribute.codecs.codec import GradCodec
+from gossamer.distribute.ddp.hook import GradientExchange
+from gossamer.distribute.exchange.average import THRESHOLD
+from gossamer.distribute.exchange.group import TIMEOUT
+from gossamer.distribute.exchange.topology import Topology
+
+__all__ = ["Processes"]
+
+_TIMES = itertools.count()  # that this process has joined the others
+
+
+class Processes:
+    """The workers of :func:`gossamer.training.train`: DDP, with coded gradients.
+
+    Args:
+        codec: None: plain DDP, in floating point.
+        topology, threshold, seed, timeout: of :class:`GradientExchange`.
+
+    A process group must be there; :meth:`launched` makes one. A network whose parameters do not
+    all take part in every step is refused by DDP.
+    """
+
+    def __init__(
+        self,
+        codec: GradCodec | None,
+        *,
+        topology: Topology = "auto",
+        threshold: int = THRESHOLD,
+        seed: int = 0,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.about = "float gradients"
+        if codec is not None:
+            self.about = f"{codec!r} {topology}, threshold={threshold}, seed={seed}"
+        self._codec = codec
+        self._options: dict[str, Any] = {
+            "topology": topology,
+            "threshold": threshold,
+            "seed": seed,
+            "timeout": timeout,
+        }
+        self._exchange: GradientExchange | None = None
+        self._saved: Mapping[str, Any] | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def launched(
+        cls, codec: GradCodec | None, *, timeout: float = TIMEOUT, **options: Any
+    ) -> Iterator[Processes]:
+        """Join the others that torchrun started; without a launcher there is one process.
+
+        Raises :class:`ArgumentError` for a launcher that does not say where to meet.
+        """
+        limit = timedelta(seconds=timeout)
+        if "WORLD_SIZE" not in os.environ:
+            dist.init_process_group(
+                "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=limit
+            )
+        else:
+            missing = [k for k in ("RANK", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
+            if missing:
+                raise ArgumentError(
+                    f"WORLD_SIZE is set but {', '.join(missing)} not; start with "
+                    "torchrun --nproc-per-node 2 -m gossamer ..."
+                )
+            cuda = torch.cuda.is_available()
+            if cuda:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            store, rank, size = next(rendezvous("env://", timeout=limit))
+            # After a restart torchrun's store still holds the addresses of the processes before.
+            life = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}.{next(_TIMES)}"
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                store=dist.PrefixStore(f"gossamer/{life}", store),
+                rank=rank,
+                world_size=size,
+                timeout=limit,
+            )
+        workers = None
+        try:
+            workers = cls(codec, timeout=timeout, **options)
+            yield workers
+        finally:
+            if workers is not None:
+                workers.close()
+            dist.destroy_process_group()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The network in DDP, with the hook."""
+        self.close()
+        ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        if self._codec is not None:
+            self._exchange = GradientExchange(model, self._codec, **self._options)
+            if self._saved is not None:
+                self._exchange.load_state_dict(self._saved)
+            ddp.register_comm_hook(self._exchange, GradientExchange.hook)
+        return ddp
+
+    def settle(self, model: nn.Module) -> None:
+        """Give rank 0's buffers to all."""
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The exchange's state, None before there is one."""
+        return {"exchange": None if self._exchange is None else self._exchange.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state: at the next :meth:`wrap`."""
+        self._saved = state["exchange"]
+
+    def close(self) -> None:
+        """End the exchange's thread."""
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None

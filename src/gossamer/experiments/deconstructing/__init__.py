@@ -1,0 +1,1 @@
+"""Deconstructing lottery tickets (Zhou et al., 2019)."""

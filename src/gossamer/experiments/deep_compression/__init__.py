@@ -1,0 +1,1 @@
+"""Deep Compression (Han, Mao, Dally, 2016)."""

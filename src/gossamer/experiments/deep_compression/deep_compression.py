@@ -1,0 +1,246 @@
+"""Deep Compression of the LeNets on MNIST: sizes, errors, tables and initial centroids.
+
+Han, Mao, Dally, ICLR 2016, tables 1-3 and figure 8. See :mod:`gossamer.experiments.shared.lenets`
+for the settings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from gossamer import nets
+from gossamer.core import names
+from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments.shared.lenets import (
+    LENET_5,
+    LENET_300_100,
+    Plan,
+    dense,
+    error,
+    mnist,
+    packed,
+    pruned,
+    shared,
+)
+from gossamer.pack import Archive
+from gossamer.quantize import SharedWeights
+from gossamer.report import tables
+from gossamer.training import evaluate
+
+__all__ = ["inits", "lenets"]
+
+PLANS = {plan.net: plan for plan in (LENET_300_100, LENET_5)}
+# published whole-file sizes, KB of 1000 bytes
+PUBLISHED = {"lenet-300-100": 27.0, "lenet-5": 44.0}
+
+
+def stages(net: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
+    """Errors after each stage (percent of the test set) and real file bytes, of one seed."""
+    plan, data = PLANS[net], mnist(quick)
+    reference = evaluate(dense(plan, seed, work, data, quick), data.test)
+    model, masks = pruned(plan, seed, work, data, quick)
+    sparse = evaluate(model, data.test)
+    model, _, _ = shared(plan, seed, work, data, quick)
+    figures: dict[str, Any] = {
+        "net": net,
+        "seed": seed,
+        "weights_kept": masks.kept,
+        "error_dense": error(reference),
+        "error_pruned": error(sparse),
+        "error_shared": error(evaluate(model, data.test)),
+        "files": {},
+    }
+    for profile in ("huffman", "fast", "smallest"):
+        path = work / f"{net}-{seed}" / f"{profile}.gsm"
+        figures["files"][profile] = packed(model, path, profile)
+    with Archive(path) as archive:
+        decoded = archive.tensors()
+        figures["layers"] = tables.layer_rows(archive.rows(), decoded)
+    for layer in figures["layers"]:
+        layer.pop("codebook"), layer.pop("histogram")
+    back = nets.build(net)
+    back.load_state_dict(decoded)
+    figures["error_decoded"] = error(evaluate(back, data.test))
+    figures["centroid_gradient"] = centroid_gradient(plan, seed, work, quick)
+    return figures
+
+
+def centroid_gradient(plan: Plan, seed: int, work: Path, quick: bool) -> float:
+    """Largest relative difference of a centroid's gradient from the grouped sum, in float64."""
+    data = mnist(quick)
+    model, _, tuned = shared(plan, seed, work, data, quick)
+    model = model.double()
+    inputs, targets = data.train.inputs[:256].double(), data.train.targets[:256]
+    F.cross_entropy(model(inputs), targets).backward()
+    grouped = {}
+    for name, p in model.named_parameters():
+        if name in tuned:
+            assert p.grad is not None  # every weight is in the graph
+            codes = tuned[name].codes.long().reshape(-1)
+            sums = torch.zeros(tuned[name].codebook.numel(), dtype=torch.float64)
+            grouped[name] = sums.index_add(0, codes, p.grad.reshape(-1))[1:]
+    model.zero_grad()
+    SharedWeights({n: type(q)(q.codes, q.codebook.double()) for n, q in tuned.items()}).attach(
+        model
+    )
+    F.cross_entropy(model(inputs), targets).backward()
+    worst = 0.0
+    latents = names.parameters(model)
+    for name in tuned:
+        latent = latents[name]
+        assert latent.grad is not None  # a code book is in the graph through its weight
+        scale = float(grouped[name].abs().max())
+        worst = max(worst, float((latent.grad - grouped[name]).abs().max()) / scale)
+    return worst
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
+    return sum(float(r[key]) for r in rows) / len(rows)
+
+
+@experiment("deep-compression-lenets")
+def lenets(context: Context) -> Outcome:
+    """Deep Compression 1, 2, 4, 5: LeNet-300-100 and LeNet-5 through the paper's three stages."""
+    work = context.work.parent / ("lenets-quick" if context.quick else "lenets")
+    jobs = [(net, seed, work, context.quick) for net in PLANS for seed in context.seeds]
+    found = context.map(stages, jobs)
+    claims: list[Claim] = []
+    summary: dict[str, Any] = {}
+    for net in PLANS:
+        rows = [r for r in found if r["net"] == net]
+        size = {p: spread([r["files"][p]["bytes"] / 1000 for r in rows]) for p in rows[0]["files"]}
+        summary[net] = {
+            "published_kb": PUBLISHED[net],
+            "file_kb": size,
+            **{
+                key: spread([r[key] for r in rows])
+                for key in ("error_dense", "error_pruned", "error_shared", "weights_kept")
+            },
+        }
+        increase = _mean(rows, "error_decoded") - _mean(rows, "error_dense")
+        same = all(
+            f["identical"] and f["fresh_digest_equal"] for r in rows for f in r["files"].values()
+        )
+        claims += [
+            Claim(
+                "deep-compression.1",
+                f"{net}: largest file of the paper's own coding, KB",
+                size["huffman"]["max"],
+                "<=",
+                PUBLISHED[net],
+            ),
+            Claim(
+                "deep-compression.1",
+                f"{net}: error increase, mean over seeds, points",
+                increase,
+                "<=",
+                0.1,
+            ),
+            Claim(
+                "deep-compression.1",
+                f"{net}: files that decode to the same bits, fraction",
+                float(same),
+                "==",
+                1.0,
+            ),
+            Claim(
+                "deep-compression.1",
+                f"{net}: best coder's file over the paper's coding",
+                max(r["files"]["smallest"]["bytes"] / r["files"]["huffman"]["bytes"] for r in rows),
+                "<",
+                1.0,
+            ),
+            Claim(
+                "deep-compression.2",
+                f"{net}: centroid gradient against the grouped sum, relative",
+                max(r["centroid_gradient"] for r in rows),
+                "<=",
+                1e-6,
+            ),
+        ]
+        claims += _coding_claims(net, [x["paper"] for r in rows for x in r["layers"] if x["paper"]])
+    return Outcome(claims, {"summary": summary, "runs": found})
+
+
+def _coding_claims(net: str, layers: list[dict[str, float]]) -> list[Claim]:
+    # What Huffman codes: weight codes and position differences, not code books and biases.
+    def bits(ending: str) -> float:
+        return sum(
+            (p["weight_bits" + ending] + p["index_bits" + ending])
+            * p["weights"]
+            * p["kept_percent"]
+            for p in layers
+        )
+
+    saved = 100 * (1 - bits("_huffman") / bits(""))
+    over = max(p["weight_bits_huffman"] - p["weight_entropy"] for p in layers)
+    over = max(over, *(p["index_bits_huffman"] - p["index_entropy"] for p in layers))
+    what = "the paper's columns present for every layer"
+    return [
+        Claim("deep-compression.4", f"{net}: Huffman over entropy, bits a symbol", over, "<=", 1.0),
+        Claim("deep-compression.4", f"{net}: saved by Huffman, percent", saved, ">=", 20.0),
+        Claim("deep-compression.5", f"{net}: {what}", float(len(layers) > 0), "==", 1.0),
+    ]
+
+
+def by_init(net: str, seed: int, work: Path, quick: bool, bits: int, init: str) -> dict[str, Any]:
+    """Validation loss and test error after fine-tuning from one kind of initial centroids."""
+    plan, data = PLANS[net], mnist(quick)
+    model, _, _ = shared(plan, seed, work, data, quick, init=init, bits={"*": bits})
+    found = evaluate(model, data.test)
+    return {
+        "net": net,
+        "seed": seed,
+        "bits": bits,
+        "init": init,
+        "error": error(found),
+        "loss": found.loss,
+    }
+
+
+@experiment("deep-compression-inits")
+def inits(context: Context) -> Outcome:
+    """Deep Compression 3: linear against density and Forgy centroids, 2 to 8 bits, fine-tuned."""
+    work = context.work.parent / ("lenets-quick" if context.quick else "lenets")
+    net = LENET_300_100.net
+    grid = (4,) if context.quick else (2, 3, 4, 5, 6, 8)
+    jobs = [
+        (net, seed, work, context.quick, bits, init)
+        for seed in context.seeds
+        for bits in grid
+        for init in ("linear", "density", "forgy", "optimal")
+    ]
+    # one seed's network must exist before its variants run side by side
+    context.map(stages_once, [(net, seed, work, context.quick) for seed in context.seeds])
+    found = context.map(by_init, jobs)
+    claims, table = [], {}
+    for bits in grid:
+        errors = {
+            init: spread([r["error"] for r in found if r["bits"] == bits and r["init"] == init])
+            for init in ("linear", "density", "forgy", "optimal")
+        }
+        table[str(bits)] = errors
+        if bits >= 4:
+            best = min(errors["density"]["mean"], errors["forgy"]["mean"])
+            # one standard error of an error of 1.6 % over 10,000 examples
+            margin = 0.12
+            claims.append(
+                Claim(
+                    "deep-compression.3",
+                    f"{bits} bits: linear's error over the better of density and Forgy, points "
+                    "(bound: a standard error of the test set)",
+                    errors["linear"]["mean"] - best,
+                    "<=",
+                    margin,
+                )
+            )
+    return Outcome(claims, {"net": net, "errors": table, "runs": found})
+
+
+def stages_once(net: str, seed: int, work: Path, quick: bool) -> int:
+    """Make one seed's pruned network; the weights it keeps."""
+    return pruned(PLANS[net], seed, work, mnist(quick), quick)[1].kept

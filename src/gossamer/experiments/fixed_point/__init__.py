@@ -1,0 +1,1 @@
+"""Dynamic fixed point (Gysel et al., 2016)."""

@@ -1,0 +1,1 @@
+"""The lottery ticket hypothesis (Frankle, Carbin, 2019)."""

@@ -1,0 +1,1 @@
+"""Train, prune, retrain (Han et al., 2015)."""

@@ -1,0 +1,282 @@
+"""Train, prune, retrain on the LeNets: parameters kept, curves, the mask's picture, the scan.
+
+Han, Pool, Tran, Dally, NIPS 2015, tables 1 and 3, figures 4-6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gossamer import nets
+from gossamer.core.errors import one_of
+from gossamer.core.masks import Masks
+from gossamer.core.method import Masked
+from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments.shared.lenets import LENET_5, LENET_300_100, dense, error, mnist, pruned
+from gossamer.prune import magnitude, sensitivity
+from gossamer.training import TrainConfig, evaluate, train
+
+__all__ = ["curves", "exact_zeros", "lenets", "picture", "scan"]
+
+PAGE = "magnitude-pruning"
+PLANS = {plan.net: plan for plan in (LENET_300_100, LENET_5)}
+# net -> (most weights kept, highest error in percent)
+BOUNDS = {"lenet-300-100": (22_000, 1.65), "lenet-5": (36_000, 0.85)}
+DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03)
+CURVE = TrainConfig(6, lr=0.02, schedule="cosine", nesterov=True)
+L2: dict[str, Any] = {"weight_decay": 5e-4}
+L1: dict[str, Any] = {"l1": 2e-5}
+
+
+def _work(context: Context) -> Path:
+    return context.work.parent / ("lenets-quick" if context.quick else "lenets")
+
+
+def kept_and_errors(net: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
+    """Weights kept and test errors (percent) before and after, of one seed."""
+    plan, data = PLANS[net], mnist(quick)
+    before = error(evaluate(dense(plan, seed, work, data, quick), data.test))
+    model, masks = pruned(plan, seed, work, data, quick)
+    return {
+        "net": net,
+        "seed": seed,
+        "kept": masks.kept,
+        "kept_by_layer": masks.densities(),
+        "error_dense": before,
+        "error_pruned": error(evaluate(model, data.test)),
+    }
+
+
+@experiment("magnitude-lenets")
+def lenets(context: Context) -> Outcome:
+    """Magnitude pruning 1, 2: weights kept and errors of LeNet-300-100 and LeNet-5."""
+    work = _work(context)
+    jobs = [(net, seed, work, context.quick) for net in PLANS for seed in context.seeds]
+    rows = context.map(kept_and_errors, jobs)
+    claims, summary = [], {}
+    for number, net in enumerate(PLANS, 1):
+        mine = [r for r in rows if r["net"] == net]
+        after = spread([r["error_pruned"] for r in mine])
+        before = spread([r["error_dense"] for r in mine])
+        summary[net] = {"error_dense": before, "error_pruned": after}
+        most, worst = BOUNDS[net]
+        page = f"{PAGE}.{number}"
+        claims += [
+            Claim(page, f"{net}: weights kept", max(r["kept"] for r in mine), "<=", most),
+            Claim(page, f"{net}: error, mean over seeds, percent", after["mean"], "<=", worst),
+            Claim(
+                page,
+                f"{net}: error over its own reference, mean, points",
+                after["mean"] - before["mean"],
+                "<=",
+                0.0,
+            ),
+        ]
+    return Outcome(claims, {"summary": summary, "runs": rows})
+
+
+def curve(seed: int, work: Path, quick: bool) -> dict[str, dict[str, float]]:
+    """Test error (percent) by density of the five ways, of one seed."""
+    data, plan = mnist(quick), LENET_300_100
+    short = replace(CURVE, seed=seed, epochs=1 if quick else CURVE.epochs)
+    folder = work / f"curves-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, float]] = {}
+
+    def start(kind: str) -> nn.Module:
+        if kind == "L2":
+            return dense(plan, seed, work, data, quick)
+        model = nets.build(plan.net, seed=seed)
+        config = replace(
+            plan.reference, seed=seed, weight_decay=0.0, epochs=1 if quick else 10, **L1
+        )
+        train(model, data, config, checkpoint=folder / "dense-l1.pt")
+        return model
+
+    for kind, regularizer in (("L2", L2), ("L1", L1)):
+        for density in DENSITIES:
+            model = start(kind)
+            masks = magnitude.prune(model, density)
+            masks.apply_(model)
+            key = f"{density:g}"
+            found.setdefault(f"{kind}, no retraining", {})[key] = error(evaluate(model, data.test))
+            train(
+                model,
+                data,
+                replace(short, **regularizer),
+                methods=[Masked(masks)],
+                checkpoint=folder / f"{kind}-{key}.pt",
+            )
+            found.setdefault(f"{kind}, retrained", {})[key] = error(evaluate(model, data.test))
+    model = start("L2")
+    within: Masks | None = None
+    for density in DENSITIES:
+        within = magnitude.prune(model, density, within=within)
+        train(
+            model,
+            data,
+            replace(short, **L2),
+            methods=[Masked(within)],
+            checkpoint=folder / f"iterative-{density:g}.pt",
+        )
+        found.setdefault("L2, iterative", {})[f"{density:g}"] = error(evaluate(model, data.test))
+    return found
+
+
+@experiment("magnitude-curves")
+def curves(context: Context) -> Outcome:
+    """Magnitude pruning 3: error against density, one-shot, retrained, iterative; L1 against L2."""
+    work = _work(context)
+    runs = context.map(curve, [(seed, work, context.quick) for seed in context.seeds])
+    table = {way: {d: spread([r[way][d] for r in runs]) for d in runs[0][way]} for way in runs[0]}
+    low = [f"{d:g}" for d in DENSITIES if d <= 0.1]
+
+    def mean(way: str) -> float:
+        return float(sum(table[way][d]["mean"] for d in low)) / len(low)
+
+    before = {d: table["L1, no retraining"][d]["mean"] - table["L2, no retraining"][d]["mean"]
+              for d in table["L2, no retraining"]}  # fmt: skip
+    after = {d: table["L1, retrained"][d]["mean"] - table["L2, retrained"][d]["mean"]
+             for d in table["L2, retrained"]}  # fmt: skip
+    page = f"{PAGE}.3"
+    return Outcome(
+        [
+            Claim(
+                page,
+                "error at densities <= 10 %: retrained minus not retrained, points",
+                mean("L2, retrained") - mean("L2, no retraining"),
+                "<",
+                0.0,
+            ),
+            Claim(
+                page,
+                "error at densities <= 10 %: iterative minus one-shot retrained, points",
+                mean("L2, iterative") - mean("L2, retrained"),
+                "<",
+                0.0,
+            ),
+            Claim(
+                page,
+                "densities at which the L1/L2 comparison is reported",
+                len(before),
+                "==",
+                len(DENSITIES),
+            ),
+        ],
+        {"error": table, "l1_minus_l2": {"no retraining": before, "retrained": after}},
+    )
+
+
+def bands(kept: torch.Tensor) -> dict[str, float]:
+    """How a first layer's kept counts, one for each of 28 x 28 pixels, are banded.
+
+    ``lag``: the lag in 14..42 of the highest autocorrelation over the 784 inputs; 28 when rows
+    repeat. ``border``, ``centre``: mean kept weights of a pixel in the outer 4 rings, and inside.
+    """
+    flat = kept.double().reshape(-1) - kept.double().mean()
+    correlation = {lag: float((flat[lag:] * flat[:-lag]).sum()) for lag in range(14, 43)}
+    inner = torch.zeros(28, 28, dtype=torch.bool)
+    inner[4:-4, 4:-4] = True
+    image = kept.reshape(28, 28).double()
+    return {
+        "lag": float(max(correlation, key=lambda lag: correlation[lag])),
+        "border": float(image[~inner].mean()),
+        "centre": float(image[inner].mean()),
+    }
+
+
+def picture_of(seed: int, work: Path, quick: bool) -> dict[str, Any]:
+    """The first layer's kept counts of one seed."""
+    _, masks = pruned(LENET_300_100, seed, work, mnist(quick), quick)
+    kept = masks["ip1.weight"].sum(0)
+    return {"seed": seed, **bands(kept), "kept": kept.tolist()}
+
+
+@experiment("magnitude-picture")
+def picture(context: Context) -> Outcome:
+    """Magnitude pruning 4: the first layer's mask has 28 bands and a thin border."""
+    rows = context.map(picture_of, [(s, _work(context), context.quick) for s in context.seeds])
+    page = f"{PAGE}.4"
+    return Outcome(
+        [
+            Claim(
+                page,
+                "seeds whose kept weights repeat every 28 inputs, fraction",
+                sum(r["lag"] == 28 for r in rows) / len(rows),
+                "==",
+                1.0,
+            ),
+            Claim(
+                page,
+                "weights kept for a border pixel over a centre pixel, largest of seeds",
+                max(r["border"] / r["centre"] for r in rows),
+                "<",
+                1.0,
+            ),
+        ],
+        {"runs": rows},
+    )
+
+
+def nonzero_after(optimizer: str, seed: int, quick: bool) -> int:
+    """Pruned entries that are not exactly 0 after many steps."""
+    one_of("optimizer", optimizer, ("sgd", "adam"))
+    g = torch.Generator().manual_seed(seed)
+    model = nets.build("lenet-300-100", seed=seed)
+    masks = magnitude.prune(model, 0.1)
+    if optimizer == "sgd":
+        made: torch.optim.Optimizer = torch.optim.SGD(
+            model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4
+        )
+    else:
+        made = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=5e-4)
+    method = Masked(masks).attach(model, made)
+    for _ in range(20 if quick else 1000):
+        x, y = torch.randn(32, 784, generator=g), torch.randint(0, 10, (32,), generator=g)
+        made.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        made.step()
+    method.finish()
+    state = model.state_dict()
+    return sum(int((state[n][~m] != 0).sum()) for n, m in masks.items())
+
+
+@experiment("magnitude-exact-zeros")
+def exact_zeros(context: Context) -> Outcome:
+    """Magnitude pruning 5: pruned weights stay exactly 0 under momentum, Adam and weight decay."""
+    counts = {
+        how: [nonzero_after(how, seed, context.quick) for seed in context.seeds]
+        for how in ("sgd", "adam")
+    }
+    claims = [
+        Claim(f"{PAGE}.5", f"{how}: pruned weights not exactly 0 after 1000 steps", max(c), "==", 0)
+        for how, c in counts.items()
+    ]
+    return Outcome(claims, {"counts": counts})
+
+
+@experiment("magnitude-sensitivity", seeds=(0,))
+def scan(context: Context) -> Outcome:
+    """Magnitude pruning 6: the sensitivity scan of both LeNets as table and plot."""
+    tables, complete, drawn = {}, True, True
+    for net, plan in PLANS.items():
+        data = mnist(context.quick)
+        model = dense(plan, context.seeds[0], _work(context), data, context.quick)
+        found = sensitivity.scan(model, data.validation)
+        context.say(found.table())
+        complete &= len(found.rows) == len(found.layers) * len(sensitivity.DENSITIES)
+        drawn &= found.plot(context.work / f"{net}.svg").stat().st_size > 1000
+        tables[net] = {"scan": found.as_dict(), "suggested": found.suggest(0.005)}
+    return Outcome(
+        [
+            Claim(f"{PAGE}.6", "every layer measured at every density", float(complete), "==", 1.0),
+            Claim(f"{PAGE}.6", "the scan drawn", float(drawn), "==", 1.0),
+        ],
+        tables,
+    )

@@ -1,0 +1,1 @@
+"""Sparse momentum and its family (Dettmers, Zettlemoyer, 2019)."""

@@ -1,0 +1,1 @@
+"""Straight-through estimators and their theory (Yin et al., 2019)."""

@@ -1,0 +1,1 @@
+"""TernGrad (Wen et al., 2017)."""

@@ -1,0 +1,1 @@
+"""Trained ternary quantization (Zhu et al., 2017)."""

@@ -1,0 +1,147 @@
+"""Bounded reading of untrusted bytes, and the writing that matches it.
+
+Every number in a ``.gsm`` file passes through :class:`Reader`, so no length is used before it is
+known to lie inside the bytes that are really there.
+"""
+
+from __future__ import annotations
+
+from gossamer.core.errors import FormatError
+
+__all__ = [
+    "ANY_BYTES",
+    "MAX_BYTES",
+    "MAX_DIMENSIONS",
+    "MAX_HEADER",
+    "Reader",
+    "decoded_bytes",
+    "expansion",
+    "unzigzag",
+    "varint",
+    "zigzag",
+]
+
+MAX_BYTES = 16 << 30
+"""Default bound on decoded bytes where the caller says the shapes (16 GiB)."""
+
+ANY_BYTES = 1 << 62
+"""No bound: for a file of one's own, or of which nothing is decoded."""
+
+MAX_HEADER = 64 << 20
+"""Bound on the expanded header and on the expanded metadata, in bytes."""
+
+MAX_DIMENSIONS = 32
+
+_EXPANSION = 100
+_EXPANSION_FREE = 64 << 10
+_DECODED = 128
+_DECODED_FREE = 1 << 30
+
+_VARINT_BYTES = 9  # 63 bits
+
+
+def expansion(stored: int) -> int:
+    """Bytes that a header or metadata of ``stored`` compressed ones may expand to.
+
+    The most regular headers (thousands of like tensors in sections of one length) reach 90 times;
+    zstd itself would reach some thousands. What would go beyond is stored as it is.
+
+    >>> expansion(1000) == 64 * 1024 + 100 * 1000
+    True
+    """
+    return min(MAX_HEADER, _EXPANSION_FREE + _EXPANSION * stored)
+
+
+def decoded_bytes(file_bytes: int) -> int:
+    """Bytes of tensors that a file of this size may claim when nobody says how many are wanted.
+
+    1 GiB, or 128 times the file: networks of which a thousandth is left get below a hundredth.
+    """
+    return max(_DECODED_FREE, _DECODED * file_bytes)
+
+
+def varint(value: int) -> bytes:
+    """LEB128: seven bits a byte, low group first, the high bit set on all but the last byte.
+
+    >>> varint(300).hex()
+    'ac02'
+    """
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def zigzag(value: int) -> int:
+    """A signed integer as an unsigned one: 0, -1, 1, -2 become 0, 1, 2, 3."""
+    return value << 1 if value >= 0 else (-value << 1) - 1
+
+
+def unzigzag(value: int) -> int:
+    """The inverse of :func:`zigzag`."""
+    return value >> 1 if value & 1 == 0 else -(value >> 1) - 1
+
+
+class Reader:
+    """A cursor over bytes that refuses to step outside them.
+
+    Args:
+        data: the bytes.
+        where: what they are, for messages: ``"model.gsm: tensor 'fc.weight'"``.
+        trusted: the user has said that the file may cost what it claims.
+    """
+
+    def __init__(self, data: bytes | memoryview, where: str, trusted: bool = False) -> None:
+        self.data = memoryview(data)
+        self.trusted = trusted
+        self.where = where
+        self.at = 0
+
+    def fail(self, problem: str) -> FormatError:
+        """The error to raise, naming the place."""
+        return FormatError(f"{self.where}: {problem}; the file is damaged, fetch or pack it again")
+
+    @property
+    def left(self) -> int:
+        """Bytes not read yet."""
+        return len(self.data) - self.at
+
+    def take(self, count: int, what: str) -> memoryview:
+        """The next ``count`` bytes."""
+        if count < 0 or count > self.left:
+            raise self.fail(f"{what} needs {count} bytes, {self.left} are left")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def u8(self, what: str) -> int:
+        """The next byte."""
+        return self.take(1, what)[0]
+
+    def varint(self, what: str, limit: int = (1 << 63) - 1) -> int:
+        """The next LEB128 number, at most ``limit``, in its shortest form."""
+        value = 0
+        for i in range(_VARINT_BYTES):
+            byte = self.u8(what)
+            value |= (byte & 0x7F) << 7 * i
+            if not byte & 0x80:
+                if byte == 0 and i:
+                    raise self.fail(f"{what} is not in its shortest form")
+                if value > limit:
+                    raise self.fail(f"{what} is {value}, at most {limit} is possible here")
+                return value
+        raise self.fail(f"{what} is a number of more than 63 bits")
+
+    def block(self, what: str) -> memoryview:
+        """A length and that many bytes."""
+        return self.take(self.varint(f"length of {what}"), what)
+
+    def rest(self) -> memoryview:
+        """All that is left."""
+        return self.take(self.left, "rest")
+
+    def done(self) -> None:
+        """Raise unless everything was read."""
+        if self.left:
+            raise self.fail(f"{self.left} bytes too many")

@@ -1,0 +1,1 @@
+"""The bytes of a file: tensors, sections, the container."""

@@ -1,0 +1,122 @@
+"""What a file's tensors are and where its bytes go: the rows of tables and reports."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+
+from gossamer.pack.coders.ans import Stream as RansStream
+from gossamer.pack.coders.ans import parse as parse_rans
+from gossamer.pack.coders.bits import histogram
+from gossamer.pack.coders.huffman import code_lengths
+from gossamer.pack.coders.limits import Reader
+from gossamer.pack.coders.table import CODERS, HUFFMAN, RANS
+from gossamer.pack.format.container import Entry
+from gossamer.pack.format.section import Section, Stream, parse
+from gossamer.pack.format.values import Bits
+
+__all__ = ["Row", "grouped_row", "own_row", "tied_row"]
+
+
+class Row(TypedDict):
+    """One tensor of a file.
+
+    ``density`` is the fraction of non-zeros; ``distinct`` counts values, zero included;
+    ``bytes`` is its share of the file outside the header, and the sum of ``parts`` (among
+    ``positions``, ``codes``, ``context`` for both together, ``codebook``, ``tables``,
+    ``classes``, ``raw``, ``seed`` and ``framing``); ``tied_to`` names the tensor an alias
+    stands for.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    numel: int
+    nonzeros: int
+    density: float
+    distinct: int
+    codec: str
+    bytes: int
+    bits_per_weight: float
+    parts: dict[str, int]
+    tied_to: str | None
+
+
+def own_row(entry: Entry, bits: Bits, payload: bytes | memoryview, where: str) -> Row:
+    """A tensor with a section of its own; its checksum counts as framing."""
+    section = parse(Reader(payload, where, trusted=True), entry.dtype, entry.shape, entry.numel)
+    parts = _without_tables(section)
+    parts["framing"] = parts.get("framing", 0) + 4
+    # A code book says what sorting a large tensor would; a seeded one is the mask's.
+    book = section.book if section.seed is None else None
+    distinct = None if book is None else len(book) + (not bits.all())
+    return _row(entry, bits, section.chain, parts, distinct=distinct)
+
+
+def grouped_row(entry: Entry, bits: Bits, share: int) -> Row:
+    """A member of the section of small tensors, with its share of the bytes."""
+    return _row(entry, bits, "raw, grouped", {"raw": share})
+
+
+def tied_row(name: str, target: Row) -> Row:
+    """An alias, which takes no bytes and is otherwise what its target is."""
+    return Row(
+        **target
+        | {
+            "name": name,
+            "codec": "tied",
+            "bytes": 0,
+            "bits_per_weight": 0.0,
+            "parts": {},
+            "tied_to": target["name"],
+        }
+    )
+
+
+def _row(
+    entry: Entry, bits: Bits, codec: str, parts: dict[str, int], *, distinct: int | None = None
+) -> Row:
+    nonzeros, total = int(np.count_nonzero(bits)), sum(parts.values())
+    return Row(
+        name=entry.name,
+        shape=entry.shape,
+        dtype=entry.dtype.name,
+        numel=entry.numel,
+        nonzeros=nonzeros,
+        density=nonzeros / entry.numel if entry.numel else 1.0,
+        distinct=len(np.unique(bits)) if distinct is None else distinct,
+        codec=codec,
+        bytes=total,
+        bits_per_weight=8 * total / entry.numel if entry.numel else 0.0,
+        parts=parts,
+        tied_to=None,
+    )
+
+
+def _without_tables(section: Section) -> dict[str, int]:
+    """The section's parts with the coders' tables taken out of positions and codes."""
+    parts = dict(section.parts)
+    for part, streams in (("positions", section.positions), ("codes", [section.codes])):
+        # Dense symbols are codes, though there is one stream of them per class.
+        part = part if part in parts else "codes"
+        size = sum(_table_bytes(s) for s in streams if s is not None)
+        if size:
+            parts[part] -= size
+            parts["tables"] = parts.get("tables", 0) + size
+    return parts
+
+
+def _table_bytes(stream: Stream) -> int:
+    """What a stream spends on telling its code."""
+    data = stream.data
+    if stream.coder == RANS:
+        found = parse_rans(data, stream.count, stream.alphabet)
+        return len(data) - len(found.payload) if isinstance(found, RansStream) else 0
+    if stream.coder == HUFFMAN:
+        symbols = CODERS[HUFFMAN].decode(data, stream.count, stream.alphabet)
+        counts = histogram(symbols, stream.alphabet)
+        if np.count_nonzero(counts) < 2:
+            return len(data)
+        return len(data) - (int((counts * code_lengths(counts)).sum()) + 7) // 8
+    return 0

@@ -1,0 +1,333 @@
+"""Pack a model or a mapping of tensors into a ``.gsm`` file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
+from gossamer.core.files import write_chunks
+from gossamer.core.names import Tensors
+from gossamer.core.seeds import Seed, fill
+from gossamer.pack.coders.limits import ANY_BYTES, MAX_DIMENSIONS, expansion, varint
+from gossamer.pack.coders.table import FIXED, HUFFMAN, RANS
+from gossamer.pack.format.container import (
+    ALIAS,
+    OWN,
+    SEEDS,
+    SOLID,
+    Entry,
+    Header,
+    check_names,
+    file_chunks,
+)
+from gossamer.pack.format.raw import compress, encode_raw
+from gossamer.pack.format.section import SEEDED
+from gossamer.pack.format.values import BY_TORCH, Bits, DType, nonfinite, to_bits
+from gossamer.pack.read.archive import Archive
+from gossamer.pack.write.encode import encode_section
+from gossamer.pack.write.layouts import Settings, seeded_section
+
+__all__ = ["PROFILES", "named_tensors", "pack", "pack_bytes"]
+
+PROFILES = {
+    "smallest": Settings(),
+    "fast": Settings(coders=(FIXED, RANS), context=0, level=3, slack=0.002, gain=0.15),
+    "huffman": Settings(coders=(HUFFMAN,), context=0, paper=True),
+}
+"""``smallest`` tries everything; ``fast`` keeps to what decodes fastest, without the context
+coder; ``huffman`` is Deep Compression's own coding."""
+
+_GROUPED = 1 << 16  # raw tensors below this many bytes share one section per dtype
+_SIGNS = 256  # a seed takes fewer bits than the signs of so many values; no need to compare
+_OWN_COST = 8  # what a section of its own costs in the header, and its checksum
+
+
+def pack(
+    model_or_state: nn.Module | Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    profile: str = "smallest",
+    metadata: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    index_bits: int = 5,
+    context_entries: int | None = None,
+    allow_nonfinite: bool = False,
+    seeds: Mapping[str, Seed] | None = None,
+) -> Archive:
+    """Write a model's tensors to a file, losslessly: bits in, the same bits out.
+
+    Args:
+        model_or_state: a module (its clean state, tied tensors once) or name -> tensor.
+        path: the file; replaced atomically, and left as it was on any error.
+        profile: ``smallest``, ``fast`` or ``huffman`` (see :data:`PROFILES`).
+        metadata: anything JSON can hold, kept with the tensors.
+        progress: called with (name, tensors done, tensors in all).
+        index_bits: width of the gaps of profile ``huffman``.
+        context_entries: the context coder is tried on tensors of up to this many entries
+            (default: the profile's, 2**24 for ``smallest``).
+        allow_nonfinite: store NaN and infinity instead of refusing them. Infinity in a module's
+            buffers (an attention mask) needs no leave, except in running statistics.
+        seeds: name -> the seed that a tensor's non-zero values come from
+            (:func:`gossamer.core.seeds.init_`): the seed and a mask are stored where that is
+            smallest, which takes a reader of format version 2.
+
+    Returns the archive, open for reading.
+
+    Raises :class:`ArgumentError` for an unknown profile, a tensor that cannot be stored, NaN or
+    infinity, metadata that is no JSON, or a seed that does not give its tensor bit for bit.
+
+    >>> import tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "w.gsm")
+    >>> with pack({"w": torch.tensor([[0.0, 0.5], [0.0, -0.5]])}, path) as archive:
+    ...     archive.tensor("w").tolist()
+    [[0.0, 0.5], [0.0, -0.5]]
+    """
+    chunks = _chunks(
+        model_or_state,
+        _settings(profile, index_bits, context_entries),
+        metadata,
+        progress,
+        allow_nonfinite,
+        seeds or {},
+    )
+    write_chunks(path, chunks)
+    return Archive(path, max_bytes=ANY_BYTES)
+
+
+def pack_bytes(
+    model_or_state: nn.Module | Mapping[str, Tensor],
+    *,
+    profile: str = "smallest",
+    metadata: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
+    seeds: Mapping[str, Seed] | None = None,
+) -> bytes:
+    """As :func:`pack`, into memory."""
+    settings = _settings(profile, 5, None)
+    return b"".join(_chunks(model_or_state, settings, metadata, None, allow_nonfinite, seeds or {}))
+
+
+def _settings(profile: str, index_bits: int, context_entries: int | None) -> Settings:
+    if profile not in PROFILES:
+        raise ArgumentError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")
+    if not 1 <= index_bits <= 16:
+        raise ArgumentError(f"index_bits is {index_bits}, allowed are 1 to 16")
+    chosen = PROFILES[profile]
+    context = chosen.context if context_entries is None else context_entries
+    fields = {**chosen.__dict__, "index_bits": index_bits, "context": context}
+    return Settings(**fields)
+
+
+def named_tensors(source: nn.Module | Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str]]:
+    """Tensors to store once, and alias -> name.
+
+    Raises :class:`ArgumentError` for a module with state that is no tensor, or that its own
+    ``state_dict`` leaves out: a file of the rest would load without a word, as another network.
+    """
+    if isinstance(source, nn.Module):
+        _check_state(source)
+        state = names.clean_state_dict(source)
+        aliases = {a: n for a, n in names.tied(source).items() if n in state}
+        return state, aliases
+    if not isinstance(source, Mapping):
+        raise ArgumentError(
+            f"cannot pack a {type(source).__name__}; pass a torch module or a mapping of tensors"
+        )
+    state, aliases = {}, {}
+    seen: dict[tuple[object, ...], str] = {}
+    for name, tensor in source.items():
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(
+                f"{name!r} is a {type(tensor).__name__}, not a tensor; leave it out or put it "
+                "into metadata"
+            )
+        same: tuple[object, ...] = (id(tensor),)
+        if tensor.numel() and tensor.layout == torch.strided and not tensor.is_meta:
+            place = (tensor.device, tensor.data_ptr())
+            same = (*place, tensor.dtype, tensor.shape, tensor.stride())
+        first = seen.setdefault(same, name)
+        if first == name:
+            state[name] = tensor
+        else:
+            aliases[name] = first
+    return state, aliases
+
+
+def _check_state(model: nn.Module) -> None:
+    """Refuse what a file of tensors cannot hold, by name."""
+    known, stored = names.cleaned(model), set()
+    for raw, value in model.state_dict().items():
+        stored.add(known[raw])
+        if value is not None and not isinstance(value, Tensor):
+            extra = raw.rpartition(".")[2] == "_extra_state"
+            raise ArgumentError(
+                f"{known[raw]!r} is state of type {type(value).__name__}, and a .gsm file holds "
+                "tensors alone; "
+                + (
+                    "let get_extra_state return a tensor, or keep it in a buffer"
+                    if extra
+                    else "keep it in a buffer (of a network that torch quantized: pack the float "
+                    "network)"
+                )
+            )
+    kept = {known[raw]: raw for raw, _ in model.named_parameters(remove_duplicate=False)}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                raw = f"{prefix}.{name}".lstrip(".")
+                kept[known[raw]] = raw
+    missing = [raw for name, raw in kept.items() if name not in stored]
+    if missing:
+        raise ArgumentError(
+            f"{missing[0]!r} is a parameter or buffer that the network's own state_dict() leaves "
+            f"out ({len(missing)} in all; a hook of its own?), so that a file would lack it; pack "
+            "a mapping of names to tensors, or take the hook off"
+        )
+
+
+@dataclass(frozen=True)
+class _Coded:
+    dtype: DType
+    shape: tuple[int, ...]
+    section: bytes | None  # of its own
+    bits: Bits | None  # for the group of its dtype
+
+
+def _chunks(
+    source: nn.Module | Mapping[str, Tensor],
+    settings: Settings,
+    metadata: Mapping[str, Any] | None,
+    progress: Callable[[str, int, int], None] | None,
+    allow_nonfinite: bool,
+    seeds: Mapping[str, Seed],
+) -> list[bytes]:
+    """The whole file, in pieces."""
+    state, aliases = named_tensors(source)
+    check_names([*state, *aliases])
+    odd = [name for name in seeds if name not in state]
+    if odd:
+        raise ArgumentError(
+            f"seeds name {odd[0]!r}, which is no tensor to store; there are: {', '.join(state)}"
+        )
+    coded: list[_Coded] = []
+    masks = _masks(source) if isinstance(source, nn.Module) else set()
+    for done, (name, tensor) in enumerate(state.items()):
+        free = allow_nonfinite or (name in masks and not bool(torch.isnan(tensor).any()))
+        coded.append(_code(name, tensor, settings, free, seeds.get(name)))
+        if progress is not None:
+            progress(name, done + 1, len(state))
+    entries = [
+        Entry(n, c.dtype, c.shape, SOLID if c.section is None else OWN)
+        for n, c in zip(state, coded, strict=True)
+    ]
+    place = {name: i for i, name in enumerate(state)}
+    for alias, name in aliases.items():
+        target = entries[place[name]]
+        entries.append(Entry(alias, target.dtype, target.shape, ALIAS, place[name]))
+    seeded = any(c.section is not None and c.section[0] & 7 == SEEDED for c in coded)
+    header = Header(entries, [], metadata is not None, version=SEEDS if seeded else 1)
+    payloads = [] if metadata is None else [_metadata(metadata)]
+    for dtype in header.solids():
+        group = [c.bits for c in coded if c.bits is not None and c.dtype is dtype]
+        if settings.paper:
+            payloads.append(b"\0" + b"".join(g.tobytes() for g in group))
+        else:
+            payloads.append(encode_raw(np.concatenate(group), dtype, level=settings.level))
+    payloads += [c.section for c in coded if c.section is not None]
+    return file_chunks(header, payloads)
+
+
+def _masks(model: nn.Module) -> set[str]:
+    """Buffers, where infinity may be meant; in running statistics a training has diverged.
+
+    >>> net = nn.BatchNorm1d(2)
+    >>> net.register_buffer("mask", torch.zeros(2))
+    >>> _masks(net)
+    {'mask'}
+    """
+    known = names.cleaned(model)
+    return {
+        known[f"{prefix}.{name}".lstrip(".")]
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_floating_point()
+        if not (isinstance(module, nn.modules.batchnorm._NormBase) and "running" in name)
+    }
+
+
+def _code(
+    name: str, tensor: Tensor, settings: Settings, allow_nonfinite: bool, seed: Seed | None
+) -> _Coded:
+    dtype, bits = to_bits(name, tensor)
+    shape = tuple(tensor.shape)
+    if len(shape) > MAX_DIMENSIONS:
+        raise ArgumentError(
+            f"tensor {name!r} has {len(shape)} dimensions, at most {MAX_DIMENSIONS} can be "
+            "stored; reshape it"
+        )
+    if not allow_nonfinite:
+        bad = nonfinite(bits, dtype)
+        if bad:
+            raise ArgumentError(
+                f"tensor {name!r} holds {bad} NaN or infinite values of {len(bits)}; a network "
+                "with them computes nothing useful: find where training diverged, or pass "
+                "allow_nonfinite=True to store them as they are"
+            )
+    section: bytes | None = None
+    if seed is not None and len(bits):
+        section = _seeded(name, bits, dtype, shape, settings, seed)
+    if section is None or np.count_nonzero(bits) <= _SIGNS:
+        plain = encode_section(bits, dtype, shape, settings)
+        section = plain if section is None else min(plain, section, key=len)
+    small = len(bits) * dtype.size < _GROUPED
+    # In the group a float takes most of its bytes: only its exponents have something to share.
+    grouped = len(bits) * dtype.size * (0.75 if section[0] == 0 else 1)
+    if small and len(section) + _OWN_COST >= grouped:
+        return _Coded(dtype, shape, None, bits)
+    return _Coded(dtype, shape, section, None)
+
+
+def _seeded(
+    name: str, bits: Bits, dtype: DType, shape: tuple[int, ...], settings: Settings, seed: Seed
+) -> bytes:
+    """The seed and the mask, once it is sure that they give the tensor."""
+    if dtype.torch != torch.float32:
+        raise ArgumentError(
+            f"seeds[{name!r}] gives float32, the tensor is {dtype.name}; leave the seed out"
+        )
+    made = np.empty(len(bits), np.float32)
+    fill(seed, made)
+    kept = bits != 0
+    wrong = np.flatnonzero(kept & (bits != made.view(np.uint32)))
+    if len(wrong):
+        first = int(wrong[0])
+        raise ArgumentError(
+            f"seeds[{name!r}] does not give the tensor: {len(wrong)} of {kept.sum()} non-zero "
+            f"entries differ, the first is {bits.view(np.float32)[first]} and not {made[first]}; "
+            "pass the seed it was initialised from (and the factor of its mask), or leave it out"
+        )
+    return seeded_section(
+        seed, encode_section(kept.astype(np.uint8), BY_TORCH[torch.bool], shape, settings)
+    )
+
+
+def _metadata(metadata: Mapping[str, Any]) -> bytes:
+    """Expanded length (0: not compressed) and the JSON."""
+    try:
+        text = json.dumps(
+            dict(metadata), separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        ).encode()
+    except (TypeError, ValueError) as e:
+        raise ArgumentError(f"metadata is not JSON: {e}; use strings, numbers, lists") from None
+    packed = varint(len(text)) + compress(text)
+    worth = len(packed) < len(text) + 1 and len(text) <= expansion(len(packed))
+    return packed if worth else b"\0" + text

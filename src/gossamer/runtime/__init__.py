@@ -1,0 +1,1 @@
+"""Networks that answer fast: exported, compared with the original."""
