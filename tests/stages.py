@@ -9,7 +9,7 @@ from torch import nn
 
 import gossamer
 from gossamer import datasets
-from gossamer.compression import layers
+from gossamer.compression import door
 from gossamer.compression.progress import Reporter
 from gossamer.compression.run import _Job
 from gossamer.core.errors import RecipeError
@@ -62,5 +62,5 @@ def unfit(text: str, told: str, model: nn.Module) -> None:
     """A recipe of one stage, on line 3, is refused for a network before any work."""
     plan = gossamer.recipe.parse(f"{HEAD}  - {text}", "mine.yaml")
     with pytest.raises(RecipeError, match=told) as caught:
-        layers.check(plan, model)
+        door.check_patterns(plan, model)
     assert "mine.yaml, line 3" in str(caught.value)

@@ -21,14 +21,19 @@ except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+source"
 
 
+_ROOT = Path(__file__).parent
+
+
 def _table() -> dict[str, tuple[str, str]]:
     """Public name -> module, and name there ("" for the module itself); read from the stub."""
     found: dict[str, tuple[str, str]] = {}
     for line in ast.parse(Path(__file__).with_suffix(".pyi").read_text()).body:
-        if isinstance(line, ast.Import):
-            found |= {str(alias.asname): (alias.name, "") for alias in line.names}
-        elif isinstance(line, ast.ImportFrom):
-            found |= {str(alias.asname): (str(line.module), alias.name) for alias in line.names}
+        for alias in line.names if isinstance(line, ast.ImportFrom) else ():
+            module, name = str(line.module), alias.name
+            place = _ROOT.joinpath(*module.split(".")[1:], name)
+            if place.is_dir() or place.with_suffix(".py").exists():
+                module, name = f"{module}.{name}", ""
+            found[str(alias.asname)] = module, name
     return found
 
 

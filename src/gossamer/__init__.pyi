@@ -4,10 +4,34 @@ The first part holds modules, under the names they have here, the second part cl
 functions. Both are loaded when asked for.
 """
 
+from gossamer import analysis as analysis
+from gossamer import datasets as datasets
+from gossamer import distribute as distribute
+from gossamer import experiments as experiments
+from gossamer import nets as nets
+from gossamer import pack as pack
+from gossamer import prune as prune
+from gossamer import quantize as quantize
+from gossamer import report as report
+from gossamer import runtime as runtime
+from gossamer import structure as structure
+from gossamer import training as training
 from gossamer.compression import Result as Result
 from gossamer.compression import compress as compress
+from gossamer.compression import progress as progress
+from gossamer.compression import recipe as recipe
 from gossamer.compression.recipe import Recipe as Recipe
 from gossamer.compression.records import load as load
+from gossamer.core import budgets as budgets
+from gossamer.core import codebook as codebook
+from gossamer.core import errors as errors
+from gossamer.core import masks as masks
+from gossamer.core import method as method
+from gossamer.core import names as names
+from gossamer.core import quantizer as quantizer
+from gossamer.core import reallocation as reallocation
+from gossamer.core import schedules as schedule
+from gossamer.core import seeds as seeded
 from gossamer.core.codebook import Quantized as Quantized
 from gossamer.core.errors import ArgumentError as ArgumentError
 from gossamer.core.errors import DatasetError as DatasetError
@@ -39,6 +63,8 @@ from gossamer.quantize.projected import Projected as Projected
 from gossamer.quantize.ttq import TTQ as TTQ
 from gossamer.structure import fold_batchnorm as fold_batchnorm
 from gossamer.training import TrainConfig as TrainConfig
+from gossamer.training import curvature as curvature
+from gossamer.training import distill as distill
 from gossamer.training import evaluate as evaluate
 from gossamer.training import soft_targets as soft_targets
 from gossamer.training import train as train

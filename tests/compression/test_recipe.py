@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from gossamer import nets
-from gossamer.compression import layers, recipe, schema
+from gossamer.compression import door, recipe
 from gossamer.compression.layers import chosen, per_layer
+from gossamer.compression.stages.pack import Pack
 from gossamer.core.errors import RecipeError
 
 HEAD = "name: mine\nstages:\n"
@@ -29,7 +30,7 @@ def test_builtin_recipes_validate_and_survive_dump_and_parse(name: str) -> None:
 def test_builtin_recipes_with_a_model_name_its_layers(name: str) -> None:
     plan = recipe.load(name)
     if plan.model is not None:
-        layers.check(plan, nets.build(plan.model))
+        door.check_patterns(plan, nets.build(plan.model))
 
 
 def test_stages_in_all_three_spellings() -> None:
@@ -147,7 +148,7 @@ def test_load_takes_names_files_mappings_and_recipes(tmp_path: Path) -> None:
 
 def test_a_recipe_without_pack_and_evaluate_gets_the_defaults() -> None:
     plan = recipe.parse(HEAD + "  - prune: {density: 0.5}")
-    assert plan.pack == schema.Pack()
+    assert plan.pack == Pack()
     assert plan.evaluate.latency
     assert [s.stage for s in plan.work] == ["prune"]
 
@@ -178,6 +179,6 @@ def test_layer_patterns_resolve_by_name_glob_and_type() -> None:
 def test_unknown_layers_are_an_error_that_lists_them(stage: str, parts: list[str]) -> None:
     plan = recipe.parse(f"{HEAD}  - {stage}", "mine.yaml")
     with pytest.raises(RecipeError) as caught:
-        layers.check(plan, nets.build("lenet-5"))
+        door.check_patterns(plan, nets.build("lenet-5"))
     for part in parts:
         assert part in str(caught.value)

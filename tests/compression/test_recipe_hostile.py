@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gossamer.compression import loading, reading, recipe
+from gossamer.compression import recipe
+from gossamer.compression.recipe import loading, reading
 from gossamer.core.errors import RecipeError
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -11,8 +11,12 @@ from torch import nn
 import gossamer
 from gossamer import compression, datasets, nets
 from gossamer.cli.program import main
-from gossamer.compression import coverage, floor, measure, schema, schema_fewbits, threads
+from gossamer.compression import coverage, floor, measure, threads
 from gossamer.compression.progress import Lines, Reporter
+from gossamer.compression.stages.prune import Prune
+from gossamer.compression.stages.quantize import Quantize
+from gossamer.compression.stages.share import Share
+from gossamer.compression.stages.train import Train
 from gossamer.core.errors import ArgumentError, RecipeError
 from gossamer.core.masks import Masks
 from gossamer.report import promises
@@ -128,7 +132,7 @@ class Conv1D(nn.Module):
 
 def test_a_stage_says_how_much_of_the_network_it_covers() -> None:
     net = nn.Sequential(nn.Embedding(10, 4), Conv1D(4, 6), Conv1D(6, 4), nn.Linear(4, 2))
-    found = coverage.of_stage(net, schema.Prune(density=0.5))
+    found = coverage.of_stage(net, Prune(density=0.5))
     assert found == {
         "parameters": 40 + 24 + 6 + 24 + 4 + 8 + 2,
         "covered": 8,
@@ -139,13 +143,13 @@ def test_a_stage_says_how_much_of_the_network_it_covers() -> None:
     )
     # layers that a mapping does not name are left as they are, and the ends of a quantization
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
-    some = coverage.of_stage(net, schema.Share(bits={"0": 3}))
+    some = coverage.of_stage(net, Share(bits={"0": 3}))
     assert some is not None
     assert (some["covered"], some["outside"]["Linear"]) == (16, [2, 32])
-    some = coverage.of_stage(net, schema_fewbits.Quantize(method="twn"))
+    some = coverage.of_stage(net, Quantize(method="twn"))
     assert some is not None
     assert some["covered"] == 16
-    assert coverage.of_stage(net, schema.Train(epochs=1)) is None
+    assert coverage.of_stage(net, Train(epochs=1)) is None
     plan = gossamer.recipe.load(
         {"name": "t", "stages": [{"share": {"bits": {"0": 3}}}, {"ecsq": {"lam": {"2": 0.1}}}]}
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gossamer.compression import run_fewbits, runners
+from gossamer.compression.stage import STAGES
 from gossamer.core.budgets import apportion
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.distribute.codecs import scales
@@ -18,7 +18,9 @@ from gossamer.experiments.magnitude_pruning import magnitude
 from gossamer.experiments.obd import obd
 from gossamer.experiments.sparse_momentum import sparse_cifar
 from gossamer.experiments.ttq import ttq
+from gossamer.prune.scores import SCORES
 from gossamer.quantize import activations
+from gossamer.quantize.fewbits import QUANTIZERS
 
 ONE = torch.ones(1)
 BAD: Any = "magnitud"
@@ -43,21 +45,8 @@ CALLS: dict[str, Any] = {
     "way, control": lambda: lottery.control("lenet-300-100", BAD, 1, 0, Path(), True),
     "kind": lambda: ttq.quantizer(BAD, {}),
     "optimizer": lambda: magnitude.nonzero_after(BAD, 0, True),
-    "method": lambda: runners._scores(
-        SimpleNamespace(model=nn.Linear(2, 2)),  # type: ignore[arg-type]
-        SimpleNamespace(method=BAD),  # type: ignore[arg-type]
-        {},
-        0,
-    ),
-    "method, few bits": lambda: run_fewbits._quantizer(
-        SimpleNamespace(),  # type: ignore[arg-type]
-        SimpleNamespace(method=BAD, per_filter=False, stochastic=False),  # type: ignore[arg-type]
-        2,
-        [],
-    ),
-    "levels": lambda: run_fewbits._loss_aware(
-        SimpleNamespace(method="laq", exact=False, levels=BAD, scales=1),  # type: ignore[arg-type]
-        3,
+    "levels": lambda: QUANTIZERS["laq"].build(
+        ["a"], bits=3, levels=BAD, scales=1, beta=None, clip=0.0, trained=False
     ),
 }
 
@@ -66,3 +55,12 @@ CALLS: dict[str, Any] = {
 def test_an_unknown_name_is_refused_by_name(what: str) -> None:
     with pytest.raises(ArgumentError, match=f"{what.split(',')[0]}='magnitud' is not one of '?"):
         CALLS[what]()
+
+
+@pytest.mark.parametrize("table", [SCORES, QUANTIZERS, STAGES], ids=lambda t: t.kind)
+def test_a_table_refuses_what_it_does_not_hold(table: Any) -> None:
+    first = next(iter(table))
+    with pytest.raises(ArgumentError, match=rf"{table.kind} '{first}x' .*did you mean '{first}'"):
+        table[f"{first}x"]
+    with pytest.raises(ArgumentError, match="is there already"):
+        table.register(first, object())

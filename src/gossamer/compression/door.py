@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import datasets
-from gossamer.core.errors import ArgumentError, DatasetError
+from gossamer.compression.layers import PatternError
+from gossamer.compression.recipe import Recipe
+from gossamer.core.errors import ArgumentError, DatasetError, RecipeError
 from gossamer.core.locate import failure
 from gossamer.datasets import Dataset, Split
 from gossamer.training.evaluation import device_of, modes_kept
 
-__all__ = ["check_data", "check_fit"]
+__all__ = ["check_data", "check_fit", "check_patterns", "check_trained"]
 
 
 def check_data(data: Dataset) -> Dataset:
@@ -102,3 +104,25 @@ def _outputs(model: nn.Module, data: Dataset) -> Any:
                 f"network {type(model).__name__} cannot take the inputs of dataset {data.name!r}, "
                 f"{tuple(inputs.shape[1:])} each, {inputs.dtype}{fix}: it {failure(e)}"
             ) from e
+
+
+def check_trained(recipe: Recipe, spec: str) -> None:
+    """Raise :class:`RecipeError` where a recipe would compress random initial weights."""
+    begins = recipe.work[0].stage if recipe.work else "pack"
+    if begins == "train" or recipe.weights or recipe.pretrained or ":" in spec:
+        return
+    raise RecipeError(
+        f"{recipe.place()}: it begins with {begins!r}, but network {spec!r} is not trained; give "
+        "its weights (--weights FILE, weights: FILE), pretrained: true where there are published "
+        "ones, or a train stage"
+    )
+
+
+def check_patterns(recipe: Recipe, model: nn.Module) -> None:
+    """Raise :class:`RecipeError` for a stage that does not fit the network, before any work."""
+    for i, stage in enumerate(recipe.stages):
+        try:
+            stage.check(model)
+        except ArgumentError as e:
+            key = e.key if isinstance(e, PatternError) else ()
+            raise RecipeError(f"{recipe.place('stages', i, *key)}: {e}") from e

@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from gossamer import nets
-from gossamer.compression.recipe import Recipe
 from gossamer.compression.records import load, recorded
 from gossamer.compression.weights import fitted, read_tensors
-from gossamer.core.errors import ArgumentError, RecipeError
+from gossamer.core.errors import ArgumentError
 from gossamer.core.files import write_chunks
 from gossamer.datasets import Dataset
 from gossamer.pack import unpack
@@ -26,7 +25,6 @@ __all__ = [
     "plain",
     "read_state",
     "save_safetensors",
-    "trained",
 ]
 
 
@@ -117,18 +115,6 @@ def load_weights(model: nn.Module, path: str | Path, key: str | None = None) -> 
             parts += [f"{len(those) - 3} more {kind}"] if len(those) > 3 else []
         raise ArgumentError(f"{path} does not fit the network: {', '.join(parts)}")
     return model
-
-
-def trained(recipe: Recipe, spec: str) -> None:
-    """Raise :class:`RecipeError` where a recipe would compress random initial weights."""
-    begins = recipe.work[0].stage if recipe.work else "pack"
-    if begins == "train" or recipe.weights or recipe.pretrained or ":" in spec:
-        return
-    raise RecipeError(
-        f"{recipe.place()}: it begins with {begins!r}, but network {spec!r} is not trained; give "
-        "its weights (--weights FILE, weights: FILE), pretrained: true where there are published "
-        "ones, or a train stage"
-    )
 
 
 def plain(weights: str | None) -> None:

@@ -1,22 +1,36 @@
-"""A recipe's layer patterns against a network: resolved, and checked before anything runs."""
+"""A stage's layer patterns against a network: resolved, and checked before anything runs."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import nn
 
-from gossamer.compression.recipe import Recipe
-from gossamer.compression.schema import Activations, FixedPoint, Layers, Quantize
 from gossamer.core import names
-from gossamer.core.errors import ArgumentError, RecipeError
-from gossamer.quantize import capture
+from gossamer.core.errors import ArgumentError
 
-__all__ = ["check", "chosen", "per_layer", "quantized_weights"]
+__all__ = ["PatternError", "check_setting", "chosen", "per_layer", "trying"]
 
 T = TypeVar("T")
+
+
+class PatternError(ArgumentError):
+    """A pattern that does not fit the network; ``key``: where in the stage's settings it is."""
+
+    key: tuple[str, ...] = ()
+
+
+@contextmanager
+def trying(*key: str) -> Iterator[None]:
+    """Errors within are :class:`PatternError` of this key."""
+    try:
+        yield
+    except ArgumentError as e:
+        error = PatternError(str(e))
+        error.key = key
+        raise error from e
 
 
 def chosen(
@@ -26,32 +40,11 @@ def chosen(
 
     Raises :class:`ArgumentError` for a pattern that matches nothing, or when nothing is left.
     """
-    everything = names.parameters(model)
-    found = names.weights(
-        model,
-        include=None if include is None else _expand(model, everything, include),
-        exclude=None if exclude is None else _expand(model, everything, exclude),
-    )
+    found = names.weights(model, include=include, exclude=exclude)
     if not found:
+        everything = names.parameters(model)
         raise ArgumentError(
             "no weight is left to act on; parameters are: " + ", ".join([*everything][:40])
-        )
-    return found
-
-
-def quantized_weights(model: nn.Module, stage: Quantize) -> dict[str, nn.Parameter]:
-    """The weights that a ``quantize`` stage acts on: the two ends stay float unless asked for.
-
-    Raises :class:`ArgumentError` as :func:`chosen` does.
-    """
-    found = chosen(model, stage.include, stage.exclude)
-    if stage.include is None and not stage.ends:
-        apart = set(names.ends(model))
-        found = {name: p for name, p in found.items() if name not in apart}
-    if not found:
-        raise ArgumentError(
-            "no weight is left to quantize: the first and the last layer stay float; ends: true "
-            "takes them too, include: names layers"
         )
     return found
 
@@ -59,74 +52,24 @@ def quantized_weights(model: nn.Module, stage: Quantize) -> dict[str, nn.Paramet
 def per_layer(model: nn.Module, weights: Iterable[str], value: T | Mapping[str, T]) -> dict[str, T]:
     """A value for each weight: one for all, or by pattern, of which the last that matches wins.
 
-    A weight that no pattern names is left out. A ``type:`` pattern may match nothing, so that one
-    recipe serves networks with and without such layers.
+    A weight that no pattern names is left out (:func:`gossamer.core.names.select`).
 
-    Raises :class:`ArgumentError` for another pattern that matches nothing, naming the layers.
+    Raises :class:`ArgumentError` for a pattern that matches nothing, naming the layers.
     """
     pool = list(weights)
     if not isinstance(value, Mapping):
         return dict.fromkeys(pool, value)
     found: dict[str, T] = {}
     for pattern, one in value.items():
-        found.update(dict.fromkeys(_expand(model, pool, [pattern]), one))
+        found.update(dict.fromkeys(names.select(pool, pattern, model), one))
     return {name: found[name] for name in pool if name in found}
 
 
-def _expand(model: nn.Module, pool: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The names that any pattern matches."""
-    pool, found = list(pool), []
-    for pattern in patterns:
-        if pattern.startswith("type:"):
-            known = names.cleaned(model)
-            owned = {
-                known[f"{prefix}.{name}".lstrip(".")]
-                for prefix, module in model.named_modules()
-                if fnmatch.fnmatchcase(type(module).__name__, pattern[5:])
-                for name, p in module.named_parameters(recurse=False)
-                if p.ndim >= 2
-            }
-            found += [name for name in pool if name in owned]
-        else:
-            found += names.select(pool, pattern)
-    return found
+def check_setting(model: nn.Module, weights: Iterable[str], key: str, value: object) -> None:
+    """Try the patterns of a setting that is given by layer.
 
-
-def check(recipe: Recipe, model: nn.Module) -> None:
-    """Raise :class:`RecipeError` for a pattern that matches nothing, before any work is done."""
-    for i, stage in enumerate(recipe.stages):
-        if isinstance(stage, Activations):
-            try:
-                capture.activations(model, stage.functional, stage.include, stage.exclude)
-            except ArgumentError as e:
-                raise RecipeError(f"{recipe.place('stages', i)}: {e}") from e
-        if isinstance(stage, FixedPoint):
-            _check_patterns(recipe, model, i, chosen(model), "bits")
-        if not isinstance(stage, Layers):
-            continue
-        for key in ("include", "exclude"):
-            try:
-                chosen(model, **{key: getattr(stage, key)})
-            except ArgumentError as e:
-                raise RecipeError(f"{recipe.place('stages', i, key)}: {e}") from e
-        try:
-            weights = (
-                quantized_weights(model, stage)
-                if isinstance(stage, Quantize)
-                else chosen(model, stage.include, stage.exclude)
-            )
-        except ArgumentError as e:
-            raise RecipeError(f"{recipe.place('stages', i)}: {e}") from e
-        for key in ("density", "quality", "bits", "lam", "step", "rank", "energy"):
-            _check_patterns(recipe, model, i, weights, key)
-
-
-def _check_patterns(
-    recipe: Recipe, model: nn.Module, i: int, weights: Iterable[str], key: str
-) -> None:
-    value = getattr(recipe.stages[i], key, None)
+    Raises :class:`PatternError` for one that matches nothing.
+    """
     for pattern in value if isinstance(value, Mapping) else ():
-        try:
-            _expand(model, weights, [pattern])
-        except ArgumentError as e:
-            raise RecipeError(f"{recipe.place('stages', i, key, pattern)}: {e}") from e
+        with trying(key, pattern):
+            names.select(list(weights), pattern, model)

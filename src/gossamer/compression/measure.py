@@ -15,12 +15,21 @@ from torch import nn
 
 from gossamer.core import names
 from gossamer.core.timing import paired
-from gossamer.datasets import Dataset
+from gossamer.datasets import Dataset, Split, batches
 from gossamer.pack import Archive
+from gossamer.quantize import IntegerNetwork
+from gossamer.quantize.emulated import Emulated
 from gossamer.report import tables
 from gossamer.training.evaluation import device_of, modes_kept
 
-__all__ = ["density", "environment", "file_figures", "latency", "same_operations"]
+__all__ = [
+    "density",
+    "environment",
+    "file_figures",
+    "integer_figures",
+    "latency",
+    "same_operations",
+]
 
 _MOST_SECONDS = 5.0  # of timing, however large the network
 _MOST_PAIRS = 200
@@ -142,3 +151,17 @@ def file_figures(file: Path, data: Dataset) -> tuple[dict[str, Any], list[Any], 
         parts = archive.parts()
     figures = {"dense": dense, "file": size, "ratio": dense / size, "parts": parts}
     return figures, layers, tables.first_layer_image(tensors, data.in_shape)
+
+
+@torch.no_grad()
+def integer_figures(model: Emulated, split: Split) -> dict[str, Any]:
+    """The network on integers alone over a split: right answers, and whether every bit agrees."""
+    integers = IntegerNetwork(model.net())
+    correct, total, same = 0, 0, True
+    for inputs, targets in batches(split, 500, generator=None):
+        x, y = inputs.cpu(), targets.cpu()
+        found = integers(x)
+        same = same and torch.equal(found, model(x))
+        correct += int((found.argmax(-1) == y).sum())
+        total += len(y)
+    return {"identical": same, "correct": correct, "total": total, "accuracy": correct / total}

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from gossamer import datasets
 from gossamer.compression import fresh, inputs
 from gossamer.compression.progress import Reporter
-from gossamer.compression.recipe import Recipe, Training
+from gossamer.compression.recipe import Recipe
+from gossamer.compression.stage import trainings
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError, GossamerError
 from gossamer.core.plain import copied, plain, unwrapped
@@ -126,13 +127,6 @@ def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Build
     return Builder(source, options, network, time.monotonic() - begun), told
 
 
-def _trains(recipe: Recipe) -> bool:
-    """Whether any stage trains, and so takes its time."""
-    keys = ("retrain", "between", "finetune", "train")
-    inner = [getattr(stage, key, None) for stage in recipe.work for key in keys]
-    return any(isinstance(s, Training) and s.epochs for s in (*recipe.work, *inner))
-
-
 def preflight(builder: Builder, data: Dataset, recipe: Recipe, progress: Reporter) -> list[str]:
     """Try the end of a run with the untouched network; what is to be said of it, in words.
 
@@ -141,7 +135,11 @@ def preflight(builder: Builder, data: Dataset, recipe: Recipe, progress: Reporte
     Raises :class:`ArgumentError` for a network that cannot take the data, be copied, packed,
     built anew or loaded, or whose outputs its file would not give.
     """
-    model, few, trains = builder.origin, data.test.take(slice(0, 64)), _trains(recipe)
+    model, few, trains = (
+        builder.origin,
+        data.test.take(slice(0, 64)),
+        any(trainings(stage) for stage in recipe.work),
+    )
     kind = type(model).__name__
     try:
         expected = fresh.outputs(model, few)

@@ -28,7 +28,6 @@ from gossamer.compression import (
     folder,
     fresh,
     inputs,
-    layers,
     measure,
     proof,
     records,
@@ -39,8 +38,6 @@ from gossamer.compression import recipe as recipes
 from gossamer.compression import threads as threading
 from gossamer.compression.progress import Reporter, shown
 from gossamer.compression.recipe import Recipe
-from gossamer.compression.run_changes import integer_figures
-from gossamer.compression.runners import run_stage
 from gossamer.compression.state import State
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError, GossamerError
@@ -187,7 +184,7 @@ def run(
         what = "model" if source is None else "dataset"
         raise ArgumentError(f"recipe {recipe.name!r} names no {what}; give one (--{what})")
     if isinstance(source, str):
-        inputs.trained(recipe, source)
+        door.check_trained(recipe, source)
         inputs.plain(recipe.weights)
     data = (
         data_source
@@ -198,7 +195,7 @@ def run(
     builder, taken = proof.taken(recipe, source, data)
     network = copied(builder.origin)
     door.check_fit(network, data)
-    layers.check(recipe, network)
+    door.check_patterns(recipe, network)
     key = {
         "recipe": recipe.model_dump(mode="json"),
         "model": source if isinstance(source, str) else type(source).__name__,
@@ -260,7 +257,7 @@ class _Job:
         before: dict[str, Any] = {}
         count = len(self.recipe.work)
         for number, stage in enumerate(self.recipe.work, 1):
-            if not before and stage.stage not in ("train", "sensitivity"):
+            if not before and stage.compresses:
                 before = self._reference(state)
             path = self.out / f"stage-{number}.pt"
             state.number, state.name = number, f"{number}-{stage.stage}"
@@ -273,7 +270,7 @@ class _Job:
             if covered is not None:
                 self.progress.say(f"  {promises.covers(covered)}")
             state.notes = {} if covered is None else {"coverage": covered}
-            run_stage(state, stage)
+            stage.run(state)
             state.forget_seeds()
             rows.append(self._row(state, time.monotonic() - begun) | state.notes)
             saved.save(state, rows[-1], path)
@@ -404,7 +401,7 @@ class _Job:
             "bytes": size,
             "layers": layer_rows,
             "latency": timing,
-            "integer": integer_figures(decoded, self.data.test)
+            "integer": measure.integer_figures(decoded, self.data.test)
             if isinstance(decoded, Emulated)
             else None,
             "sensitivity": state.scan,

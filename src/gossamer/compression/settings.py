@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -11,9 +11,11 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
     Tag,
     model_validator,
 )
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from gossamer.training import TrainConfig
 
@@ -25,13 +27,15 @@ __all__ = [
     "Distill",
     "Fraction",
     "LayerDensity",
-    "Layers",
     "NotNegative",
+    "OneOf",
     "Positive",
     "Quality",
+    "Rate",
     "Strength",
     "Strict",
     "Training",
+    "Width",
 ]
 
 
@@ -57,7 +61,9 @@ def _no_truth(value: Any) -> Any:
 
 
 Fraction = Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_truth)]
-_Width = Annotated[int, Field(ge=1, le=16), BeforeValidator(_no_truth)]
+_Bits = Annotated[int, Field(ge=1, le=16), BeforeValidator(_no_truth)]
+Width = Annotated[int, Field(ge=2, le=16)]
+Rate = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -78,8 +84,26 @@ Alpha = Annotated[
 ]
 LayerDensity = ByLayer[Fraction]
 Quality = ByLayer[NotNegative]
-Bits = ByLayer[_Width]
+Bits = ByLayer[_Bits]
 Strength = ByLayer[Positive]
+
+
+class OneOf:
+    """A name of a table, as the annotation of a ``str``."""
+
+    def __init__(self, table: Iterable[str]) -> None:
+        self.table = table
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(str))
+
+    def _checked(self, value: str) -> str:
+        names = list(self.table)
+        if value not in names:
+            raise PydanticCustomError(
+                "literal_error", "Input should be {expected}", {"expected": ", ".join(names)}
+            )
+        return value
 
 
 class Strict(BaseModel):
@@ -96,13 +120,6 @@ class Strict(BaseModel):
             if field is not None and field.annotation is not bool and isinstance(value, bool):
                 raise ValueError(f"{name}: {_TRUTH}")
         return data
-
-
-class Layers(Strict):
-    """Stages that act on layers: ``include`` and ``exclude`` are patterns of names."""
-
-    include: list[str] | None = None
-    exclude: list[str] | None = None
 
 
 class Distill(Strict):

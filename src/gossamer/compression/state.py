@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gossamer.compression import inputs
 from gossamer.compression.progress import Reporter
-from gossamer.compression.recipe import Training
 from gossamer.compression.records import parse, rebuild
+from gossamer.compression.settings import Training
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks

@@ -303,7 +303,7 @@ def weights(
     everything = parameters(model)
     by_id = {id(p): name for name, p in everything.items()}
     if include is not None:
-        chosen = set(select(everything, include))
+        chosen = set(select(everything, include, model))
     else:
         chosen = set()
         for module in model.modules():
@@ -312,10 +312,22 @@ def weights(
                     if p.ndim >= 2 and id(p) in by_id:
                         chosen.add(by_id[id(p)])
     if exclude is not None:
-        chosen -= set(select(everything, exclude))
+        chosen -= set(select(everything, exclude, model))
     found = {name: p for name, p in everything.items() if name in chosen}
     access.check_weights(model, found)
     return found
+
+
+def _of_type(model: nn.Module, types: str) -> set[str]:
+    """Clean names of the weights that modules of these types own."""
+    known = cleaned(model)
+    return {
+        known[f"{prefix}.{name}".lstrip(".")]
+        for prefix, module in model.named_modules()
+        if fnmatch.fnmatchcase(type(module).__name__, types)
+        for name, p in module.named_parameters(recurse=False)
+        if p.ndim >= 2
+    }
 
 
 def ends(model: nn.Module) -> list[str]:
@@ -332,12 +344,18 @@ def ends(model: nn.Module) -> list[str]:
     return [n for n, layer in zip(found, layers, strict=True) if layer in (layers[0], layers[-1])]
 
 
-def select(names: Mapping[str, object] | Iterable[str], patterns: str | Iterable[str]) -> list[str]:
+def select(
+    names: Mapping[str, object] | Iterable[str],
+    patterns: str | Iterable[str],
+    model: nn.Module | None = None,
+) -> list[str]:
     """Names that match any pattern, in the order of ``names``.
 
     A pattern is an exact name, a layer name (``conv1`` means ``conv1.weight`` where that exists,
     else everything below it), a glob (``layer*.weight``), or ``re:`` and a regular expression
-    that must match the whole name.
+    that must match the whole name. With the ``model`` at hand also ``type:`` and a glob of module
+    types (``type:Conv*``): the weights of two or more dimensions that these own; it may match
+    nothing, so that one recipe serves networks with and without such layers.
 
     >>> select(["conv1.weight", "conv1.bias", "fc.weight"], ["conv1", "re:f.*"])
     ['conv1.weight', 'fc.weight']
@@ -347,6 +365,9 @@ def select(names: Mapping[str, object] | Iterable[str], patterns: str | Iterable
     pool = list(names)
     found: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else list(patterns):
+        if pattern.startswith("type:") and model is not None:
+            found.update(_of_type(model, pattern[5:]).intersection(pool))
+            continue
         if pattern.startswith("re:"):
             try:
                 hits = [n for n in pool if re.fullmatch(pattern[3:], n)]

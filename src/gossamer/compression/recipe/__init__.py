@@ -13,7 +13,9 @@ Layers are named by exact name, by glob, by ``re:`` and a regular expression
 (:func:`gossamer.core.names.select`), or by ``type:`` and a glob of module types.
 """
 
-from gossamer.compression.loading import builtin, dump, load, parse, show
-from gossamer.compression.schema import STAGES, Recipe, Training
+from gossamer.compression.recipe.loading import builtin, dump, load, parse, show
+from gossamer.compression.recipe.model import Recipe
+from gossamer.compression.settings import Training
+from gossamer.compression.stage import STAGES
 
 __all__ = ["STAGES", "Recipe", "Training", "builtin", "dump", "load", "parse", "show"]

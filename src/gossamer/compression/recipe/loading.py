@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gossamer.compression.reading import check_value, read, read_file, short
-from gossamer.compression.schema import (
-    STAGES,
-    Activations,
-    Prune,
-    Quantize,
-    Recipe,
-    Svd,
-    Training,
-    described,
-)
-from gossamer.compression.settings import Distill
+from gossamer.compression.recipe.model import Recipe, described, known
+from gossamer.compression.recipe.reading import check_value, read, read_file, short
+from gossamer.compression.settings import Distill, Training
+from gossamer.compression.stage import STAGES
 from gossamer.core.errors import RecipeError
+from gossamer.core.tables import near
 
 __all__ = ["builtin", "dump", "load", "parse", "show"]
 
 Path_ = tuple[str | int, ...]
 Places = dict[Path_, str]
 
-# After these the values of a layer are shared, and plain training would undo it.
-_SHARING = ("share", "ecsq", "rate_aware", "quantize_biases", "absorb_batchnorm")
-# Stages that begin from initial weights.
-_ANEW = ("rewind", "sparse_train", "supermask", "tickets")
-_INITIAL = tuple(
-    method
-    for method in get_args(Prune.model_fields["method"].annotation)
-    if method not in ("magnitude", "obd", "snip", "random")
-)
-# After these the network is no longer one that could be trained from the start.
-_CHANGING = ("quantize", "activations", "svd")
 _MOST_TOLD = 6
 MOST_STAGES = 200
 """Of a recipe."""
@@ -77,7 +58,7 @@ def _text(source: str | Path) -> tuple[str, str]:
         known = list(builtin())
         raise RecipeError(
             f"recipe {str(source)!r} is neither a file nor one of {', '.join(known)}"
-            + _near(source, known)
+            + near(source, known)
         )
     return resource.read_text(), f"recipe {source}"
 
@@ -128,6 +109,7 @@ def parse(text: str, where: str = "recipe", overrides: Sequence[str] = ()) -> Re
         _override(data, override, places)
         # a key of many dots nests as deep as brackets do
         check_value(data, f"--set {short(override)}")
+    known()
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as e:
@@ -200,7 +182,7 @@ def _stages(value: Any, places: Places, where: str) -> Any:
         else:
             raise RecipeError(
                 f"{described(where, places, ('stages', i))}: {short(stage)} is no stage; give one "
-                f"name with its settings, of {', '.join(STAGES)}"
+                f"name with its settings, of {', '.join(known())}"
             )
     return out
 
@@ -247,11 +229,6 @@ def _override(data: dict[str, Any], text: str, places: Places) -> None:
     places[tuple(path)] = f"--set {text if len(text) <= 200 else text[:197] + '...'}"
 
 
-def _near(word: object, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(word), list(allowed), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _written(location: Sequence[str | int], data: Any, new_key: bool) -> Path_:
     """The keys a user wrote: without the names that pydantic gives to a union's branches.
 
@@ -280,18 +257,18 @@ def _explain(error: ValidationError, data: Any, places: Places, where: str) -> s
         if kind == "extra_forbidden":
             allowed = _keys(problem["loc"])
             got, message = "", f"unknown key; allowed: {', '.join(allowed)}"
-            message += _near(path[-1], allowed)
+            message += near(path[-1], allowed)
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             name = value.get("stage") if isinstance(value, dict) else value
             got, message = "", f"stage {short(name)} is not one of {', '.join(STAGES)}"
-            message += _near(name, STAGES)
+            message += near(name, STAGES)
         elif kind == "literal_error":
             allowed = [part.strip("' ") for part in str(context["expected"]).split(",")]
             allowed = [w.strip("' ") for part in allowed for w in part.split(" or ")]
             if allowed == ["auto"]:
                 message = "is no number in (0, 1], no mapping by layer and not 'auto'"
             else:
-                message = f"is not one of {', '.join(allowed)}" + _near(value, allowed)
+                message = f"is not one of {', '.join(allowed)}" + near(value, allowed)
             got = f"{short(value)} "
         elif kind == "missing":
             got, message = "", "missing"
@@ -318,44 +295,23 @@ def _keys(location: Sequence[str | int]) -> list[str]:
 
 
 def _check_order(recipe: Recipe) -> None:
-    shared = changed = None
+    shared = rebuilt = None
     for i, stage in enumerate(recipe.stages):
+        where, name = recipe.place("stages", i), stage.stage
+        allowed = stage.only_before
         later = [s.stage for s in recipe.stages[i + 1 :]]
-        if stage.stage == "evaluate" and later:
-            raise RecipeError(f"{recipe.place('stages', i)}: evaluate comes last")
-        if stage.stage == "pack" and later not in ([], ["evaluate"]):
+        wrong = None if allowed is None else next((s for s in later if s not in allowed), None)
+        if wrong is not None:
+            raise RecipeError(f"{where}: {stage.otherwise.format(wrong)}")
+        if shared and stage.retrains:
             raise RecipeError(
-                f"{recipe.place('stages', i)}: {later[0]} after pack would change nothing in the "
-                "file; move pack to the end"
+                f"{where}: {name} after {shared} would train the shared values apart; move it "
+                f"before {shared}, or use its finetune"
             )
-        retrains = (
-            stage.stage == "train"
-            or (isinstance(stage, Prune) and stage.retrain)
-            or (isinstance(stage, (Quantize, Activations, Svd)) and stage.train)
-        )
-        if shared and retrains:
+        if rebuilt and stage.from_start:
             raise RecipeError(
-                f"{recipe.place('stages', i)}: {stage.stage} after {shared} would train the "
-                f"shared values apart; move it before {shared}, or use its finetune"
+                f"{where}: {name} after {rebuilt} looks at the weights that the run began with, "
+                f"and the network is another by then; move it before {rebuilt}"
             )
-        if stage.stage in _SHARING:
-            shared = shared or stage.stage
-        anew = stage.stage in _ANEW or getattr(stage, "method", "") in _INITIAL
-        if anew and changed:
-            raise RecipeError(
-                f"{recipe.place('stages', i)}: {stage.stage} after {changed} looks at the weights "
-                f"that the run began with, and the network is another by then; move it before "
-                f"{changed}"
-            )
-        if stage.stage in _CHANGING:
-            changed = changed or stage.stage
-        if stage.stage == "fixed_point" and later not in (
-            [],
-            ["pack"],
-            ["pack", "evaluate"],
-            ["evaluate"],
-        ):
-            raise RecipeError(
-                f"{recipe.place('stages', i)}: {later[0]} after fixed_point would leave its grids; "
-                "move fixed_point to the end, before pack"
-            )
+        shared = shared or (name if stage.shares else None)
+        rebuilt = rebuilt or (name if stage.rebuilds else None)

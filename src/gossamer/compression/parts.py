@@ -1,0 +1,77 @@
+"""What several stages do: scans, random examples, values put in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gossamer.compression.settings import Training
+from gossamer.compression.state import State
+from gossamer.core import names
+from gossamer.core.codebook import Quantized
+from gossamer.core.errors import ArgumentError
+from gossamer.core.masks import Masks
+from gossamer.datasets import Split
+from gossamer.prune import sensitivity
+from gossamer.quantize import SharedWeights
+
+__all__ = ["examples", "mask_zeros", "put_quantized", "random_batches", "scan"]
+
+_BATCH = 64  # examples of a calibration batch
+# Batches whose gradients a score averages; SNIP's paper takes one of 100 to 128 patterns.
+_BATCHES, _PATTERNS = 4, 128
+
+
+def scan(
+    state: State, weights: Mapping[str, object], densities: Sequence[float]
+) -> sensitivity.Sensitivity:
+    """Accuracy against density, one layer at a time; kept for the report."""
+    found = sensitivity.scan(
+        state.model,
+        state.data.validation,
+        densities=densities,
+        include=list(weights),
+        progress=lambda done, total: state.progress.count(f"{state.name} scan", done, total),
+    )
+    state.scan = found.as_dict()
+    return found
+
+
+def random_batches(state: State, part: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few random training batches."""
+    split, generator = state.data.train, state.generator(part)
+    order = torch.randperm(len(split), generator=generator)[: _BATCHES * _PATTERNS]
+    for rows in order.split(_PATTERNS):
+        yield split.batch(rows, None, generator)
+
+
+def examples(split: Split, count: int, generator: torch.Generator) -> list[Tensor]:
+    """Random examples of a split, in batches."""
+    rows = torch.randperm(len(split), generator=generator)[:count]
+    return [split.batch(part)[0] for part in rows.split(_BATCH)]
+
+
+def put_quantized(state: State, found: dict[str, Quantized], finetune: Training | None) -> None:
+    """Fine-tune the shared values, or just put them in."""
+    if not found:
+        raise ArgumentError(f"stage {state.name} names no layer; give bits or lam for some")
+    state.fixed -= set(found)
+    if finetune is not None and finetune.epochs:
+        method = SharedWeights(found)
+        state.train(finetune, [method, *state.others(found)])
+        method.finish()
+    else:
+        parameters = names.parameters(state.model)
+        with torch.no_grad():
+            for name, quantized in found.items():
+                parameters[name].copy_(quantized.dequantize())
+    mask_zeros(state, found)
+
+
+def mask_zeros(state: State, weights: Mapping[str, object]) -> None:
+    """Count weights that a quantizer rounded to zero as pruned from here on."""
+    parameters = names.parameters(state.model)
+    zeros = Masks.of({n: parameters[n] for n in weights if n in state.masks})
+    state.masks.update(zeros)

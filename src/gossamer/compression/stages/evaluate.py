@@ -1,0 +1,26 @@
+"""What is measured of the file."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from gossamer.compression.stage import Stage
+from gossamer.compression.state import State
+
+__all__ = ["Evaluate"]
+
+
+class Evaluate(Stage):
+    """What is measured of the finished file; the last stage where it is given.
+
+    ``latency``: time the network before and after, batch 1, in the same engine.
+    """
+
+    stage: Literal["evaluate"] = "evaluate"
+    latency: bool = True
+
+    only_before: ClassVar[tuple[str, ...] | None] = ()
+    otherwise: ClassVar[str] = "evaluate comes last"
+
+    def run(self, state: State) -> None:
+        """Nothing: the run measures at its end, with or without this stage."""

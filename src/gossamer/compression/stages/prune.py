@@ -1,0 +1,185 @@
+"""Weights removed in rounds, by any score, with retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from gossamer.compression.floor import Rounds
+from gossamer.compression.layers import per_layer
+from gossamer.compression.parts import random_batches, scan
+from gossamer.compression.settings import Density, OneOf, Quality, Training
+from gossamer.compression.stage import LayerStage
+from gossamer.compression.state import State
+from gossamer.core import schedules
+from gossamer.core.masks import Masks, keep_top
+from gossamer.core.method import Masked
+from gossamer.prune import magnitude, sensitivity
+from gossamer.prune.scores import SCORES, Reads
+from gossamer.training.curvature import hessian_diagonal
+
+__all__ = ["Prune"]
+
+
+# Patterns per Hessian diagonal: its noise falls with their square root, its cost is linear.
+_CURVATURE_PATTERNS = 4096
+
+
+class Prune(LayerStage):
+    """Remove weights in ``rounds``, and retrain after each.
+
+    Attributes:
+        method: what is removed first: small weights, small saliency (Optimal Brain Damage),
+            small |w dL/dw| (SNIP; meant for the weights before any training), any (the control),
+            or by a criterion of initial and present weight
+            (:data:`gossamer.prune.deconstruct.CRITERIA`).
+        density: the fraction kept: one number, one by layer pattern, or ``auto`` from a
+            sensitivity scan in which each layer on its own may cost ``max_drop`` of accuracy.
+        quality: instead of a density: keep |w| > quality * std(layer).
+        scope: one budget a layer, or one for the whole network.
+        schedule: how the density falls over the rounds: ``geometric`` removes the same fraction
+            of what is left in each; ``linear`` and ``cubic`` follow these curves.
+        retrain, between: training after the last round, and after each before it (default: as
+            the last).
+        dropout: D_o, the rate that dropout layers have before it is rescaled by each round's
+            sqrt(kept connections); they get their own rate back after the stage.
+        floor: weights that a layer keeps at least.
+    """
+
+    stage: Literal["prune"] = "prune"
+    method: Annotated[str, OneOf(SCORES)] = "magnitude"
+    density: Density | None = None
+    quality: Quality | None = None
+    max_drop: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    scope: Literal["layer", "global"] = "layer"
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 1
+    schedule: Literal["geometric", "linear", "cubic"] = "geometric"
+    retrain: Training | None = None
+    between: Training | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    floor: Annotated[int, Field(ge=0)] = 1
+
+    by_layer: ClassVar[tuple[str, ...]] = ("density", "quality")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Prune:
+        if (self.density is None) == (self.quality is None):
+            raise ValueError("give either density (the fraction kept) or quality")
+        if self.quality is not None and self.method != "magnitude":
+            raise ValueError("quality is a threshold on magnitudes; it needs method: magnitude")
+        if self.quality is not None and self.rounds > 1:
+            raise ValueError("quality removes all at once; give a density for rounds above 1")
+        if self.scope == "global" and not isinstance(self.density, float):
+            raise ValueError("scope: global takes one density, a number")
+        return self
+
+    @property
+    def from_start(self) -> bool:
+        """Where the score compares with the initial weights."""
+        return "initial" in SCORES[self.method].reads
+
+    @property
+    def retrains(self) -> bool:
+        """After its rounds."""
+        return self.retrain is not None
+
+    def run(self, state: State) -> None:
+        """Round by round; the last that kept the run's floor is what it ends with."""
+        weights = self.weights(state.model)
+        within = Masks({n: m for n, m in state.masks.items() if n in weights})
+        quality = self.quality
+        rounds = Rounds(state, self.rounds)
+        with _dropout(state.model, self.dropout) as rescale:
+            for number, budget in enumerate(_budgets(self, state, weights), 1):
+                if quality is not None:
+                    masks = magnitude.threshold_masks(
+                        state.model,
+                        per_layer(state.model, weights, quality),
+                        within=within,
+                        include=list(weights),
+                    )
+                else:
+                    scores = _scores(self, state, weights, number)
+                    masks = keep_top(
+                        scores, budget, scope=self.scope, within=within or None, floor=self.floor
+                    )
+                    magnitude.warn_empty(masks)
+                masks.apply_(state.model)
+                state.masks.update(masks)
+                within = masks
+                last = number == self.rounds
+                settings = self.retrain if last else self.between or self.retrain
+                if settings is not None and settings.epochs:
+                    rescale(state.masks)
+                    state.train(settings, [Masked(state.masks)], number)
+                rounds.ended(number)
+        rounds.back()
+
+
+def _scores(
+    stage: Prune, state: State, weights: Mapping[str, nn.Parameter], part: int
+) -> dict[str, Tensor]:
+    """What the method's score reads, and the score."""
+    given: dict[Reads, Callable[[], Any]] = {
+        "initial": state.initial,
+        "model": lambda: state.model,
+        "batches": lambda: random_batches(state, part),
+        "generator": lambda: state.generator(part),
+        "hessian": lambda: hessian_diagonal(
+            state.model,
+            state.data.train.take(slice(0, _CURVATURE_PATTERNS)),
+            include=list(weights),
+            progress=lambda done, total: state.progress.count(f"{state.name} Hessian", done, total),
+        ),
+    }
+    score = SCORES[stage.method]
+    return score.function(weights, **{what: given[what]() for what in score.reads})
+
+
+def _budgets(
+    stage: Prune, state: State, weights: Mapping[str, Any]
+) -> Iterator[float | dict[str, float]]:
+    """The density, or the densities by layer, of each round."""
+    final: float | dict[str, float]
+    if stage.density == "auto":
+        final = scan(state, weights, sensitivity.DENSITIES).suggest(stage.max_drop)
+    elif isinstance(stage.density, float) and stage.scope == "global":
+        final = stage.density
+    else:
+        # a layer that no pattern names stays as it is
+        final = dict.fromkeys(weights, 1.0) | per_layer(state.model, weights, stage.density or 1.0)
+
+    def at(end: float, part: float) -> float:
+        if part == 1:
+            return end
+        if stage.schedule == "geometric":
+            return float(end**part)
+        return schedules.make(stage.schedule, 1.0, end)(part)
+
+    for number in range(1, stage.rounds + 1):
+        part = number / stage.rounds
+        if isinstance(final, dict):
+            yield {name: at(end, part) for name, end in final.items()}
+        else:
+            yield at(final, part)
+
+
+@contextmanager
+def _dropout(model: nn.Module, rate: float | None) -> Iterator[Callable[[Masks], None]]:
+    """Rescale dropout for each round's masks; every layer gets its own rate back at the end."""
+    own = {m: m.p for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)}
+
+    def rescale(masks: Masks) -> None:
+        for module, p in own.items():
+            module.p = p if rate is None else rate
+        magnitude.rescale_dropout(model, masks)
+
+    try:
+        yield rescale
+    finally:
+        for module, p in own.items():
+            module.p = p
