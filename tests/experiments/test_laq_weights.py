@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gossamer.experiments import Context
+from gossamer.experiments.loss_aware import laq_weights
 from gossamer.experiments.loss_aware.laq_weights import (
     dimension,
     draw_perceptron,
@@ -34,7 +35,6 @@ def test_no_binary_weights_beat_the_best_ones() -> None:
 
 
 def test_more_bits_are_closer_to_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gossamer import experiments
     from gossamer.datasets import Dataset, Split
 
     g = torch.Generator().manual_seed(0)
@@ -42,7 +42,7 @@ def test_more_bits_are_closer_to_float(tmp_path: Path, monkeypatch: pytest.Monke
     x += 2 * torch.randn(10, 1, 28, 28, generator=g)[y]
     split = Split(x, y)
     monkeypatch.setattr(
-        experiments.laq_weights, "mnist", lambda quick: Dataset("points", split, split, split, 10)
+        laq_weights, "mnist", lambda quick: Dataset("points", split, split, split, 10)
     )
     rows = [perceptron_run(16, bits, 50, 0) for bits in (1, 2, 3, 4, None)]
     assert rows[0]["final"] > rows[2]["final"]

@@ -10,10 +10,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-
-from gossamer.core.errors import ArgumentError
 from gossamer.distribute.codecs.codec import GradCodec, backend, clip_slope
 from gossamer.distribute.codecs.dorefa import DoReFa
 from gossamer.distribute.codecs.feedback import ErrorFeedback
@@ -21,6 +17,7 @@ from gossamer.distribute.codecs.qsgd import QSGD
 from gossamer.distribute.codecs.random import Key, dither_shift, parameter_hash
 from gossamer.distribute.codecs.signsgd import SignSGD
 from gossamer.distribute.codecs.sqm import SQm
+from gossamer.distribute.codecs.table import CODECS, Family, by_name
 from gossamer.distribute.codecs.terngrad import TernGrad
 from gossamer.distribute.ddp.hook import GradientExchange, exchange_hook
 from gossamer.distribute.ddp.processes import Processes
@@ -29,11 +26,13 @@ from gossamer.distribute.exchange.group import Distributed
 from gossamer.distribute.wire.planes import FORMS, Form
 
 __all__ = [
+    "CODECS",
     "FORMS",
     "QSGD",
     "Distributed",
     "DoReFa",
     "ErrorFeedback",
+    "Family",
     "Form",
     "GradCodec",
     "GradientExchange",
@@ -52,29 +51,3 @@ __all__ = [
     "parameter_hash",
     "simulate",
 ]
-
-_NAMES: tuple[tuple[str, Callable[..., GradCodec]], ...] = (
-    (r"terngrad", TernGrad),
-    (r"sq([2-8])", SQm),
-    (r"qsgd-(\d+)", QSGD),
-    (r"signsgd", SignSGD),
-    (r"dorefa-([1-8])", DoReFa),
-)
-
-
-def by_name(name: str, **settings: object) -> GradCodec:
-    """The codec called ``terngrad``, ``sq2`` .. ``sq8``, ``qsgd-<s>``, ``signsgd``, ``dorefa-<k>``.
-
-    ``settings`` are the class's further ones (``clip``, ``scaler``, ``bucket``).
-    Raises :class:`ArgumentError` for another name.
-
-    >>> by_name("sq4", clip=3.0)
-    SQm(bits=4, clip=3.0, scaler='max')
-    """
-    for pattern, make in _NAMES:
-        if match := re.fullmatch(pattern, name):
-            return make(*(int(number) for number in match.groups()), **settings)
-    raise ArgumentError(
-        f"codec {name!r} is not one of terngrad, sq2 to sq8, qsgd-<steps>, signsgd, "
-        "dorefa-1 to dorefa-8"
-    )
