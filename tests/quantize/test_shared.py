@@ -260,7 +260,7 @@ def test_bad_arguments_leave_the_model_alone() -> None:
         SharedWeights({"0.weight": good["2.weight"]}).attach(model)
     with pytest.raises(ArgumentError, match="no uniform grid"):
         SharedWeights(good, grid=True).attach(model)
-    with pytest.raises(ArgumentError, match="none of the shared"):
+    with pytest.raises(ArgumentError, match="holds none of"):
         SharedWeights(good).attach(model, torch.optim.SGD([model[0].bias], lr=1.0))
     assert list(model.state_dict()) == keys
     method = SharedWeights(good).attach(model)

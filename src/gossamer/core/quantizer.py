@@ -11,7 +11,7 @@ a slope where a method has one.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from gossamer.core import names
 from gossamer.core.codebook import Quantized
 from gossamer.core.errors import ArgumentError
-from gossamer.core.latent import Computed, Latent, adopt, dense, release, swap
+from gossamer.core.latent import Computed, Latent, dense
 from gossamer.core.method import Method
+from gossamer.core.parametrized import Parametrized
 
 __all__ = [
     "Quantizer",
@@ -180,7 +181,7 @@ class Straight(Computed):
         self.value, self.slope = value, slope
 
 
-class Quantizer(Method, ABC):
+class Quantizer(Parametrized):
     """Base of the methods that train few-bit weights through a latent one.
 
     From :meth:`attach` to :meth:`finish` the latent weight is the module's parameter and stands in
@@ -210,9 +211,6 @@ class Quantizer(Method, ABC):
             raise ArgumentError(f"clip={clip} must be positive and finite, or None")
         self.clip = clip
         self.include, self.exclude, self.ends = include, exclude, ends
-        self.weight_decay: float | None = None  # of parameters beside the latent weights
-        self.lr_factor = 1.0  # their learning rate over that of the weight's group
-        self._held: dict[str, Latent] = {}
         self._left: dict[str, Quantized] = {}
 
     @abstractmethod
@@ -223,37 +221,16 @@ class Quantizer(Method, ABC):
     def _update(self, name: str, held: Latent) -> None:
         """Compute the values again, from the latent weight as it is now."""
 
-    def _check(self) -> None:
-        """Look at the optimizer; raise before anything is changed."""
+    def _weights(self) -> Mapping[str, nn.Parameter]:
+        weights = chosen(self.model, self.include, self.exclude, ends=self.ends)
+        for name, p in weights.items():
+            checked(p.detach(), name)
+            if not torch.count_nonzero(p):
+                raise ArgumentError(f"{name} is all zeros: it has no scale; exclude it")
+        return weights
 
-    def _setup(self) -> None:
-        if not self._held:
-            weights = chosen(self.model, self.include, self.exclude, ends=self.ends)
-            latents = {name: Latent(self.model, name, p) for name, p in weights.items()}
-            for name, p in weights.items():
-                checked(p.detach(), name)
-                if not torch.count_nonzero(p):
-                    raise ArgumentError(f"{name} is all zeros: it has no scale; exclude it")
-            if self.optimizer is not None:
-                mine = {id(p) for p in weights.values()}
-                if not any(id(p) in mine for g in self.optimizer.param_groups for p in g["params"]):
-                    raise ArgumentError(
-                        "the optimizer holds none of the weights to quantize; make it from "
-                        "model.parameters()"
-                    )
-            self._check()
-            with torch.no_grad():
-                modules = {n: self._module(n, p.detach().clone()) for n, p in weights.items()}
-            for name, held in latents.items():
-                held.register(modules[name])
-            self._held = latents
-        else:  # detached and attached again, to another optimizer perhaps
-            self._check()
-        swap(self.optimizer, {held.plain: held.parameter for held in self._held.values()})
-        adopt(self.optimizer, self._beside(), self.weight_decay, self.lr_factor)
-
-    def _beside(self) -> dict[nn.Parameter, nn.Parameter]:
-        return {p: held.parameter for held in self._held.values() for p in held.module.parameters()}
+    def _modules(self, weights: Mapping[str, nn.Parameter]) -> Mapping[str, Computed]:
+        return {name: self._module(name, p.detach().clone()) for name, p in weights.items()}
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -263,12 +240,6 @@ class Quantizer(Method, ABC):
                 held.parameter.clamp_(-self.clip, self.clip)
         self.refresh()
 
-    def _guarded(self) -> Iterable[Tensor]:
-        return [*(held.parameter for held in self._held.values()), *self._beside()]
-
-    def _replaced(self) -> Iterable[Tensor]:
-        return [held.plain for held in self._held.values()]
-
     def _hold_again(self, optimizer: torch.optim.Optimizer) -> None:
         Quantizer.after_step(self)  # a step, but none of the method's own
 
@@ -277,11 +248,6 @@ class Quantizer(Method, ABC):
         """Quantize again: for latent weights changed by something else than the optimizer."""
         for name, held in self._held.items():
             self._update(name, held)
-
-    @torch.no_grad()
-    def values(self) -> names.Tensors:
-        """The quantized weights as they are now, by clean name."""
-        return {n: held.module(held.parameter).detach() for n, held in self._held.items()}
 
     def quantized(self) -> dict[str, Quantized]:
         """Codes and code book of each weight now; after :meth:`finish` of what it left."""
@@ -299,13 +265,7 @@ class Quantizer(Method, ABC):
     def finish(self) -> None:
         """Plain weights, the quantized ones, in the model and in the optimizer."""
         self.quantized()
-        values = self.values()
-        release(self.optimizer, self._beside())
-        swap(self.optimizer, {held.parameter: held.plain for held in self._held.values()})
-        for name, held in self._held.items():
-            held.restore(values[name])
-        self._held = {}
-        self.detach()
+        super().finish()
 
 
 class Trajectory(Method):

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from gossamer.core import hooks, names
 from gossamer.core.errors import ArgumentError
-from gossamer.core.latent import Computed, Latent, dense, swap
+from gossamer.core.latent import Computed, Latent, dense
 from gossamer.core.masks import Masks
-from gossamer.core.method import Method
+from gossamer.core.parametrized import Parametrized
 from gossamer.core.seeds import Seed
 
 __all__ = ["Supermask", "draw", "effective", "factor"]
@@ -116,7 +116,7 @@ class _Masked(Computed):
         self.by = torch.full_like(self.by, factor(mask) if self.rescale else 1.0)
 
 
-class Supermask(Method):
+class Supermask(Parametrized):
     """Learn which of the initial weights to keep.
 
     From :meth:`attach` to :meth:`finish` the scores stand in the weights' place in the module and
@@ -151,27 +151,21 @@ class Supermask(Method):
         self.include, self.exclude = include, exclude
         self.factors: dict[str, float] = {}
         self._masks = Masks()
-        self._held: dict[str, Latent] = {}
         self._frozen: list[nn.Parameter] = []
 
-    def _setup(self) -> None:
-        if self._held:  # detached and attached again, to another optimizer perhaps
-            swap(self.optimizer, {held.plain: held.parameter for held in self._held.values()})
-            return
+    def _weights(self) -> Mapping[str, nn.Parameter]:
         weights = names.weights(self.model, include=self.include, exclude=self.exclude)
         if not weights:
             raise ArgumentError("the model has no weight to mask; name some with include=")
         for name, p in weights.items():
             if not torch.isfinite(p).all():
                 raise ArgumentError(f"{name} holds NaN or infinity; initialise the model first")
-        latents = {name: Latent(self.model, name, p) for name, p in weights.items()}
-        if self.optimizer is not None:
-            mine = {id(p) for p in weights.values()}
-            if not any(id(p) in mine for g in self.optimizer.param_groups for p in g["params"]):
-                raise ArgumentError(
-                    "the optimizer holds none of the weights to mask; make it from "
-                    "model.parameters()"
-                )
+        return weights
+
+    def _modules(self, weights: Mapping[str, nn.Parameter]) -> Mapping[str, Computed]:
+        return {n: _Masked(p.detach().clone(), rescale=self.rescale) for n, p in weights.items()}
+
+    def _begin(self, latents: Mapping[str, Latent]) -> None:
         biases = {
             id(p): p
             for held in latents.values()
@@ -183,21 +177,13 @@ class Supermask(Method):
         for p in biases.values():
             p.requires_grad_(False).zero_()
             p.grad = None
-        for name, held in latents.items():
-            held.register(_Masked(weights[name].detach().clone(), rescale=self.rescale))
-        self._held = latents
-        swap(self.optimizer, {held.plain: held.parameter for held in latents.values()})
+
+    def _begun(self) -> None:
         self.sample()
 
     def after_step(self) -> None:
         """Draw the next masks."""
         self.sample()
-
-    def _guarded(self) -> Iterable[Tensor]:
-        return [held.parameter for held in self._held.values()]
-
-    def _replaced(self) -> Iterable[Tensor]:
-        return [held.plain for held in self._held.values()]
 
     def _zeros(self) -> hooks.Zeros:
         return [(n, h.plain, h.module.mask, None) for n, h in self._held.items()]
@@ -235,13 +221,10 @@ class Supermask(Method):
         """Plain weights, the effective ones under the present masks; biases train again."""
         _ = self.masks
         self._look_out()
-        swap(self.optimizer, {held.parameter: held.plain for held in self._held.values()})
-        for held in self._held.values():
-            held.restore(held.module(held.parameter.detach()))
+        super().finish()
         for p in self._frozen:
             p.requires_grad_(True)
-        self._held, self._frozen = {}, []
-        self.detach()
+        self._frozen = []
 
     def _state(self) -> dict[str, Any]:
         """The generator's state; scores and masks are in the model's ``state_dict``."""

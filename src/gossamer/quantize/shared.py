@@ -9,7 +9,7 @@ not once for each of its weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from gossamer.core import names
 from gossamer.core.codebook import Quantized
 from gossamer.core.errors import ArgumentError
-from gossamer.core.latent import Computed, Latent, dense, swap
-from gossamer.core.method import Method
+from gossamer.core.latent import Computed, dense
+from gossamer.core.parametrized import Parametrized
 from gossamer.quantize.scalar import find_step, native
 
 __all__ = ["SharedWeights", "group_sum"]
@@ -82,7 +82,7 @@ class _Shared(Computed):
         return _Look.apply(self.book(latent), self.codes)
 
 
-class SharedWeights(Method):
+class SharedWeights(Parametrized):
     """Train the shared values of weights whose assignments are fixed.
 
     From :meth:`attach` to :meth:`finish` the code book, without its zero, is the module's
@@ -107,45 +107,23 @@ class SharedWeights(Method):
             raise ArgumentError("shared is empty: no weight to share; run share_model() first")
         self.shared = dict(shared)
         self.grid = grid
-        self._held: dict[str, Latent] = {}
 
-    def _setup(self) -> None:
-        if self._held:  # detached and attached again, to another optimizer perhaps
-            swap(self.optimizer, {held.plain: held.parameter for held in self._held.values()})
-            return
+    def _weights(self) -> Mapping[str, nn.Parameter]:
         parameters = names.parameters(self.model)
-        modules: dict[str, _Shared] = {}
-        latents: dict[str, Latent] = {}
         for name, q in self.shared.items():
             if name not in parameters:
                 raise ArgumentError(
                     f"shared weight {name!r} is no parameter; there are: {', '.join(parameters)}"
                 )
-            p = parameters[name]
-            latents[name] = Latent(self.model, name, p)
-            if q.codes.shape != p.shape:
+            if q.codes.shape != parameters[name].shape:
                 raise ArgumentError(
                     f"codes of {name} have shape {tuple(q.codes.shape)}, "
-                    f"the weight {tuple(p.shape)}"
+                    f"the weight {tuple(parameters[name].shape)}"
                 )
-            modules[name] = self._module(name, q, p)
-        if self.optimizer is not None:
-            held = {id(p) for g in self.optimizer.param_groups for p in g["params"]}
-            if not any(id(parameters[n]) in held for n in modules):
-                raise ArgumentError(
-                    "the optimizer holds none of the shared weights; make it from "
-                    "model.parameters()"
-                )
-        for name, module in modules.items():
-            latents[name].register(module)
-        self._held = latents
-        swap(self.optimizer, {held.plain: held.parameter for held in latents.values()})
+        return {name: parameters[name] for name in self.shared}
 
-    def _guarded(self) -> Iterable[Tensor]:
-        return [held.parameter for held in self._held.values()]
-
-    def _replaced(self) -> Iterable[Tensor]:
-        return [held.plain for held in self._held.values()]
+    def _modules(self, weights: Mapping[str, nn.Parameter]) -> Mapping[str, Computed]:
+        return {name: self._module(name, self.shared[name], p) for name, p in weights.items()}
 
     def _module(self, name: str, q: Quantized, p: nn.Parameter) -> _Shared:
         small = torch.uint8 if len(q.codebook) <= 256 else torch.int32
@@ -170,12 +148,7 @@ class SharedWeights(Method):
             self.shared[name] = Quantized(held.module.codes.clone(), book)
         return dict(self.shared)
 
-    @torch.no_grad()
     def finish(self) -> None:
         """Plain weights again, equal to ``codebook[codes]``, in the model and the optimizer."""
-        shared = self.quantized()
-        swap(self.optimizer, {held.parameter: held.plain for held in self._held.values()})
-        for name, held in self._held.items():
-            held.restore(shared[name].dequantize())
-        self._held = {}
-        self.detach()
+        self.quantized()
+        super().finish()
