@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
+from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Split, batches
-from gossamer.training.evaluation import device_of, modes_kept
 
 __all__ = ["channels", "choose", "observe"]
 

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from gossamer.analysis.layers import choose, observe
 from gossamer.core.errors import ArgumentError, GossamerError
+from gossamer.core.modes import device_of, modes_kept
 from gossamer.core.timing import best_of, one_thread, paired
 from gossamer.datasets import Split
-from gossamer.training.evaluation import device_of, modes_kept
 
 __all__ = ["LayerSpeed", "Speedups", "empty_weight_channels", "speedups", "to_csr"]
 

@@ -15,8 +15,8 @@ from gossamer.compression.layers import PatternError
 from gossamer.compression.recipe import Recipe
 from gossamer.core.errors import ArgumentError, DatasetError, RecipeError
 from gossamer.core.locate import failure
+from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Dataset, Split
-from gossamer.training.evaluation import device_of, modes_kept
 
 __all__ = ["check_data", "check_fit", "check_patterns", "check_trained"]
 

@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from gossamer import datasets, nets
 from gossamer.compression.records import load
 from gossamer.core.errors import ArgumentError, GossamerError
+from gossamer.core.modes import device_of, modes_kept
 from gossamer.core.names import clean
 from gossamer.core.plain import copied, plain
 from gossamer.datasets import Split
 from gossamer.pack import Archive
 from gossamer.training import evaluate
-from gossamer.training.evaluation import device_of, modes_kept
 
 __all__ = ["Skeleton", "check", "digest", "outputs", "prove", "skeleton"]
 

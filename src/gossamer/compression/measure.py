@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from gossamer.core import names
+from gossamer.core import machine, names
+from gossamer.core.modes import device_of, modes_kept
 from gossamer.core.timing import paired
 from gossamer.datasets import Dataset, Split, batches
 from gossamer.pack import Archive
 from gossamer.quantize import IntegerNetwork
 from gossamer.quantize.emulated import Emulated
 from gossamer.report import tables
-from gossamer.training.evaluation import device_of, modes_kept
 
 __all__ = [
     "density",
@@ -124,22 +124,13 @@ def environment() -> tuple[dict[str, Any], dict[str, Any]]:
         own = "source"
     versions = {"gossamer": own, "torch": torch.__version__, "python": platform.python_version()}
     hardware = {
-        "cpu": _cpu(),
+        "cpu": machine.cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "gpu": machine.gpu(),
         "system": f"{platform.system()} {platform.machine()}",
     }
     return versions, hardware
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
 
 
 def file_figures(file: Path, data: Dataset) -> tuple[dict[str, Any], list[Any], Any]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from gossamer.compression.progress import Reporter
 from gossamer.core.errors import ArgumentError
+from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Dataset
-from gossamer.training.evaluation import device_of, modes_kept
 
 __all__ = ["asked_for", "chosen", "kept", "settled"]
 

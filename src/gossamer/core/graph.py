@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from gossamer.core.errors import ArgumentError
+from gossamer.core.modes import evaluating
 
 __all__ = [
     "Forward",
     "check_modes",
     "check_same",
     "check_writes",
-    "evaluating",
     "in_place",
     "kind_of",
     "label",
@@ -46,18 +46,6 @@ _VIEWS = {
 }  # fmt: skip
 _VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
 _TOLERANCE = 1e-3  # of the largest output: above rounding, far below another function
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own mode comes back."""
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 class _Proxy(fx.Proxy):

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from gossamer.core import machine
 from gossamer.core.errors import ArgumentError, GossamerError
 from gossamer.core.files import write_text
 
@@ -172,21 +173,11 @@ def names() -> list[tuple[str, str]]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory (bytes), accelerator and versions of this machine."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    memory = 0
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "cpu": model,
+        "cpu": machine.cpu(),
         "cores": os.cpu_count(),
-        "memory_bytes": memory,
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "memory_bytes": machine.memory(),
+        "gpu": machine.gpu(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "system": platform.system(),
         "python": platform.python_version(),

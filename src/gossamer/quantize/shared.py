@@ -110,15 +110,10 @@ class SharedWeights(Parametrized):
 
     def _weights(self) -> Mapping[str, nn.Parameter]:
         parameters = names.parameters(self.model)
-        for name, q in self.shared.items():
+        for name in self.shared:
             if name not in parameters:
                 raise ArgumentError(
                     f"shared weight {name!r} is no parameter; there are: {', '.join(parameters)}"
-                )
-            if q.codes.shape != parameters[name].shape:
-                raise ArgumentError(
-                    f"codes of {name} have shape {tuple(q.codes.shape)}, "
-                    f"the weight {tuple(parameters[name].shape)}"
                 )
         return {name: parameters[name] for name in self.shared}
 
@@ -126,6 +121,10 @@ class SharedWeights(Parametrized):
         return {name: self._module(name, self.shared[name], p) for name, p in weights.items()}
 
     def _module(self, name: str, q: Quantized, p: nn.Parameter) -> _Shared:
+        if q.codes.shape != p.shape:
+            raise ArgumentError(
+                f"codes of {name} have shape {tuple(q.codes.shape)}, the weight {tuple(p.shape)}"
+            )
         small = torch.uint8 if len(q.codebook) <= 256 else torch.int32
         codes = q.codes.to(p.device, small)
         book = q.codebook.detach().to(p.device, p.dtype)

@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 
 from gossamer.core import access, names
 from gossamer.core.errors import ArgumentError
-from gossamer.core.graph import check_same, evaluating, shapes, trace
+from gossamer.core.graph import check_same, shapes, trace
 from gossamer.core.masks import Masks
+from gossamer.core.modes import evaluating
 
 __all__ = ["DeadUnits", "dead_units", "remove_dead"]
 

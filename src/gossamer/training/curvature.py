@@ -29,7 +29,8 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from gossamer.core import access, names
 from gossamer.core.errors import ArgumentError
-from gossamer.core.graph import check_same, check_writes, evaluating, in_place, kind_of, trace
+from gossamer.core.graph import check_same, check_writes, in_place, kind_of, trace
+from gossamer.core.modes import evaluating
 from gossamer.core.names import Tensors
 from gossamer.datasets import Split
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer.core.errors import ArgumentError
+from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Split, batches, check_split
 
-__all__ = ["Evaluation", "cross_entropy", "device_of", "evaluate", "modes_kept"]
+__all__ = ["Evaluation", "cross_entropy", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -73,24 +73,6 @@ class Evaluation:
             "high": high,
             "loss": self.loss,
         }
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer; the CPU for a model that has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-@contextlib.contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module its own train or evaluation mode back, frozen batch-norms included."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from gossamer.core import hooks
 from gossamer.core.errors import ArgumentError, GossamerError
 from gossamer.core.method import Method
+from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Dataset, Split, check, check_split
 from gossamer.training.config import History, Progress, TrainConfig
 from gossamer.training.distill import soft_targets
-from gossamer.training.evaluation import cross_entropy, device_of, modes_kept
+from gossamer.training.evaluation import cross_entropy
 from gossamer.training.run import Run
 from gossamer.training.workers import Workers
 
