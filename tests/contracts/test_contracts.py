@@ -17,7 +17,7 @@ from gossamer.core.masks import keep_top
 from gossamer.datasets import Split
 from gossamer.pack.coders.huffman import Huffman
 from gossamer.pack.coders.table import CODERS
-from gossamer.prune import deconstruct, magnitude, obd, snip
+from gossamer.prune.scores import SCORES
 from gossamer.quantize import ecsq, loss_aware, share, to_fixed_point, twn, uniform
 from gossamer.training.curvature import hessian_diagonal
 
@@ -100,37 +100,27 @@ def net() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
 
 
-def curvature_scores(model: nn.Module) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(1)
-    split = Split(torch.randn(20, 1, 4, 4, generator=g), torch.arange(20) % 3)
-    diagonal = hessian_diagonal(model, split)
-    chosen = names.weights(model)
-    return obd.saliency(chosen, {n: diagonal[n] for n in chosen})
+def ranked(name: str) -> Callable[[nn.Module], dict[str, Tensor]]:
+    """A score of the table, handed what it reads."""
 
-
-def sensitivity_scores(model: nn.Module) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(1)
-    batch = (torch.randn(20, 1, 4, 4, generator=g), torch.arange(20) % 3)
-    return snip.scores(model, [batch])
-
-
-def criterion(name: str) -> Callable[[nn.Module], dict[str, Tensor]]:
     def score(model: nn.Module) -> dict[str, Tensor]:
-        g = torch.Generator().manual_seed(2)
-        initial = {n: torch.randn(w.shape, generator=g) for n, w in names.weights(model).items()}
-        return deconstruct.scores(name, initial, names.weights(model), alpha=1.0, generator=g)
+        g = torch.Generator().manual_seed(1)
+        split = Split(torch.randn(20, 1, 4, 4, generator=g), torch.arange(20) % 3)
+        weights = names.weights(model)
+        given: dict[str, Callable[[], object]] = {
+            "initial": lambda: {n: torch.randn(w.shape, generator=g) for n, w in weights.items()},
+            "hessian": lambda: hessian_diagonal(model, split),
+            "model": lambda: model,
+            "batches": lambda: [(split.stored, split.targets)],
+            "generator": lambda: g,
+        }
+        entry = SCORES[name]
+        return entry.function(weights, **{what: given[what]() for what in entry.reads})
 
     return score
 
 
-SCORES: dict[str, Callable[[nn.Module], dict[str, Tensor]]] = {
-    "magnitude": magnitude.scores,
-    "random": lambda m: magnitude.random_scores(m, torch.Generator().manual_seed(0)),
-    "obd": curvature_scores,
-    "snip": sensitivity_scores,
-    **{name: criterion(name) for name in deconstruct.CRITERIA},
-}
-every_score = pytest.mark.parametrize("score", SCORES.values(), ids=SCORES.keys())
+every_score = pytest.mark.parametrize("score", [ranked(name) for name in SCORES], ids=list(SCORES))
 
 
 @every_score
@@ -160,8 +150,8 @@ def test_a_weight_that_is_zero_costs_nothing_to_remove(how):
     model = net()
     with torch.no_grad():
         model[3].weight[:, ::2] = 0
-    assert (SCORES[how](model)["3.weight"][:, ::2] == 0).all()
-    assert all(bool((s >= 0).all()) for s in SCORES[how](model).values())
+    assert (ranked(how)(model)["3.weight"][:, ::2] == 0).all()
+    assert all(bool((s >= 0).all()) for s in ranked(how)(model).values())
 
 
 ALL_CODERS = {**{c.id: c for c in CODERS.values()}, "huffman, own instance": Huffman()}
