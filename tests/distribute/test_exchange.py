@@ -2,6 +2,7 @@
 
 import struct
 import warnings
+import zlib
 from datetime import timedelta
 
 import pytest
@@ -28,8 +29,9 @@ from gossamer.distribute import (
     simulate,
 )
 from gossamer.distribute.codecs.qsgd import QSGD
+from gossamer.distribute.exchange.agreement import difference
 from gossamer.distribute.exchange.average import THRESHOLD
-from gossamer.distribute.wire.message import CODES, SUMS, Layout, Slot, Writer, difference, read
+from gossamer.distribute.wire.message import CODES, SUMS, Layout, Slot, Writer, read
 
 WAYS = ("all_gather", "two_phase", "server")
 
@@ -54,13 +56,13 @@ PARTS = st.lists(
 )
 
 
-def written(parts, kind=CODES):
+def written(parts, kind=CODES, checksum=False):
     writer = Writer([len(data) for _, _, data in parts])
     for scale, form, data in parts:
         if data:
             writer.space[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         writer.add(len(data), form, scale)
-    return writer.finish(kind, 3, 5, 99)
+    return writer.finish(kind, 3, 5, 99, checksum=checksum)
 
 
 EXPECTED = {"kind": CODES, "codec": 3, "step": 5, "fingerprint": 99}
@@ -81,8 +83,8 @@ def test_messages_round_trip(parts, extra):
 def test_message_layout():
     message = bytes(written([(1.5, "sparse", b"abc"), (0.0, None, b"12345678")], SUMS).tolist())
     assert message == (
-        b"GSMX\x01\x03\x01\x00"
-        + struct.pack("<QQQ", 5, 99, 2)
+        b"GSMX\x02\x03\x01\x00"
+        + struct.pack("<QQII", 5, 99, 2, 0)
         + struct.pack("<fIQ", 1.5, 1, 3)
         + struct.pack("<fIQ", 0.0, 255, 8)
         + b"abc\0\0\0\0\0"
@@ -95,7 +97,7 @@ def test_messages_refuse_what_is_not_expected():
     for change in ({"kind": SUMS}, {"codec": 4}, {"step": 6}, {"fingerprint": 98}, {"count": 2}):
         with pytest.raises(FormatError):
             read(message, **{**EXPECTED, "count": 1, **change})
-    for at, value in ((0, 0), (4, 2), (36, 3), (40, 17), (47, 255)):
+    for at, value in ((0, 0), (4, 1), (36, 3), (40, 17), (47, 255)):
         bad = message.clone()
         bad[at] = value
         with pytest.raises(FormatError):
@@ -105,15 +107,39 @@ def test_messages_refuse_what_is_not_expected():
             read(message[:length], count=1, **EXPECTED)
 
 
+def test_a_checksum_sees_every_changed_bit():
+    parts = [(1.5, "sparse", b"abc"), (0.0, None, b"12345678")]
+    message = written(parts, checksum=True)
+    plain = written(parts)
+    # in the place that is zero without: the bytes are as many
+    assert torch.equal(message[:28], plain[:28])
+    assert torch.equal(message[32:], plain[32:])
+    assert int.from_bytes(message[28:32].tolist(), "little") == zlib.crc32(bytes(plain.tolist()))
+    padding = torch.full((8,), 255, dtype=torch.uint8)
+    assert len(read(torch.cat([message, padding]), count=2, checksum=True, **EXPECTED)) == 2
+    for bit in range(8 * message.numel()):
+        bad = message.clone()
+        bad[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FormatError):
+            read(bad, count=2, checksum=True, **EXPECTED)
+
+
 def test_layouts_tell_apart():
     slots = (Slot("a", (2, 3), torch.float32, True), Slot("b", (), torch.bfloat16, False))
-    layout = Layout("s", slots)
-    assert layout.text == "s\na 2x3 float32 coded\nb scalar bfloat16 exact"
+    settings = (("codec", "c"), ("seed", "0"))
+    layout = Layout(settings, slots)
+    assert layout.text == "codec = c\nseed = 0\na 2x3 float32 coded\nb scalar bfloat16 exact"
     assert 0 <= layout.fingerprint < 1 << 63
-    assert layout.fingerprint != Layout("s", slots[::-1]).fingerprint
-    assert difference([layout.text, layout.text, Layout("s", slots[:1]).text]) == (
-        "rank 2 has nothing where rank 0 has 'b scalar bfloat16 exact'"
+    assert layout.fingerprint != Layout(settings, slots[::-1]).fingerprint
+    other = Layout((("codec", "d"), ("seed", "4")), slots[:1])
+    fewer = Layout(settings, slots[:1])
+    assert difference([layout.text, layout.text, fewer.text]) == (
+        "'b scalar bfloat16 exact' on ranks 0, 1 and nothing on rank 2"
     )
+    assert difference([layout.text, other.text, layout.text, fewer.text]) == (
+        "codec is c on ranks 0, 2, 3 and d on rank 1; seed is 0 on ranks 0, 2, 3 and 4 on rank 1"
+    )
+    assert difference([other.text, layout.text]).startswith("codec is d on rank 0 and c on rank 1;")
 
 
 # Averages

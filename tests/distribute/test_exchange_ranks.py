@@ -34,6 +34,8 @@ from gossamer.distribute import (
 )
 from gossamer.distribute.codecs.qsgd import QSGD
 from gossamer.distribute.codecs.terngrad import TernGrad
+from gossamer.distribute.exchange import faults
+from gossamer.distribute.wire.message import Writer
 
 CODECS = {
     "terngrad": by_name("terngrad"),
@@ -135,57 +137,161 @@ def check_not_finite(rank, size, group):
 
 
 def check_layouts(rank, size, group):
-    """Ranks that do not fit say so, all of them, and can go on afterwards."""
+    """Ranks that do not fit say what differs and on whom, all of them, and can go on afterwards."""
     wrong = []
+    rest = "rank 0" if size == 2 else f"ranks 0, {', '.join(map(str, range(2, size)))}"
+
+    def values(plain, other):
+        return f"is {plain} on {rest} and {other} on rank 1"
+
+    def compare(what, told, attempt):
+        try:
+            attempt()
+            wrong.append(f"{what} {told}: went unseen")
+        except ExchangeError as e:
+            if f": {told}. " not in str(e):
+                wrong.append(f"{what} {told}: {e}")
+
     cases = {
-        "rank 1 has 'fc.weight 71x47 float32 coded' where rank 0 has 'fc.weight 70x47": {
-            "gradients": lambda r: {"fc.weight": torch.ones(70 + r % 2, 47)}
+        f"'fc 70x47 float32 coded' on {rest} and 'fc 71x47 float32 coded' on rank 1": {
+            "gradients": lambda: {"fc": torch.ones(70 + (rank == 1), 47)}
         },
-        "rank 1 has 'b 2000 float32 coded' where rank 0 has 'a 2000 float32 coded'": {
-            "gradients": lambda r: {"b" if r == 1 else "a": torch.ones(2000)}
+        f"'a 2000 float32 coded' on {rest} and 'b 2000 float32 coded' on rank 1": {
+            "gradients": lambda: {"b" if rank == 1 else "a": torch.ones(2000)}
         },
-        "rank 1 has 'more 3 float32 exact' where rank 0 has nothing": {
-            "gradients": lambda r: {"a": torch.ones(9), **({"more": torch.ones(3)} if r else {})}
+        f"nothing on {rest} and 'more 3 float32 exact' on rank 1": {
+            "gradients": lambda: {
+                "a": torch.ones(9),
+                **({"more": torch.ones(3)} if rank == 1 else {}),
+            }
         },
-        "rank 1 is at step 6 and rank 0 at step 5": {"step": lambda r: 5 + (r == 1)},
-        "seed=1": {"seed": lambda r: int(r == 1)},
-        "server over": {"options": lambda r: {"topology": "server" if r == 1 else "all_gather"}},
-        "shared_scale=True": {
-            "options": lambda r: {"topology": "all_gather", "shared_scale": r == 1}
-        },
-        "'fc.weight 70x47 float32 exact'": {
-            "options": lambda r: {"exclude": "fc*" if r == 1 else "conv.bias"}
-        },
+        f"5 on {rest} and 6 on rank 1": {"step": 5 + (rank == 1)},
     }
-    for told, case in cases.items():
-        own = case.get("gradients", gradients)(rank)
+    for told, options in cases.items():
+        own = options.pop("gradients", lambda: gradients(rank))()
         before = {n: t.clone() for n, t in own.items()}
-        step, seed = case.get("step", lambda r: 0)(rank), case.get("seed", lambda r: 0)(rank)
+        call = {"step": 0, **options}
+        compare("loop", told, lambda own=own, call=call: exchange(own, CODECS["terngrad"], **call))
+        if not same(own, before):
+            wrong.append(f"loop, {told}: changed")
+
+    plain, one = {"topology": "all_gather", "threshold": 0}, rank == 1
+    differ = {  # what differs on rank 1, as it is told: each alone
+        f"codec {values(TernGrad(), TernGrad(clip=3.0))}": {"codec": TernGrad(clip=3.0)},
+        f"codec {values(TernGrad(), by_name('sq4'))}": {"codec": by_name("sq4")},
+        f"shared_scale {values(False, True)}": {"shared_scale": True},
+        f"dither {values('independent', 'shifted')}": {"dither": "shifted"},
+        f"threshold {values(0, 48)}": {"threshold": 48},
+        f"seed {values(0, 4)}": {"seed": 4},
+        f"feedback {values(False, True)}": {"feedback": True},
+        f"checksum {values(False, True)}": {"checksum": True},
+        f"exclude {values(None, '0.bias, 0.weight')}": {"exclude": "0.*"},
+        f"topology {values('all_gather', 'two_phase')}; shared_scale {values(False, True)}": {
+            "topology": "two_phase"
+        },
+        f"topology {values('all_gather', 'server')}; shared_scale {values(False, True)}; "
+        f"requantize {values(False, True)}": {"topology": "server", "requantize": True},
+    }
+    for told, options in differ.items():
+        chosen = {"codec": TernGrad(), **plain, **(options if one else {})}
+        ddp, state = wrapped(chosen.pop("codec"), group, **chosen)
+        compare("DDP", told, lambda ddp=ddp: backward(ddp, rank, 0))
+        state.close()
+        own = local(network(), rank, 0)
+        before = {n: t.clone() for n, t in own.items()}
+        call = {"codec": TernGrad(), **plain, **(options if one else {}), "step": 0}
+        if call.pop("feedback", False):
+            call["feedback"] = ErrorFeedback()
+        compare("loop", told, lambda own=own, call=call: exchange(own, group=group, **call))
+        if not same(own, before):
+            wrong.append(f"loop, {told}: changed")
+    return wrong
+
+
+def check_left_out(rank, size, group):
+    """What DDP does not average may differ: frozen parameters, and those it was told to ignore."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc = nn.Linear(48, 48)
+            self.frozen = nn.ParameterList(torch.ones(3 + rank) for _ in range(2 + rank))
+            self.frozen.requires_grad_(False)
+            self.own = nn.Linear(10 + rank, 48)
+
+        def forward(self, x):
+            return self.fc(x) + 0 * self.own.weight.sum()
+
+    model = Net()
+    # frozen ones too, as DDP sends rank 0's to all others
+    DDP._set_params_and_buffers_to_ignore_for_model(
+        model, ["own.weight", "own.bias", *(f"frozen.{i}" for i in range(2 + rank))]
+    )
+    codec = CODECS["terngrad"]
+    ddp, state = wrapped(codec, group, model, threshold=0, exclude=["own.*", "frozen.*"])
+    every = []
+    for r in range(size):
+        model.zero_grad()
+        model(batch(r, 0)[0]).square().mean().backward()
+        every.append({n: p.grad.clone() for n, p in model.fc.named_parameters("fc")})
+    model.zero_grad()
+    ddp(batch(rank, 0)[0]).square().mean().backward()
+    state.close()
+    found = {n: p.grad for n, p in model.fc.named_parameters("fc")}
+    return [] if same(found, simulate(every, codec, step=0, threshold=0)) else ["differs"]
+
+
+def check_collectives(rank, size, group):
+    """A loop's exchange has no collective but those that announce and send its messages."""
+    wrong = []
+    for way, expected in (
+        ("all_gather", ["_all_gather"] * 2),  # lengths, codes
+        # agreement, scales, lengths, codes, lengths of sums, sums
+        ("two_phase", ["_all_gather", "all_reduce", "_all_gather", "all_to_all_single",
+                       "_all_gather", "_all_gather"]),
+    ):  # fmt: skip
+        where, seen = Distributed(group, timeout=300), []
+        begin = where._flying
+
+        def flying(call, answer, seen=seen, begin=begin):
+            seen.append(call.func.__name__)
+            return begin(call, answer)
+
+        where._flying = flying
+        exchange({"w": torch.ones(3000)}, TernGrad(), where, step=0, topology=way)
+        if len(seen) != len(expected):
+            wrong.append(f"{way}: {seen}")
+    return wrong
+
+
+def check_damage(rank, size, group):
+    """A changed bit of a message ends the others with an error that names the sender."""
+    wrong = []
+    for way in ("all_gather", "two_phase", "server"):
+        ddp, state = wrapped(CODECS["terngrad"], group, topology=way, checksum=True)
+        backward(ddp, rank, 0)
+        finish = Writer.finish
+        if rank == size - 1:
+
+            def damaged(self, *args, finish=finish, **options):
+                message = finish(self, *args, **options)
+                message[-1] ^= 4
+                return message
+
+            Writer.finish = damaged
         try:
-            more = case.get("options", lambda r: {})(rank)
-            exchange(own, CODECS["terngrad"], group, step=step, seed=seed, **more)
+            backward(ddp, rank, 1)
+            wrong.append(f"{way}: went unseen")
         except ExchangeError as e:
-            if told not in str(e) or not same(own, before):
-                wrong.append(f"{told}: {e}")
-        else:
-            wrong.append(f"{told}: went unseen")
-    for told, of in {
-        "two_phase over": lambda r: {"topology": "two_phase" if r == 1 else "all_gather"},
-        "shared_scale=True": lambda r: {"topology": "all_gather", "shared_scale": r == 1},
-        "clip=3.0": lambda r: {"codec": TernGrad(clip=3.0) if r == 1 else TernGrad()},
-        "dither=shifted": lambda r: {"dither": "shifted" if r == 1 else "independent"},
-        "exact": lambda r: {"threshold": 10_000 if r == 1 else 0},
-        "seed=4": lambda r: {"seed": 4 * (r == 1)},
-    }.items():
-        options = of(rank)
-        ddp, state = wrapped(options.pop("codec", CODECS["terngrad"]), group, **options)
-        try:
-            backward(ddp, rank, 0)
-        except ExchangeError as e:
-            if told not in str(e):
-                wrong.append(f"DDP, {told}: {e}")
-        else:
-            wrong.append(f"DDP, {told}: went unseen")
+            if (
+                rank < size - 1
+                and f"the message of rank {size - 1} is damaged: a message with checksum"
+                not in str(e)
+            ):
+                wrong.append(f"{way}: {e}")
+        finally:
+            Writer.finish = finish
         state.close()
     return wrong
 
@@ -475,6 +581,9 @@ CHECKS = {
     "feedback": (check_feedback, {2, 4}),
     "not_finite": (check_not_finite, {3}),
     "layouts": (check_layouts, {2, 3}),
+    "left_out": (check_left_out, {2}),
+    "collectives": (check_collectives, {2}),
+    "damage": (check_damage, {3}),
     "formats": (check_formats, {2}),
     "ddp": (check_ddp, ALL),
     "replay": (check_replay, {2, 4}),
@@ -487,6 +596,7 @@ CHECKS = {
 
 def work(rank, size, folder):
     torch.set_num_threads(1)
+    faults._ASK = 600.0  # seconds: the store is a file, and answers however busy the machine is
     warnings.simplefilter("ignore")
     dist.init_process_group(
         "gloo",

@@ -50,9 +50,14 @@ def _powersgd(ddp: DistributedDataParallel, model: nn.Module) -> Close:
 
 
 def _ours(
-    ddp: DistributedDataParallel, model: nn.Module, *, codec: GradCodec, topology: Topology
+    ddp: DistributedDataParallel,
+    model: nn.Module,
+    *,
+    codec: GradCodec,
+    topology: Topology,
+    checksum: bool = False,
 ) -> Close:
-    state = GradientExchange(model, codec, topology=topology)
+    state = GradientExchange(model, codec, topology=topology, checksum=checksum)
     ddp.register_comm_hook(state, GradientExchange.hook)
     return state.close
 
@@ -63,6 +68,7 @@ HOOKS: dict[str, Callable[[DistributedDataParallel, nn.Module], Close]] = {
     "fp16": _fp16,
     "powersgd-1": _powersgd,
     "terngrad": partial(_ours, codec=TernGrad(), topology="all_gather"),
+    "terngrad-checksum": partial(_ours, codec=TernGrad(), topology="all_gather", checksum=True),
     "terngrad-two-phase": partial(_ours, codec=TernGrad(), topology="two_phase"),
     "terngrad-server": partial(_ours, codec=TernGrad(), topology="server"),
     "sq3": partial(_ours, codec=SQm(3, clip=3.0), topology="all_gather"),

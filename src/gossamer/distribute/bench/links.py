@@ -31,7 +31,6 @@ class Link:
     Attributes:
         kind: "namespaces" or "loopback".
         interface: its name, the same for every worker.
-        host: address of worker 0.
         rate: bits a second each way; None: not limited.
         prefixes: of every worker's command.
         shared: whether one counter counts all workers' bytes.
@@ -39,7 +38,6 @@ class Link:
 
     kind: str
     interface: str
-    host: str
     rate: int | None
     prefixes: tuple[tuple[str, ...], ...]
     shared: bool
@@ -130,7 +128,6 @@ def namespaces(workers: int, rate: int | None) -> Iterator[Link]:
         yield Link(
             "namespaces",
             "link0",
-            "10.77.0.1",
             rate,
             tuple(("ip", "netns", "exec", host) for host in hosts),
             shared=False,
@@ -139,4 +136,4 @@ def namespaces(workers: int, rate: int | None) -> Iterator[Link]:
 
 def loopback(workers: int) -> Link:
     """All workers on the loopback interface, which no rate limits and one counter counts."""
-    return Link("loopback", "lo", "127.0.0.1", None, ((),) * workers, shared=True)
+    return Link("loopback", "lo", None, ((),) * workers, shared=True)

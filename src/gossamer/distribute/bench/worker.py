@@ -37,7 +37,7 @@ class Job:
     Attributes:
         hook: of :data:`gossamer.distribute.bench.hooks.HOOKS`; or "forms": bytes of one large
             tensor; or "costs": seconds of what an exchange computes.
-        address: of the rendezvous, ``tcp://host:port``.
+        address: of the rendezvous, ``file://path``.
         shapes: of the parameters.
         warm, steps: steps before and while measuring.
         timeout: seconds a collective may take.

@@ -23,11 +23,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.distribute.codecs.codec import GradCodec
 from gossamer.distribute.codecs.feedback import ErrorFeedback
+from gossamer.distribute.exchange.agreement import NUMBERS, agree
 from gossamer.distribute.exchange.average import THRESHOLD, Dither, Plan
 from gossamer.distribute.exchange.group import TIMEOUT, Distributed
 from gossamer.distribute.exchange.topology import Topology
@@ -52,6 +54,8 @@ class GradientExchange:
         timeout: seconds a rank may keep the others waiting (in evaluation, or because it hangs)
             before they end with an error; a killed rank ends them in some seconds.
 
+    As a context it closes itself at the end, and tells the others of an error that left it.
+
     The others are those of :class:`~gossamer.distribute.exchange.average.Plan`. With one rank
     gradients are quantized as for any number, nothing is sent, and a warning says so once.
 
@@ -71,17 +75,28 @@ class GradientExchange:
         dither: Dither = "independent",
         requantize: bool = False,
         feedback: bool = False,
+        checksum: bool = False,
         seed: int = 0,
         timeout: float = TIMEOUT,
     ) -> None:
         self.plan = Plan(
-            codec, topology, threshold, exclude, shared_scale, dither, seed, requantize
+            codec,
+            topology,
+            threshold,
+            exclude,
+            shared_scale,
+            dither,
+            seed,
+            requantize,
+            feedback,
+            checksum,
         )
         if not timeout > 0:
             raise ArgumentError(f"timeout={timeout} must be more than 0 seconds")
         self.timeout = timeout
         self.step = 0
         self.errors = ErrorFeedback() if feedback else None
+        self._model = model
         self._parameters = names.parameters(model)  # held, so that ids stay theirs
         self._names = {id(p): name for name, p in self._parameters.items()}
         self._excluded = self.plan.excluded(self._parameters)
@@ -102,8 +117,9 @@ class GradientExchange:
         if self._worker is not None:
             self._worker.check()
         buffer = bucket.buffer()
-        tensors, copies = self._views(bucket, buffer)
-        layout = self._layout(tensors, group.size)
+        with group.telling():
+            tensors, copies = self._views(bucket, buffer)
+            layout = self._layout(tensors, group.size)
         program = self.plan.program(
             layout,
             list(tensors.values()),
@@ -175,12 +191,19 @@ class GradientExchange:
             self._layouts[key] = self.plan.layout(shaped, self._excluded, size)
         return self._layouts[key]
 
+    def _reduced(self) -> dict[str, Tensor]:
+        """The parameters whose gradients DDP averages; ranks may differ in the others."""
+        ids = _reduced(self._model)
+        return {name: p for name, p in self._parameters.items() if id(p) in ids}
+
     def _start(self) -> Distributed:
         # A collective: at the first hook all ranks are here.
         if self._group is not None:
             return self._group
         group = Distributed(self._process_group, timeout=self.timeout)
         self._fits(group.size)
+        reduced = self._reduced()
+        self._excluded &= reduced.keys()
         if group.size > 1:
             own = dist.new_group(
                 dist.get_process_group_ranks(group.group),
@@ -190,8 +213,8 @@ class GradientExchange:
                 use_local_synchronization=group.size < dist.get_world_size(),
             )
             group = Distributed(own, timeout=self.timeout)
-            trained = {n: p for n, p in self._parameters.items() if p.requires_grad}
-            group.agree(self.plan.layout(trained, self._excluded, group.size).text)
+            everything = self.plan.layout(reduced, self._excluded, group.size)
+            group.run(agree(everything, self.step, [0] * NUMBERS, "cpu"))
             self._worker = Worker(group)
         else:
             warnings.warn(
@@ -266,11 +289,36 @@ class GradientExchange:
         if self.errors is not None:
             self.errors.load_state_dict({} if resize else state["errors"])
 
-    def close(self) -> None:
-        """End the worker thread; the next step would start another."""
+    def close(self, error: BaseException | None = None) -> None:
+        """End the worker thread; the next step would start another.
+
+        Args:
+            error: why this rank stops in the middle: the others end with it at once, rather than
+                wait until the timeout.
+        """
+        if self._group is not None and error is not None:
+            self._group.tell(error)
         if self._worker is not None:
             self._worker.close()
         self._worker = self._group = None
+
+    def __enter__(self) -> "GradientExchange":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(error)
+
+
+def _reduced(model: nn.Module) -> set[int]:
+    """Ids of the parameters that take part, by DDP's own rule and in its own names."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    ignored = getattr(inner, "_ddp_params_and_buffers_to_ignore", ())
+    return {
+        id(p)
+        for prefix, module in inner.named_modules()
+        for name, p in module.named_parameters(recurse=False)
+        if p.requires_grad and f"{prefix}.{name}" not in ignored
+    }
 
 
 def _dense(p: Tensor) -> bool:

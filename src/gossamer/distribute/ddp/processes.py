@@ -15,11 +15,11 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from gossamer.core.errors import ArgumentError
+from gossamer.core.errors import ArgumentError, ExchangeError, GossamerError
 from gossamer.distribute.codecs.codec import GradCodec
 from gossamer.distribute.ddp.hook import GradientExchange
 from gossamer.distribute.exchange.average import THRESHOLD
-from gossamer.distribute.exchange.group import TIMEOUT
+from gossamer.distribute.exchange.group import TIMEOUT, Distributed
 from gossamer.distribute.exchange.topology import Topology
 
 __all__ = ["Processes"]
@@ -68,6 +68,9 @@ class Processes:
     ) -> Iterator[Processes]:
         """Join the others that torchrun started; without a launcher there is one process.
 
+        An error that leaves this context on one rank ends the others with an
+        :class:`~gossamer.core.errors.ExchangeError` that names it.
+
         Raises :class:`ArgumentError` for a launcher that does not say where to meet.
         """
         limit = timedelta(seconds=timeout)
@@ -99,6 +102,10 @@ class Processes:
         try:
             workers = cls(codec, timeout=timeout, **options)
             yield workers
+        except BaseException as error:
+            if workers is not None:
+                workers._abort(error)
+            raise
         finally:
             if workers is not None:
                 workers.close()
@@ -127,6 +134,19 @@ class Processes:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state: at the next :meth:`wrap`."""
         self._saved = state["exchange"]
+
+    def _abort(self, error: BaseException) -> None:
+        """Tell the others, or raise what another told, whose end broke this one's collective."""
+        if self._exchange is not None:
+            self._exchange.close(error)
+        roll = Distributed().roll
+        if roll is None:
+            return
+        broken = isinstance(error, RuntimeError) and not isinstance(error, GossamerError)
+        if broken and (told := roll.look()) is not None:
+            raise ExchangeError(f"{told}. Restart from the last checkpoint") from error
+        if not isinstance(error, ExchangeError):
+            roll.report(f"rank {self.rank} failed: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         """End the exchange's thread."""

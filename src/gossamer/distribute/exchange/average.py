@@ -24,9 +24,9 @@ from gossamer.distribute.codecs.codec import GradCodec
 from gossamer.distribute.codecs.feedback import ErrorFeedback
 from gossamer.distribute.exchange.group import TIMEOUT, Distributed, Program, lockstep
 from gossamer.distribute.exchange.job import Job
-from gossamer.distribute.exchange.spans import Flights
-from gossamer.distribute.exchange.topology import TOPOLOGIES, Topology, program
-from gossamer.distribute.wire.message import Layout, Slot
+from gossamer.distribute.exchange.spans import SPAN, Flights
+from gossamer.distribute.exchange.topology import AGREED, TOPOLOGIES, Topology, program
+from gossamer.distribute.wire.message import VERSION, Layout, Slot
 
 __all__ = ["THRESHOLD", "Plan", "exchange", "simulate"]
 
@@ -54,6 +54,8 @@ class Plan:
         dither: ``independent`` random numbers on each rank, or one stream ``shifted`` by rank:
             less noise in the average of gradients that are alike, each rank still unbiased.
         seed: of the random numbers, 64 bits.
+        checksum: messages carry a CRC-32, and a damaged one is an error that names its sender.
+        feedback: whether what was left out of a gradient is added to the next.
         requantize: sums come back as codes of their mean, quantized a second time, not exactly:
             fewer bytes, more noise, still unbiased. Not with ``all_gather``, nor biased codecs.
 
@@ -68,6 +70,8 @@ class Plan:
     dither: Dither = "independent"
     seed: int = 0
     requantize: bool = False
+    feedback: bool = False
+    checksum: bool = False
 
     def __post_init__(self) -> None:
         """Check."""
@@ -139,16 +143,26 @@ class Plan:
                 )
             coded = t.numel() >= max(1, self.threshold) and name not in excluded
             slots.append(Slot(name, tuple(t.shape), t.dtype, coded))
-        return Layout(self.settings(size), tuple(slots))
+        return Layout(self.settings(size, excluded), tuple(slots))
 
-    def settings(self, size: int) -> str:
-        """What shapes the messages of ``size`` ranks, beside the tensors."""
-        return (
-            f"{self.codec!r} {self.way(size)} over {size} ranks, "
-            f"shared_scale={self._shared(size)}, dither={self.dither}, seed={self.seed}"
-            + ", requantize=True"
-            * self.requantize
-        )
+    def settings(self, size: int, excluded: frozenset[str]) -> tuple[tuple[str, str], ...]:
+        """What shapes the messages of ``size`` ranks and their meaning, beside the tensors."""
+        said = {
+            "message version": VERSION,
+            "number of ranks": size,
+            "codec": self.codec,
+            "topology": self.way(size),
+            "shared_scale": self._shared(size),
+            "dither": self.dither,
+            "requantize": self.requantize,
+            "feedback": self.feedback,
+            "checksum": self.checksum,
+            "threshold": self.threshold,
+            "exclude": ", ".join(sorted(excluded)) or None,
+            "seed": self.seed,
+            "spans": f"{SPAN} elements, announced by {' and '.join(map(str, AGREED))}",
+        }
+        return tuple((name, str(value)) for name, value in said.items())
 
     def _shared(self, size: int) -> bool:
         if self.shared_scale is None:
@@ -180,6 +194,7 @@ class Plan:
             shared=self._shared(size),
             shifted=self.dither == "shifted",
             requantize=self.requantize,
+            checksum=self.checksum,
             feedback=feedback,
         )
         return program(job, self.way(size), flights)
@@ -200,6 +215,7 @@ def exchange(
     dither: Dither = "independent",
     requantize: bool = False,
     feedback: ErrorFeedback | None = None,
+    checksum: bool = False,
     timeout: float = TIMEOUT,
 ) -> None:
     """Replace gradients by their average over all ranks of ``group``, in place.
@@ -219,7 +235,10 @@ def exchange(
     The others are those of :class:`Plan`. Raises :class:`ArgumentError`, with nothing changed, and
     :class:`~gossamer.core.errors.ExchangeError` when a rank is gone or holds something else.
     """
-    plan = Plan(codec, topology, threshold, exclude, shared_scale, dither, seed, requantize)
+    plan = Plan(
+        codec, topology, threshold, exclude, shared_scale, dither, seed, requantize,
+        feedback is not None, checksum,
+    )  # fmt: skip
     if isinstance(gradients, nn.Module):
         found: dict[str, Tensor] = {}
         for name, p in names.parameters(gradients).items():
@@ -231,7 +250,6 @@ def exchange(
         raise ArgumentError("gradients is empty: there is nothing to average")
     where = group if isinstance(group, Distributed) else Distributed(group, timeout=timeout)
     layout = plan.layout(gradients, plan.excluded(gradients), where.size)
-    where.agree(layout.text)
     flat = [g.contiguous().view(-1) for g in gradients.values()]
     where.run(plan.program(layout, flat, where.rank, where.size, step, feedback))
     for g, out in zip(gradients.values(), flat, strict=True):
@@ -253,6 +271,7 @@ def simulate(
     dither: Dither = "independent",
     requantize: bool = False,
     feedback: Sequence[ErrorFeedback] | None = None,
+    checksum: bool = False,
 ) -> dict[str, Tensor]:
     """What every one of N ranks would hold after :func:`exchange`, to the bit, in one process.
 
@@ -262,7 +281,10 @@ def simulate(
 
     Raises as :func:`exchange`.
     """
-    plan = Plan(codec, topology, threshold, exclude, shared_scale, dither, seed, requantize)
+    plan = Plan(
+        codec, topology, threshold, exclude, shared_scale, dither, seed, requantize,
+        feedback is not None, checksum,
+    )  # fmt: skip
     size = len(gradients)
     if not size or not gradients[0]:
         raise ArgumentError("gradients is empty: give one mapping a rank, with a gradient or more")

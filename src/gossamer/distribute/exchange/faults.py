@@ -37,8 +37,14 @@ class Roll:
         self.rank, self.size = rank, size
         self._lost = False
 
+    def leave(self, reason: str) -> None:
+        """Tell the others why this rank stops, without a call of theirs."""
+        deadline = time.monotonic() + _CALL
+        self.report(reason, leave=True)
+        self._linger(set(range(1, self.size)), deadline)
+
     def report(self, reason: str, *, leave: bool = False) -> None:
-        """Tell the others, unless another rank has told already; ``leave``: without a call."""
+        """Tell the others, unless another rank has told already; ``leave``: answer no call."""
 
         def tell() -> None:
             if not self._store.check([f"{self._prefix}/failed"]):
@@ -67,11 +73,7 @@ class Roll:
             time.sleep(0.1)
         told = self.look() or reason
         self._ask(lambda: self._store.set(f"{self._prefix}/done/{self.rank}", "1"))
-        if self.rank == 0:  # the store may live in this process: let the others finish asking
-            left = set(range(1, self.size)) - silent
-            while left and not self._lost and time.monotonic() < deadline + _CALL:
-                left = {r for r in left if not self._there("done", r)}
-                time.sleep(0.1)
+        self._linger(set(range(1, self.size)) - silent, deadline + _CALL)
         if self._lost:
             return (
                 f"{told}; the store that rank 0 (or the launcher) keeps does not answer either: "
@@ -85,6 +87,12 @@ class Roll:
             f"{_CALL:g} seconds: killed, hung or ended by an error of its own ({told}). Restart "
             "all ranks from the last checkpoint"
         )
+
+    def _linger(self, others: set[int], deadline: float) -> None:
+        """On rank 0, in whose process the store may live: let the others finish asking."""
+        while self.rank == 0 and others and not self._lost and time.monotonic() < deadline:
+            others = {rank for rank in others if not self._there("done", rank)}
+            time.sleep(0.1)
 
     def _there(self, what: str, rank: int) -> bool:
         return bool(self._ask(partial(self._store.check, [f"{self._prefix}/{what}/{rank}"])))

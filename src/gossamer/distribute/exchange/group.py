@@ -19,7 +19,6 @@ bits. Requests:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -32,9 +31,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gossamer.core.errors import ArgumentError, ExchangeError
+from gossamer.core.errors import ArgumentError, ExchangeError, FormatError
 from gossamer.distribute.exchange.faults import Roll
-from gossamer.distribute.wire.message import difference
 
 __all__ = [
     "TIMEOUT",
@@ -122,7 +120,7 @@ class Wait:
 
 
 Request = Collective | Start | Wait
-Program = Generator[Request, Any, None]
+Program = Generator[Request, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -233,7 +231,7 @@ class Distributed:
 
     def start(self, program: Program) -> Request | None:
         """Run a program up to its first request, without communicating."""
-        with self._telling():
+        with self.telling():
             return next(program, None)
 
     def go_on(self, program: Program, request: Request | None) -> None:
@@ -242,33 +240,32 @@ class Distributed:
             if request is not None:
                 lockstep([_resumed(program, request)])
             return
-        with self._telling():
+        with self.telling():
             try:
                 while request is not None:
                     request = program.send(self._answer(request))
             except StopIteration:
                 return
 
-    def agree(self, text: str) -> None:
-        """Raise :class:`ExchangeError` on all ranks unless all give this text.
-
-        A collective of fixed size, so that ranks whose messages would differ in length never send
-        one: the transport ends a process that receives more than it expects. The error names the
-        first line that differs.
-        """
-        if self.size > 1:
-            self.run(_agreement(text.encode()))
-
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
+    def telling(self) -> Iterator[None]:
+        """Tell the others of an error in here: they would wait for this rank until the timeout.
+
+        Bytes of another rank that make no sense become an :class:`ExchangeError`.
+        """
         try:
             yield
-        except ExchangeError:
+        except FormatError as e:
+            self.tell(e)
+            raise ExchangeError(str(e)) from e
+        except Exception as e:
+            self.tell(e)
             raise
-        except Exception as e:  # the others would wait for this rank until the timeout
-            if self.roll is not None:
-                self.roll.report(f"rank {self.rank} failed: {type(e).__name__}: {e}", leave=True)
-            raise
+
+    def tell(self, error: BaseException) -> None:
+        """Tell the others why this rank stops, unless it is that others have."""
+        if self.roll is not None and not isinstance(error, ExchangeError) and dist.is_initialized():
+            self.roll.leave(f"rank {self.rank} failed: {type(error).__name__}: {error}")
 
     def _answer(self, request: Request) -> Any:
         if isinstance(request, Start):
@@ -347,24 +344,6 @@ class Distributed:
         told = f"rank {self.rank} saw: {reason.splitlines()[0][:200]}"
         self.roll.report(told)
         return ExchangeError(self.roll.call(told))
-
-
-def _agreement(text: bytes) -> Program:
-    hashes = yield AllGather(_bytes(hashlib.sha256(text).digest()))
-    if all(torch.equal(h, hashes[0]) for h in hashes):
-        return
-    lengths = yield AllGather(_bytes(len(text).to_bytes(8, "little")))
-    sizes = [int.from_bytes(bytes(n.tolist()), "little") for n in lengths]
-    texts = yield AllGather(_bytes(text.ljust(max(sizes), b"\0")))
-    said = [bytes(t.tolist())[:n].decode() for t, n in zip(texts, sizes, strict=True)]
-    raise ExchangeError(
-        f"the ranks do not exchange the same: {difference(said)}. Build the same model with the "
-        "same settings on every rank"
-    )
-
-
-def _bytes(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _resumed(program: Program, request: Request) -> Program:

@@ -11,22 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.core.errors import ExchangeError
+from gossamer.core.errors import FormatError
 from gossamer.distribute.codecs.codec import GradCodec
 from gossamer.distribute.codecs.feedback import ErrorFeedback
 from gossamer.distribute.codecs.random import Key, dither_shift, parameter_hash
-from gossamer.distribute.exchange.group import AllGather, AllMax
+from gossamer.distribute.exchange import agreement
+from gossamer.distribute.exchange.group import AllMax
 from gossamer.distribute.exchange.spans import Piece
-from gossamer.distribute.wire.message import (
-    CODES,
-    SUMS,
-    Layout,
-    Part,
-    Slot,
-    Writer,
-    difference,
-    read,
-)
+from gossamer.distribute.wire.message import CODES, SUMS, Layout, Part, Slot, Writer, read
 from gossamer.distribute.wire.planes import Form
 
 __all__ = [
@@ -35,7 +27,6 @@ __all__ = [
     "decode_mean",
     "decode_sums",
     "message_of",
-    "padded",
     "prepared",
     "scales_of",
     "sums_of",
@@ -52,6 +43,7 @@ class Job:
         tensors: flat and contiguous, one a slot; the average is written over them.
         shared: whether all ranks use the largest scale of all.
         shifted: whether all ranks share a random stream, shifted by rank.
+        checksum: whether messages carry one.
         requantize: whether sums go as codes of their mean rather than exactly.
     """
 
@@ -65,6 +57,7 @@ class Job:
     shared: bool
     shifted: bool
     requantize: bool
+    checksum: bool
     feedback: ErrorFeedback | None
 
     def rows(self) -> Iterator[tuple[Slot, Tensor]]:
@@ -82,54 +75,38 @@ class Job:
         shift = dither_shift(self.rank, self.size) % 65536 if self.shifted else 0
         return Key(self.seed, self.step, rank, parameter_hash(name), start), shift
 
-    def read(self, data: Tensor, kind: int, count: int) -> list[Part]:
-        """The parts of another rank's message."""
-        return read(
-            data,
-            kind=kind,
-            codec=self.codec.id,
-            step=self.step,
-            fingerprint=self.layout.fingerprint,
-            count=count,
-        )
+    def read(self, found: Sequence[Tensor], kind: int, counts: Sequence[int]) -> list[list[Part]]:
+        """The parts of messages, by rank; :class:`FormatError` names whose is damaged."""
+        return [
+            self.read_from(rank, data, kind, n)
+            for rank, (data, n) in enumerate(zip(found, counts, strict=True))
+        ]
+
+    def read_from(self, rank: int, data: Tensor, kind: int, count: int) -> list[Part]:
+        """The parts of a rank's message; :class:`FormatError` names the rank."""
+        try:
+            return read(
+                data,
+                kind=kind,
+                codec=self.codec.id,
+                step=self.step,
+                fingerprint=self.layout.fingerprint,
+                count=count,
+                checksum=self.checksum and rank != self.rank,
+            )
+        except FormatError as e:
+            raise FormatError(f"the message of rank {rank} is damaged: {e}") from e
 
     def message(self, writer: Writer, kind: int) -> Tensor:
         """A finished message."""
-        return writer.finish(kind, self.codec.id, self.step, self.layout.fingerprint)
+        return writer.finish(
+            kind, self.codec.id, self.step, self.layout.fingerprint, checksum=self.checksum
+        )
 
 
 def agree(job: Job, *numbers: int) -> Generator[Any, Any, list[list[int]]]:
-    """Everybody's numbers, by rank; :class:`ExchangeError` where layouts or steps differ."""
-    mine = [job.layout.fingerprint, job.step, *numbers]
-    data = torch.tensor(mine, dtype=torch.int64, device=job.device).view(torch.uint8)
-    rows = torch.stack((yield AllGather(data))).cpu().view(torch.int64).tolist()
-    if any(row[0] != mine[0] for row in rows):
-        text = torch.frombuffer(bytearray(job.layout.text.encode()), dtype=torch.uint8)
-        text = text.to(job.device)
-        size = torch.tensor([text.numel()], device=job.device).view(torch.uint8)
-        sizes = torch.stack((yield AllGather(size))).cpu().view(torch.int64).flatten().tolist()
-        found = yield AllGather(padded(text, max(sizes)))
-        texts = [bytes(t[:n].tolist()).decode() for t, n in zip(found, sizes, strict=True)]
-        raise ExchangeError(
-            f"the ranks do not exchange the same: {difference(texts)}. Build the same model with "
-            "the same settings on every rank"
-        )
-    for rank, row in enumerate(rows):
-        if row[1] != rows[0][1]:
-            raise ExchangeError(
-                f"rank {rank} is at step {row[1]} and rank 0 at step {rows[0][1]}: load the same "
-                "checkpoint on every rank, and exchange equally often"
-            )
-    return [row[2:] for row in rows]
-
-
-def padded(data: Tensor, size: int) -> Tensor:
-    """Bytes made longer; what follows is never read."""
-    if data.numel() == size:
-        return data
-    out = data.new_zeros(size)
-    out[: data.numel()] = data
-    return out
+    """:func:`gossamer.distribute.exchange.agreement.agree` on a job's layout and step."""
+    return agreement.agree(job.layout, job.step, numbers, job.device)
 
 
 def _wide(slot: Slot) -> torch.dtype:
@@ -157,7 +134,7 @@ def scales_of(job: Job, gradients: Sequence[Tensor]) -> Generator[Any, Any, list
     scales = [job.codec.scale(g) if slot.coded else zero for slot, g in pairs]
     if not job.shared:
         return scales
-    yield from agree(job)
+    yield from agree(job, *[0] * agreement.NUMBERS)
     # NaN has no place in a maximum everywhere; infinity has, and is decoded as NaN as well.
     own = torch.nan_to_num(torch.stack(scales), nan=math.inf, posinf=math.inf)
     return list((yield AllMax(own)).unbind())
@@ -197,7 +174,7 @@ def _floats(part: Part, piece: Piece) -> Tensor:
     """What a part of plain floats holds."""
     dtype = _wide(piece.slot)
     if part.form is not None or part.payload.numel() != piece.numel * dtype.itemsize:
-        raise ExchangeError(
+        raise FormatError(
             f"a part of {part.payload.numel()} bytes does not hold {piece.numel} floats"
         )
     return part.payload.view(dtype)
@@ -207,7 +184,7 @@ def _codes(parts: Sequence[Part]) -> tuple[list[Tensor], list[Form]]:
     """Payloads and forms of coded parts."""
     forms = [part.form for part in parts if part.form is not None]
     if len(forms) != len(parts):
-        raise ExchangeError("a part holds floats where codes were expected")
+        raise FormatError("a part holds floats where codes were expected")
     return [part.payload for part in parts], forms
 
 

@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gossamer.distribute.exchange.agreement import NUMBERS, padded
 from gossamer.distribute.exchange.group import (
     AllGather,
     AllToAll,
@@ -38,7 +39,6 @@ from gossamer.distribute.exchange.job import (
     decode_mean,
     decode_sums,
     message_of,
-    padded,
     prepared,
     scales_of,
     sums_of,
@@ -46,14 +46,14 @@ from gossamer.distribute.exchange.job import (
 from gossamer.distribute.exchange.spans import SPAN, Flights, Piece, batches, spans
 from gossamer.distribute.wire.message import CODES, SUMS, Slot
 
-__all__ = ["TOPOLOGIES", "Topology", "program"]
+__all__ = ["AGREED", "TOPOLOGIES", "Topology", "program"]
 
 Topology = Literal["auto", "all_gather", "two_phase", "server"]
 
 _UNIT = 64  # elements of a group: cuts are between groups
 
 # spans announced together, at first and after that: a short start, then few rounds
-_AGREED = (2, 8)
+AGREED = (NUMBERS, 8)
 
 Shares = list[list[Piece]]
 Lengths = list[list[int]]
@@ -78,10 +78,12 @@ def program(job: Job, topology: str, flights: Flights | None = None) -> Program:
     ]
     shared, way = TOPOLOGIES[topology]
     under_way = Flights() if flights is None else flights
-    for batch in batches(spans(pieces, job.codec.grain, SPAN), *_AGREED):
+    for batch in batches(spans(pieces, job.codec.grain, SPAN), *AGREED):
         shares = [shared(span, job.size) for span in batch]
         messages = [[message_of(job, share) for share in of_span] for of_span in shares]
-        lengths = yield from agree(job, *(m.numel() for of_span in messages for m in of_span))
+        sizes = [m.numel() for of_span in messages for m in of_span]
+        # the first agreement is as long on ranks of other settings, see the module of agreement
+        lengths = yield from agree(job, *sizes, *[0] * (NUMBERS - len(sizes)))
         for i, (of_span, own) in enumerate(zip(shares, messages, strict=True)):
             each = slice(i * len(own), (i + 1) * len(own))
             yield from under_way.start(way(job, of_span, own, [row[each] for row in lengths]))
@@ -117,7 +119,7 @@ def _shares(span: list[Piece], size: int) -> Shares:
 def _all_gather(job: Job, shares: Shares, messages: list[Tensor], lengths: Lengths) -> Program:
     (span,), (message,) = shares, messages
     found = yield Start(AllGather(_padded(message, lengths), last=True))
-    decode_mean(job, span, [job.read(data, CODES, len(span)) for data in found])
+    decode_mean(job, span, job.read(found, CODES, [len(span)] * job.size))
 
 
 def _server(job: Job, shares: Shares, messages: list[Tensor], lengths: Lengths) -> Program:
@@ -125,20 +127,20 @@ def _server(job: Job, shares: Shares, messages: list[Tensor], lengths: Lengths) 
     found = yield Start(Gather(_padded(message, lengths)))
     answer = None
     if found is not None:
-        answer = sums_of(job, span, [job.read(data, CODES, len(span)) for data in found])
+        answer = sums_of(job, span, job.read(found, CODES, [len(span)] * job.size))
     lengths = yield from agree(job, 0 if answer is None else answer.numel())
     data = (yield Start(Broadcast(answer, lengths[0][0], last=True))).to(job.device)
-    decode_sums(job, span, job.read(data, SUMS, len(span)))
+    decode_sums(job, span, job.read_from(0, data, SUMS, len(span)))
 
 
 def _two_phase(job: Job, shares: Shares, messages: list[Tensor], lengths: Lengths) -> Program:
     mine = shares[job.rank]
     found = yield Start(AllToAll(messages, [row[job.rank] for row in lengths]))
-    message = sums_of(job, mine, [job.read(data, CODES, len(mine)) for data in found])
+    message = sums_of(job, mine, job.read(found, CODES, [len(mine)] * job.size))
     lengths = yield from agree(job, message.numel())
     found = yield Start(AllGather(_padded(message, lengths), last=True))
-    for share, data in zip(shares, found, strict=True):
-        decode_sums(job, share, job.read(data, SUMS, len(share)))
+    for share, parts in zip(shares, job.read(found, SUMS, [*map(len, shares)]), strict=True):
+        decode_sums(job, share, parts)
 
 
 def _padded(message: Tensor, lengths: Lengths) -> Tensor:

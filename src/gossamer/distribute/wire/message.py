@@ -6,12 +6,13 @@ A message is little-endian bytes, every part on a multiple of 8:
 offset bytes   what
 ====== ======= ==========================================================================
 0      4       ``GSMX``
-4      1       version, 1
+4      1       version, 2
 5      1       codec number
 6      2       kind: 0 codes, 1 sums
 8      8       step
 16     8       layout fingerprint
-24     8       number of parts
+24     4       number of parts
+28     4       CRC-32 of the message with zeros in this place; 0 where not asked for
 32     16 each scale (float32), form (uint32), payload bytes (uint64)
 ...            payloads in order, each padded with zeros to 8 bytes
 ====== ======= ==========================================================================
@@ -24,10 +25,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -37,13 +38,13 @@ from torch import Tensor
 from gossamer.core.errors import FormatError
 from gossamer.distribute.wire.planes import FORMS, Form
 
-__all__ = ["CODES", "SUMS", "Layout", "Part", "Slot", "Writer", "difference", "read"]
+__all__ = ["CODES", "SUMS", "VERSION", "Layout", "Part", "Slot", "Writer", "read"]
 
 CODES, SUMS = 0, 1
 
 _EXACT = 255
-_MAGIC, _VERSION = b"GSMX", 1
-_HEAD = struct.Struct("<4sBBHQQQ")
+_MAGIC, VERSION = b"GSMX", 2
+_HEAD = struct.Struct("<4sBBHQQII")
 _ROW = np.dtype([("scale", "<f4"), ("form", "<u4"), ("length", "<u8")])
 
 
@@ -66,15 +67,15 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What every rank must hold alike: the settings, in words, and the parameters in order."""
+    """What every rank must hold alike: settings, by name and in words; parameters, in order."""
 
-    settings: str
+    settings: tuple[tuple[str, str], ...]
     slots: tuple[Slot, ...]
 
     @cached_property
     def text(self) -> str:
-        """A line of settings, then a line a parameter."""
-        lines = [self.settings]
+        """A line a setting, then a line a parameter."""
+        lines = [f"{name} = {value}" for name, value in self.settings]
         for name, shape, dtype, coded in self.slots:
             size = "x".join(map(str, shape)) or "scalar"
             kind = "coded" if coded else "exact"
@@ -86,20 +87,6 @@ class Layout:
         """63 bits of the text."""
         digest = hashlib.blake2b(self.text.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1
-
-
-def difference(texts: Sequence[str]) -> str:
-    """Where the layouts of the ranks, in order, first differ from rank 0's, in words.
-
-    >>> difference(["a", "a", "b"])
-    "rank 2 has 'b' where rank 0 has 'a'"
-    """
-    for rank, text in enumerate(texts):
-        for theirs, first in zip_longest(text.split("\n"), texts[0].split("\n")):
-            if theirs != first:
-                has, had = (repr(line) if line else "nothing" for line in (theirs, first))
-                return f"rank {rank} has {has} where rank 0 has {had}"
-    return "no rank differs"
 
 
 class Part(NamedTuple):
@@ -138,27 +125,41 @@ class Writer:
         self._data[self._end + length : end] = 0
         self._end = end
 
-    def finish(self, kind: int, codec: int, step: int, fingerprint: int) -> Tensor:
+    def finish(
+        self, kind: int, codec: int, step: int, fingerprint: int, *, checksum: bool = False
+    ) -> Tensor:
         """The message: uint8, a multiple of 8 bytes."""
-        head = _HEAD.pack(_MAGIC, _VERSION, codec, kind, step, fingerprint, len(self._rows))
+        head = _HEAD.pack(_MAGIC, VERSION, codec, kind, step, fingerprint, len(self._rows), 0)
         front = np.frombuffer(bytearray(head + self._rows.tobytes()), np.uint8)
         self._data[: len(front)] = torch.from_numpy(front)
-        return self._data[: self._end]
+        message = self._data[: self._end]
+        if checksum:
+            crc = np.array([zlib.crc32(message.cpu().numpy().data)], "<u4")
+            message[_HEAD.size - 4 : _HEAD.size] = torch.from_numpy(crc.view(np.uint8))
+        return message
 
 
 def read(
-    data: Tensor, *, kind: int, codec: int, step: int, fingerprint: int, count: int
+    data: Tensor,
+    *,
+    kind: int,
+    codec: int,
+    step: int,
+    fingerprint: int,
+    count: int,
+    checksum: bool = False,
 ) -> list[Part]:
     """The parts of a message, as views of ``data``; bytes past its end are padding.
 
-    Raises :class:`FormatError` unless every field is as expected and every payload is there.
+    Raises :class:`FormatError` unless every field is as expected, every payload is there, and the
+    checksum, where asked for, is right.
     """
     fixed = _HEAD.size + _ROW.itemsize * count
     if data.numel() < fixed:
         raise FormatError(f"a message of {data.numel()} bytes; {count} parts need {fixed} or more")
     front = data[:fixed].cpu().numpy().tobytes()
-    found = _HEAD.unpack_from(front)
-    wanted = (_MAGIC, _VERSION, codec, kind, step, fingerprint, count)
+    *found, crc = _HEAD.unpack_from(front)
+    wanted = (_MAGIC, VERSION, codec, kind, step, fingerprint, count)
     fields = ("magic", "version", "codec", "kind", "step", "fingerprint", "parts")
     for field, is_, should in zip(fields, found, wanted, strict=True):
         if is_ != should:
@@ -173,6 +174,11 @@ def read(
         name = None if form == _EXACT else FORMS[form]
         parts.append(Part(scale, name, data[at : at + length]))
         at += _padded(length)
+    if checksum:
+        start = zlib.crc32(front[: _HEAD.size - 4] + bytes(4))
+        real = zlib.crc32(data[_HEAD.size : at].cpu().numpy().data, start)
+        if real != crc:
+            raise FormatError(f"a message with checksum {crc:08x} where its bytes give {real:08x}")
     return parts
 
 
