@@ -1,0 +1,134 @@
+"""Do the tests notice? Change a module at random places, one at a time, and run its tests.
+
+    python tools/mutate.py gossamer.core.masks tests/core/test_masks.py [--count 20] [--seed 0]
+
+Operators and constants are changed in a copy of the source tree; annotations, docstrings,
+messages and ``__all__`` are left alone. What the tests do not notice is printed: equivalent, or a
+test that is missing. Exit code 1 when anything lives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SWAPS: dict[type, type] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
+    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitOr, ast.Pow: ast.Mult,
+    ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+Change = tuple[ast.AST, str, Callable[[], None]]
+
+
+def changes(tree: ast.Module) -> Iterator[Change]:
+    """Every place that can be changed: the node, what is done, and the doing."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield from _at(node)
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns", "decorator_list", "exc", "msg"):
+                continue
+            below = value if isinstance(value, list) else [value]
+            if any(isinstance(t, ast.Name) and t.id == "__all__" for t in below):
+                break
+            waiting += [b for b in below if isinstance(b, ast.AST)]
+
+
+def _at(node: ast.AST) -> Iterator[Change]:
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        new: ast.AST = SWAPS[type(node.ops[0])]()
+        yield node, type(new).__name__, lambda: node.ops.__setitem__(0, new)  # type: ignore[call-overload]
+    elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in SWAPS:
+        kind = SWAPS[type(node.op)]
+        yield node, kind.__name__, lambda: setattr(node, "op", kind())
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield node, "without not", lambda: setattr(node, "op", ast.UAdd()) or _truth(node)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        value = not node.value
+        yield node, str(value), lambda: setattr(node, "value", value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        more = node.value + 1
+        yield node, str(more), lambda: setattr(node, "value", more)
+
+
+def _truth(node: ast.UnaryOp) -> None:
+    node.operand = ast.Call(ast.Name("bool", ast.Load()), [node.operand], [])
+
+
+def main() -> int:
+    """Run the mutants of one module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("module")
+    parser.add_argument("tests", nargs="+")
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timeout", type=float, default=600.0, help="of a run; over it is killed")
+    given = parser.parse_args()
+    place = Path("src", *given.module.split(".")).with_suffix(".py")
+    source = (ROOT / place).read_text()
+    total = len(list(changes(ast.parse(source))))
+    chosen = sorted(random.Random(given.seed).sample(range(total), min(given.count, total)))
+    living = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "src")
+        shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
+        inside = copy.joinpath(*place.parts[1:])
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(copy),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        # an editable installation's finder would come first
+        start = (
+            "import sys; sys.meta_path = [f for f in sys.meta_path if 'ScikitBuild' not in "
+            "type(f).__name__]; sys.path.insert(0, sys.argv.pop(1)); import gossamer, pytest; "
+            "assert gossamer.__file__.startswith(sys.path[0]), gossamer.__file__; "
+            "sys.exit(pytest.main(sys.argv[1:]))"
+        )
+        options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-c", start, str(copy), *options, *given.tests]
+
+        def killed() -> bool:
+            try:
+                done = subprocess.run(
+                    command, cwd=ROOT, env=environment, capture_output=True, timeout=given.timeout
+                )
+            except subprocess.TimeoutExpired:
+                return True
+            if done.returncode > 1:  # 1: a test failed
+                told = (done.stdout + done.stderr).decode(errors="replace")
+                return "Error" in told
+            return done.returncode == 1
+
+        if killed():
+            print("the tests fail without any change")
+            return 2
+        for index in chosen:
+            tree = ast.parse(source)
+            node, what, do = list(changes(tree))[index]
+            line = source.splitlines()[node.lineno - 1].strip()  # type: ignore[attr-defined]
+            do()
+            inside.write_text(ast.unparse(ast.fix_missing_locations(tree)))
+            if not killed():
+                living += 1
+                print(f"lives: line {node.lineno}, {what}: {line}", flush=True)  # type: ignore[attr-defined]
+    print(f"{given.module}: {len(chosen) - living} of {len(chosen)} noticed")
+    return int(bool(living))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
