@@ -340,7 +340,9 @@ def test_the_classics_are_the_published_combinations() -> None:
         # Mocanu et al. 2018: zeta = 0.3, and no end to it
         "set": Rule("random", None, 0.3, 0.3, "constant", "erdos-renyi"),
         # Evci et al. 2020: alpha = 0.3, until three quarters of the training
-        "rigl": Rule("gradient", None, 0.3, 0.0, "cosine", "er-kernel", until=0.75),
+        "rigl": Rule(
+            "gradient", None, 0.3, 0.0, "cosine", "er-kernel", until=0.75, mask_momentum=True
+        ),
         "dsr": Rule("random", "nonzeros", 0.2, 0.0, "cosine", "uniform", drop_scope="global"),
         "gradual-magnitude": Rule(
             None, None, 0.0, 0.0, "cosine", "uniform", ramp="cubic", until=0.75
@@ -449,3 +451,25 @@ def test_momentum_of_inactive_weights_is_masked_when_asked(masked: bool) -> None
     inactive = ~method.masks["weight"]
     assert bool(buffer[inactive].any()) is not masked
     assert buffer[~inactive].all()
+
+
+def test_rigl_as_published() -> None:
+    """Evci et al. 2020: the rate's cosine ends at T_end, and what grows starts without momentum."""
+    torch.manual_seed(0)
+    model = nn.Linear(20, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    method = DynamicSparse(FAMILY["rigl"], 0.3, steps=40, every=5, generator=generator)
+    method.attach(model, optimizer)
+    for _ in range(40):
+        before = method.masks["weight"].clone()
+        model.zero_grad()
+        model(torch.randn(8, 20)).square().sum().backward()
+        optimizer.step()
+        grown = method.masks["weight"] & ~before
+        assert not optimizer.state[model.weight]["momentum_buffer"][grown].any()
+    steps = [row["step"] for row in method.history]
+    assert steps == [5, 10, 15, 20, 25, 30]
+    for row in method.history:
+        assert row["rate"] == pytest.approx(0.15 * (1 + math.cos(math.pi * row["step"] / 30)))
+    assert any(row["grown"] for row in method.history)

@@ -90,8 +90,8 @@ class Rule:
         drop_scope: each layer drops the same fraction, or one ranking over all layers.
         distribution: how the density is divided over layers at the start
             (:data:`gossamer.core.budgets.DISTRIBUTIONS`).
-        rate, rate_end, rate_schedule: fraction of the active weights dropped at an update, over
-            the training (a name of :data:`gossamer.core.schedules.SCHEDULES`).
+        rate, rate_end, rate_schedule: fraction of the active weights dropped at an update, from
+            the start to ``until`` (a name of :data:`gossamer.core.schedules.SCHEDULES`).
         until: fraction of the training after which the masks stay.
         ramp: None: sparse from the start. A schedule's name: dense at the start, and the density
             falls along it until ``until``; needs ``growth=None``.
@@ -148,7 +148,7 @@ class Rule:
 FAMILY: dict[str, Rule] = {
     "sparse-momentum": Rule("momentum", "momentum", 0.5, 0.005),
     "set": Rule("random", None, 0.3, 0.3, "constant", "erdos-renyi"),
-    "rigl": Rule("gradient", None, 0.3, 0.0, "cosine", "er-kernel", until=0.75),
+    "rigl": Rule("gradient", None, 0.3, 0.0, "cosine", "er-kernel", until=0.75, mask_momentum=True),
     "dsr": Rule("random", "nonzeros", 0.2, 0.0, "cosine", drop_scope="global"),
     "gradual-magnitude": Rule(None, None, 0.0, 0.0, ramp="cubic", until=0.75),
     "static": Rule(None, None, 0.0, 0.0, until=0.0),
@@ -262,7 +262,7 @@ class DynamicSparse(Method):
         Raises :class:`ArgumentError` when a score is NaN; the masks are then as they were.
         """
         rule, before = self.rule, self.masks
-        progress = self.step / self.steps
+        progress = min(1.0, self.step / (rule.until * self.steps)) if rule.until else 1.0
         rate = schedules.make(rule.rate_schedule, rule.rate, rule.rate_end)(progress)
         signals = self._signals()
         scores = (

@@ -101,4 +101,6 @@ class SparseTrain(LayerStage):
         }
         if changes.get("redistribution") == "none":
             changes["redistribution"] = None
+        if "momentum" in (changes.get("growth"), changes.get("redistribution")):
+            changes["mask_momentum"] = False  # which would hide what is read
         return replace(FAMILY[self.method], **changes)
