@@ -1,7 +1,7 @@
-"""A rank that is killed, stops, or fails ends the others with an error that says so, in time.
+"""A rank that is killed, stops, or fails ends the others with an error that says so.
 
 The file runs itself as a script: three processes a case, all cases side by side, as they mostly
-wait.
+wait. No verdict is by the clock: what ends waiting is that the rank has gone.
 """
 
 import contextlib
@@ -101,7 +101,6 @@ def join(case, rank, folder, whole):
 @contextlib.contextmanager
 def trained(way, model):
     """What makes a step of the model with its gradients averaged."""
-    ddp = functools.partial(DDP, bucket_cap_mb=0.005)
     if way in ("launched", "float"):
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the store that is there
         codec = None if way == "float" else TernGrad()
@@ -110,7 +109,7 @@ def trained(way, model):
         return
     state = GradientExchange(model, TernGrad(), timeout=LIMIT, topology="two_phase")
     with state if way == "context" else contextlib.nullcontext():
-        wrapped = ddp(model)
+        wrapped = DDP(model, bucket_cap_mb=0.005)
         wrapped.register_comm_hook(state, exchange_hook)
         yield model if way == "loop" else wrapped
 

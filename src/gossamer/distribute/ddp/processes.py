@@ -137,16 +137,14 @@ class Processes:
 
     def _abort(self, error: BaseException) -> None:
         """Tell the others, or raise what another told, whose end broke this one's collective."""
+        roll = Distributed().roll
+        broken = isinstance(error, RuntimeError) and not isinstance(error, GossamerError)
+        if roll is not None and broken and (told := roll.look()) is not None:
+            raise ExchangeError(f"{told}. Restart from the last checkpoint") from error
+        if roll is not None and not isinstance(error, ExchangeError):
+            roll.report(f"rank {self.rank} failed: {type(error).__name__}: {error}")
         if self._exchange is not None:
             self._exchange.close(error)
-        roll = Distributed().roll
-        if roll is None:
-            return
-        broken = isinstance(error, RuntimeError) and not isinstance(error, GossamerError)
-        if broken and (told := roll.look()) is not None:
-            raise ExchangeError(f"{told}. Restart from the last checkpoint") from error
-        if not isinstance(error, ExchangeError):
-            roll.report(f"rank {self.rank} failed: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         """End the exchange's thread."""
