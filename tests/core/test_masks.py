@@ -1,3 +1,6 @@
+import math
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +8,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gossamer.core.errors import ArgumentError
-from gossamer.core.masks import Masks, above_quality, keep_counts, keep_top
+from gossamer.core.masks import (
+    EmptyLayerWarning,
+    Eraser,
+    Masks,
+    above_quality,
+    keep_counts,
+    keep_top,
+    warn_empty,
+)
 
 
 def test_masks_hold_only_bools() -> None:
@@ -149,3 +160,46 @@ def test_densities_of_none_and_all_and_a_half_up() -> None:
     assert keep_top(scores, 0.1)["a"].tolist() == [False, False, False, False, True]  # 0.5, up
     assert keep_top(scores, 0.0, floor=2)["a"].tolist() == [False, True, False, False, True]
     assert keep_top(scores, 0.0, floor=9).kept == 5
+
+
+def test_a_quality_counts_exactly_what_is_above() -> None:
+    # std over the non-zero weights is 1 exactly: the values at the threshold itself go
+    w = torch.tensor([0.0, 2.0, -2.0, 2.0, -2.0, 0.0])
+    assert above_quality(w, 1.0).tolist() == [False] * 6
+    assert above_quality(w, 0.99).tolist() == [False, True, True, True, True, False]
+    assert above_quality(w, 0).tolist() == (w != 0).tolist()
+    ones = torch.tensor([1.0, 1.0, 1.0, 4.0])  # a weight of 1 is no zero
+    assert above_quality(ones, 1.0).tolist() == [False, False, False, True]
+    assert above_quality(ones, 0.7).tolist() == [True] * 4
+    with pytest.raises(ArgumentError, match="at least 0"):
+        above_quality(w, -1e-9)
+
+
+def test_a_layer_that_keeps_nothing_is_warned_of_and_no_other() -> None:
+    some = torch.tensor([True, False])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_empty(Masks({"a": some, "none to keep": torch.zeros(0, dtype=torch.bool)}))
+    with pytest.warns(EmptyLayerWarning, match="layer 'b' keeps none of its 2 weights"):
+        warn_empty(Masks({"a": some, "b": torch.zeros(2, dtype=torch.bool)}))
+
+
+def test_ties_go_to_the_earlier_however_many_there_are() -> None:
+    score = torch.arange(40_000).remainder(3).double()
+    kept = keep_counts({"w": score}, {"w": 20_000})["w"]
+    twos, ones = score == 2, score == 1
+    assert kept[twos].all()
+    left = 20_000 - int(twos.sum())
+    assert kept[ones].nonzero().flatten().tolist() == list(range(left))
+    assert not kept[score == 0].any()
+
+
+def test_an_eraser_makes_its_bits_once() -> None:
+    mask = torch.tensor([True, False, True])
+    eraser = Eraser(Masks({"w": mask}), {"w": torch.tensor([0.0, -0.0, 0.0])})
+    for _ in range(2):
+        w = torch.tensor([1.0, 2.0, float("nan")])
+        eraser.erase_("w", w)
+        assert w[:2].tolist() == [1.0, 0.0]
+        eraser.hold_("w", w)
+        assert math.copysign(1.0, float(w[1])) == -1.0  # bit for bit

@@ -64,7 +64,7 @@ def test_cuts_change_no_bit(way, codec, monkeypatch):
     found, errors = [], []
     for size, agreed in ((spans.SPAN, (2, 8)), (1024, (2, 8)), (200, (1, 3))):
         monkeypatch.setattr(topology, "SPAN", size)
-        monkeypatch.setattr(topology, "_AGREED", agreed)
+        monkeypatch.setattr(topology, "AGREED", agreed)
         kept = [ErrorFeedback() for _ in every]
         for step in range(2):
             got = simulated(every, codec, step=step, feedback=kept, **options)
