@@ -118,13 +118,6 @@ write mask != 0
         """The non-zero pattern of the given tensors."""
         return cls({n: t.detach() != 0 for n, t in tensors.items()})
 
-    def intersect(self, other: Mapping[str, Tensor]) -> Masks:
-        """Kept in both; a tensor named in one only keeps that one's mask."""
-        merged = Masks(self)
-        for name, mask in other.items():
-            merged[name] = merged[name] & mask if name in merged else mask
-        return merged
-
 
 class Eraser:
     """:func:`zero_outside_` again and again: the bits of each mask are made once and kept.
