@@ -82,7 +82,7 @@ def mended(data: bytes) -> bytes:
     out = start + crc.to_bytes(4, "little")
     rest = data[reader.at + 4 :]
     try:
-        lengths = read_body(Reader(body, "fuzz")).lengths
+        lengths = read_body(Reader(body, "fuzz"), 1 << 16).lengths
     except FormatError:
         return out + rest
     for number, length in enumerate(lengths):

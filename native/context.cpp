@@ -219,7 +219,8 @@ Mixer<kSizeN>::Weights size_weights() {
   return w;
 }
 
-template <class Coder>
+// Rank is the type that ranks are held in: it has room for the largest.
+template <class Coder, class Rank>
 class Model {
  public:
   Model(Coder& coder, i64 rows, i64 cols, i64 kernel, i64 stride, i64 largest)
@@ -248,11 +249,12 @@ class Model {
         low_cells_((last_bucket_ + 1) * 8) {}
 
   // Code `ranks` (row-major); a decoder overwrites them, reading only what it wrote.
-  void run(i32* ranks) {
+  void run(Rank* ranks) {
     for (y_ = 0; y_ < rows_; ++y_) {
       row_count_ = row_sum_ = row_sign_ = recent_sum_ = recent_count_ = 0;
       gap_ = last_ = 0;
-      std::fill(agree_.begin(), agree_.end(), 0);
+      // No others are read; all of them would make a column of n rows take n^2.
+      std::fill(agree_.begin() + std::max<i64>(0, y_ - kRows), agree_.begin() + y_, 0);
       for (i64 x = 0; x < cols_; ++x) entry(ranks + y_ * cols_ + x, x);
     }
   }
@@ -307,7 +309,7 @@ class Model {
     return v < 0 ? z : -z;
   }
 
-  void entry(i32* at, i64 x) {
+  void entry(Rank* at, i64 x) {
     const i64 y = y_, channel = x / kernel_, k = x % kernel_;
     const i32 kq = static_cast<i32>(std::min<i64>(k, kPositions - 1));
     if (k == 0) current_ = current_sum_ = 0;
@@ -408,7 +410,7 @@ class Model {
     cell(sign_column_[x]);
     rate = kSignRate + static_cast<i32>(kSignBoost * 64 / (64 + (count_ >> 2)));
     const int negative = decide<kSignN>(*at < 0, sign_, kq, rate, kSignFirst);
-    *at = static_cast<i32>(negative ? -(m + 1) : m + 1);
+    *at = static_cast<Rank>(negative ? -(m + 1) : m + 1);
     for (size_t i = from; i < column.size(); ++i)
       if (y - (column[i] >> 1) < kRows)
         agree_[column[i] >> 1] += static_cast<int>(column[i] & 1) == negative ? 1 : -1;
@@ -552,29 +554,37 @@ nb::bytes encode(Ranks ranks, i64 kernel, i64 stride, i64 largest) {
       if (std::abs(static_cast<i64>(v)) > largest)
         throw std::invalid_argument("a rank is beyond the largest");
     Encoder coder;
-    auto model = std::make_unique<Model<Encoder>>(coder, rows, cols, kernel, stride, largest);
+    auto model = std::make_unique<Model<Encoder, i32>>(coder, rows, cols, kernel, stride, largest);
     model->run(copy.data());
     out = coder.finish();
   }
   return nb::bytes(out.data(), out.size());
 }
 
-nb::ndarray<nb::numpy, i32, nb::ndim<2>> decode(nb::bytes data, i64 rows, i64 cols, i64 kernel,
-                                                i64 stride, i64 largest) {
-  check(rows, cols, kernel, stride, largest);
-  if (rows > (i64{1} << 40) / cols) throw std::invalid_argument("it claims too many entries");
-  auto ranks = std::make_unique<i32[]>(static_cast<size_t>(rows) * cols);
+template <class Rank>
+nb::object decode_as(nb::bytes data, i64 rows, i64 cols, i64 kernel, i64 stride, i64 largest) {
+  auto ranks = std::make_unique<Rank[]>(static_cast<size_t>(rows) * cols);
   {
     nb::gil_scoped_release release;
     Decoder coder(reinterpret_cast<const u8*>(data.c_str()), data.size());
-    auto model = std::make_unique<Model<Decoder>>(coder, rows, cols, kernel, stride, largest);
+    auto model = std::make_unique<Model<Decoder, Rank>>(coder, rows, cols, kernel, stride, largest);
     model->run(ranks.get());
     coder.finish();
   }
   size_t shape[2] = {static_cast<size_t>(rows), static_cast<size_t>(cols)};
-  i32* raw = ranks.release();
-  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<i32*>(p); });
-  return {raw, 2, shape, owner};
+  Rank* raw = ranks.release();
+  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<Rank*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, Rank, nb::ndim<2>>(raw, 2, shape, owner));
+}
+
+// The narrowest of int8, int16 and int32 that holds `largest`, so that memory follows the tensor.
+nb::object decode(nb::bytes data, i64 rows, i64 cols, i64 kernel, i64 stride, i64 largest) {
+  check(rows, cols, kernel, stride, largest);
+  if (rows > (i64{1} << 40) / cols) throw std::invalid_argument("it claims too many entries");
+  const auto as = largest < 1 << 7    ? decode_as<std::int8_t>
+                  : largest < 1 << 15 ? decode_as<std::int16_t>
+                                      : decode_as<i32>;
+  return as(data, rows, cols, kernel, stride, largest);
 }
 
 }  // namespace

@@ -109,7 +109,7 @@ def test_one_import_makes_all_of_it_usable() -> None:
         "[getattr(gossamer, n) for n in gossamer._HOME]; "
         "assert {'datasets', 'compress'} <= set(dir(gossamer))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="no attribute 'dataset'"):
         gossamer.dataset  # noqa: B018

@@ -142,6 +142,10 @@ def test_a_model_of_ones_own_by_file(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["compress", "--recipe", "digits-demo", "--set", "seed=-1"], ["--set seed=-1", "-1"]),
         (["compress", "-m", "no_such:net", "-d", "digits"], ["no_such"]),
         (["compress", "-m", "none.py:net", "-d", "digits"], ["there is no file", "none.py"]),
+        (
+            ["compress", "-m", "nets.py", "-d", "digits"],
+            ["'nets.py' is a file", "nets.py:FUNCTION"],
+        ),
         (["report", str(ROOT)], ["run.json"]),
         (["recipes", "none"], ["'none'", "deep-compression"]),
         (["reproduce", "none"], ["'none'"]),

@@ -24,12 +24,12 @@ from gossamer.datasets import Dataset, Split, contents
 OLD, NEW = {"recipe": "old"}, {"recipe": "new"}
 
 HOLD = """
-import sys, time
+import sys, threading
 from pathlib import Path
 from gossamer.compression import folder
 with folder.held(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(600)
+    threading.Event().wait()
 """
 
 

@@ -130,6 +130,47 @@ def test_an_optimizer_that_trains_replaced_weights_is_warned_of_once(name: str) 
     step(model, second)
 
 
+@pytest.mark.parametrize("make", [MAKE[n] for n in MAKE if n != "sparse-momentum"])
+def test_without_an_optimizer_the_hooks_called_by_hand_do_what_an_attached_one_does(
+    make: Make,
+) -> None:
+    left = []
+    for by_hand in (False, True):
+        model = net()
+        method, attached = make(model), sgd(model)
+        method.attach(model, None if by_hand else attached)
+        optimizer = sgd(model) if by_hand else attached
+        for i in range(7):
+            back(model, optimizer, i).backward()
+            if by_hand:
+                method.before_step()
+            optimizer.step()
+            if by_hand:
+                method.after_step()
+        method.finish()
+        left.append({name: p.detach() for name, p in model.named_parameters()})
+    for name, value in left[0].items():
+        torch.testing.assert_close(left[1][name], value, msg=name)
+
+
+def test_without_an_optimizer_any_step_is_seen() -> None:
+    model = net()
+    first, second = sgd(model), sgd(model)
+    method = Masked(Masks({"0.weight": torch.eye(6, 4).bool()})).attach(model)
+    for optimizer in (first, second):
+        step(model, optimizer)
+        assert not model[0].weight[~torch.eye(6, 4).bool()].any()
+    method.finish()
+    with pytest.warns(OptimizerWarning, match="has moved 20 weights"):
+        step(model, first)
+    model = net()
+    made_before = sgd(model)
+    quantizer = LSQ(bits=3, weight_decay=None, ends=True).attach(model)
+    with pytest.warns(OptimizerWarning, match="SGD, which LSQ was not attached to"):
+        step(model, made_before)
+    quantizer.finish()
+
+
 def test_optimizers_over_other_parameters_are_left_alone() -> None:
     model = net()
     method = Masked(Masks({"0.weight": torch.eye(6, 4).bool()})).attach(model, sgd(model))
@@ -167,9 +208,10 @@ def test_no_global_hook_stays(make: Make) -> None:
     assert hooked() == before + 1
     method.finish()
     assert hooked() == before
-    other = make(net()).attach(net())  # without an optimizer: nothing to hook
+    other = make(net()).attach(net())  # without an optimizer: it sees those of others
+    assert hooked() == before + 1
+    other.detach()
     assert hooked() == before
-    del other
 
 
 def test_a_method_that_nobody_holds_takes_its_hook_along() -> None:

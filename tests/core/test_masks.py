@@ -58,6 +58,12 @@ def test_the_pattern_of_tensors_is_what_is_not_zero() -> None:
     assert found["w"].tolist() == [False, True, False, True]
 
 
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(-3, 3), min_size=1, max_size=40),
+    st.floats(0, 1),
+    st.sampled_from(["layer", "global"]),
+)
 def test_counts_are_exact_and_ties_go_to_the_earlier(
     values: list[int], density: float, scope: str
 ) -> None:

@@ -181,3 +181,12 @@ def test_a_pattern_that_matches_nothing_lists_what_there_is() -> None:
         names.select(["fc.weight"], "fcc")
     with pytest.raises(ArgumentError, match="is no regular expression"):
         names.select(["fc.weight"], "re:(")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
+def test_torchscript_is_refused_by_name() -> None:
+    scripted = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(ArgumentError, match=r"the model is compiled by torch.jit .*made from"):
+        names.weights(scripted)
+    with pytest.raises(ArgumentError, match=r"^0 is compiled by torch.jit"):
+        names.parameters(nn.Sequential(scripted))

@@ -213,10 +213,15 @@ def test_cifar_binary_is_decoded_once_and_mapped(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (cached,) = (tmp_path / "cache" / "gossamer").glob("*.npy")
-    begun = cached.read_bytes()[:5000]
-    cached.unlink()  # the mapped one lives on
-    cached.write_bytes(begun)
-    assert torch.equal(load("cifar10", root=tmp_path / "data").test.stored, data.test.stored)
+    whole = cached.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-3000] ^= 16  # one pixel: the shape and the labels are right
+    without = whole[:-64]  # as caches were before they had a checksum
+    for damaged in (whole[:5000], bytes(flipped), without, b""):
+        cached.unlink()  # the mapped one lives on
+        cached.write_bytes(damaged)
+        assert torch.equal(load("cifar10", root=tmp_path / "data").test.stored, data.test.stored)
+        assert cached.read_bytes() == whole
     (folder / "test_batch.bin").write_bytes(rows.tobytes()[:-1])
     with pytest.raises(DatasetError, match="30729999 bytes, expected 30730000"):
         load("cifar10", root=tmp_path / "data")

@@ -234,3 +234,10 @@ def test_resnet_block_adds_its_input():
         block.conv2.weight.zero_()
         x = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))
         assert torch.allclose(block(x), F.relu(x))
+
+
+def test_a_network_made_already_is_no_function(tmp_path, monkeypatch):
+    (tmp_path / "made_already.py").write_text("from torch import nn\nraw = nn.Linear(3, 3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ArgumentError, match="is a Linear that is made already; name a function"):
+        nets.build("made_already:raw")

@@ -13,13 +13,20 @@ from torch import nn
 import gossamer
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.pack import Archive, describe, load_into, pack_bytes, unpack
-from gossamer.pack.coders import context
-from gossamer.pack.coders.limits import Reader, varint
+from gossamer.pack.coders.limits import Reader, tensors, varint
 from gossamer.pack.format import container
 from gossamer.pack.format.book import decode_book
-from gossamer.pack.format.container import MAGIC, OWN, SOLID, Entry, Header, file_chunks
+from gossamer.pack.format.container import (
+    MAGIC,
+    OWN,
+    SOLID,
+    Entry,
+    Header,
+    file_chunks,
+    section_crc,
+)
 from gossamer.pack.format.raw import compress, decode_raw, decompress
-from gossamer.pack.format.section import CONTEXT, DENSE, GAPS
+from gossamer.pack.format.section import DENSE, GAPS
 from gossamer.pack.format.values import BY_TORCH
 from gossamer.pack.read import archive
 
@@ -244,49 +251,37 @@ def test_a_network_of_many_like_tensors_keeps_its_compressed_header(expanded: li
         assert expanded[0] > 20 * opened.header.size
 
 
-# The context coder: time for every entry, however few bits it costs -------------------------------
+def listing(count: int) -> bytes:
+    """A file whose compressed header names so many empty tensors of one group."""
+    names = b"".join(bytes([len(n)]) + n for n in (f"{i:x}".encode() for i in range(count)))
+    kinds = bytes([F32.code | SOLID << 5]) * count
+    body = b"\0\0" + varint(count) + names + kinds + b"\1\0" * count + b"\1"
+    stored = compress(body, 3)
+    out = MAGIC + b"\x02" + varint(len(stored) << 1 | 1) + varint(len(body)) + stored
+    crc = zlib.crc32(out)
+    check = section_crc(crc, 0, b"\0").to_bytes(4, "little")
+    return out + crc.to_bytes(4, "little") + b"\0" + check
 
 
-def context_file(rows: int, cols: int, payload: int) -> bytes:
-    """One float32 tensor whose section ends in so many bytes of the context coder."""
-    body = bytes([CONTEXT]) + varint(1) + b"\0\1" + np.array([1], "<f4").tobytes() + b"\1\1"
-    return file_of([Entry("w", F32, (rows, cols), OWN)], [body + bytes([255]) * payload])
-
-
-def test_the_context_coder_is_not_begun_for_more_entries_than_bytes_allow(
+def test_a_header_lists_no_more_tensors_than_its_bytes_allow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[int] = []
-
-    def decode(data: bytes, rows: int, cols: int) -> Any:
-        asked.append(rows * cols)
-        raise FormatError("asked")
-
-    monkeypatch.setattr(context, "decode", decode)
-    size = 1 + 1 + 2 + 4 + 2 + 30  # layout, kept, form and count, value, two numbers, the rest
-    cols = ((1 << 16) + 1024 * size) // 64
-    with pytest.raises(FormatError, match="asked"):
-        unpack(context_file(64, cols, 30))
-    message = f"'w': {64 * cols + 64} entries by the context coder in {size} bytes are too many"
-    with pytest.raises(FormatError, match=message):
-        unpack(context_file(64, cols + 1, 30))
-    # 12.4 million entries in a file of 71 bytes
-    with pytest.raises(FormatError, match="by the context coder in 40 bytes"):
-        unpack(context_file(4096, 3017, 30))
-    assert asked == [64 * cols]
+    named: list[str] = []
+    text = container._text
+    monkeypatch.setattr(container, "_text", lambda *a: named.append(a[2]) or text(*a))
+    assert len(Archive(listing(1 << 16))) == 1 << 16
+    assert len(named) == (1 << 16) + 1
+    with pytest.raises(FormatError, match=r"number of tensors is 400000, at most \d+ is possible"):
+        Archive(listing(400_000))
+    assert len(named) == (1 << 16) + 2  # of the second file none but the writer
 
 
-@pytest.mark.parametrize("nonzeros", [0, 1, 3, 40, 2000])
-def test_nearly_empty_tensors_are_packed_and_read(nonzeros: int) -> None:
-    rng = np.random.default_rng(nonzeros)
-    weight = np.zeros(600 * 800, np.float32)
-    weight[rng.choice(len(weight), nonzeros, replace=False)] = 0.25
-    data = pack_bytes({"w": torch.from_numpy(weight).reshape(600, 800)})
-    with Archive(data) as opened:
-        np.testing.assert_array_equal(opened.tensor("w").numpy().reshape(-1), weight)
-        length = opened.header.lengths[0]
-        coded = opened.info("w")["codec"] == "context"
-    assert not coded or weight.size <= (1 << 16) + 1024 * length
+def test_a_header_that_lists_too_many_is_written_as_it_is() -> None:
+    names = [f"{i:x}" for i in range(150_000)]
+    data = file_of([Entry(n, F32, (0,), SOLID) for n in names], [b"\0"])
+    assert len(data) > 150_000 * 5
+    assert Archive(data).names == names
+    assert tensors(0) == 1 << 16
 
 
 # How much may be decoded --------------------------------------------------------------------------

@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import tracemalloc
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,6 +40,7 @@ from gossamer.pack.write.layouts import (
     row_scan,
     transposed,
 )
+from memory import peak_of
 
 F32 = BY_TORCH[torch.float32]
 
@@ -77,7 +76,7 @@ def test_threads_read_one_archive(
     begin = threading.Barrier(4)
 
     def read(_: int) -> bool:
-        begin.wait(60)
+        begin.wait(600)
         return all(same(opened, tensors) for _ in range(5))
 
     with Archive(path) as opened, ThreadPoolExecutor(4) as pool:
@@ -125,7 +124,7 @@ assert os.waitpid(child, 0)[1] == 0
 print("read by both")
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.stdout == "read by both\n", done.stderr
 
@@ -189,16 +188,6 @@ def tiny(kind: str) -> tuple[DType, tuple[int, ...], bytes, int]:
             head = bytes([SEEDED, 2]) + bytes(9) + np.array([1], "<f4").tobytes()
             mask = bytes([DENSE | ZERO]) + b"\0" + book + one_symbol(0)
             return F32, (n // 4,), head + mask, 0
-
-
-def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:
-    """What a call gives, and the most bytes that it held of Python's and numpy's memory."""
-    tracemalloc.start()
-    try:
-        found = call()
-        return found, tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

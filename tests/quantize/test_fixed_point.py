@@ -350,6 +350,13 @@ def test_bad_calibration_is_refused():
     net = nn.Sequential(nn.Conv2d(3, 4, 3))
     with pytest.raises(ArgumentError, match="batches is empty"):
         calibrate(net, [], EIGHT)
+    with pytest.raises(ArgumentError, match="batches is empty"):
+        calibrate(net, [images(2)[:0]], EIGHT)
+    for batch, kind in (({"x": images(2)}, "dict"), (images(2).numpy(), "ndarray"), ((), "tuple")):
+        with pytest.raises(ArgumentError, match=f"calibration batch 1 is {kind}; give a tensor"):
+            calibrate(net, [images(2), batch], EIGHT)
+    with pytest.raises(ArgumentError, match=r"are torch\.float16, the network is torch\.float32"):
+        calibrate(net, [images(2).half()], EIGHT)
     with pytest.raises(ArgumentError, match="NaN or infinite"):
         calibrate(net, [images(2) / 0], EIGHT)
     with pytest.raises(ArgumentError, match="int64"):

@@ -215,6 +215,14 @@ LAYERS = {
     "signals": ([nn.Conv1d, (3, 3, 3), nn.BatchNorm1d, 3], (2, 3, 6)),
     "volumes": ([nn.Conv3d, (4, 8, 3), nn.BatchNorm3d, 8], (2, 4, 6, 6, 6)),
     "volumes, transposed": ([nn.ConvTranspose3d, (4, 4, 3), nn.BatchNorm3d, 4], (2, 4, 4, 4, 4)),
+    "transposed, groups": (
+        [nn.ConvTranspose2d, (4, 6, 3, 2, 1, 1, 2, False), nn.BatchNorm2d, 6],
+        (2, 4, 5, 5),
+    ),
+    "transposed, as many groups": (
+        [nn.ConvTranspose1d, (4, 4, 3, 2, 0, 1, 4), nn.BatchNorm1d, 4],
+        (2, 4, 7),
+    ),
 }
 
 
@@ -223,11 +231,38 @@ def test_every_kind_of_layer_agrees(kind):
     (layer, args, norm, channels), shape = LAYERS[kind]
     net = settle(nn.Sequential(layer(*args), norm(channels)))
     agrees(net, batch(*shape), batch(*shape))
-    if kind == "transposed signals":  # nothing tells the axis of batch-norm without a batch
-        with pytest.raises(ArgumentError, match="follows no"):
-            fold_batchnorm(net)
-    else:
-        agrees(net, batch(*shape))
+    folded = agrees(net, batch(*shape))
+    assert [type(m) for m in folded.children()] == [layer]  # into the layer, not beside it
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d, nn.ConvTranspose1d])
+def test_one_example_without_a_batch_has_its_channels_on_another_axis(layer):
+    net = settle(nn.Sequential(layer(4, 5, 1), nn.BatchNorm1d(5)))
+    x = batch(4, 5)  # (5, 5) before batch-norm, which takes the first axis for the batch
+    with pytest.raises(ArgumentError, match=r"1 .*follows no convolution"):
+        fold_batchnorm(net, x)
+
+
+def test_batch_norm_of_lines_takes_the_rows_of_one_picture():
+    net = settle(nn.Sequential(nn.Conv2d(4, 5, 1), nn.BatchNorm1d(5)))
+    agrees(net, batch(4, 5, 5), batch(4, 5, 5))  # (5, 5, 5), of which it scales the rows
+    with pytest.raises(ArgumentError, match="follows no convolution"):
+        fold_batchnorm(net)
+
+
+class Taken(nn.Module):
+    """A transposed convolution, told what size to make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.bn = nn.ConvTranspose2d(3, 4, 3, stride=2), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.bn(self.up(x, output_size=(14, 14)))
+
+
+def test_a_transposed_convolution_keeps_the_size_it_is_told():
+    agrees(settle(Taken()), batch(2, 3, 6, 6), batch(2, 3, 6, 6))
 
 
 def test_a_hook_that_changes_the_output_is_found_on_a_batch():
@@ -247,3 +282,10 @@ def test_a_batch_that_the_network_does_not_take_is_named():
         fold_batchnorm(net, batch(3, 2, 5, 5))
     with pytest.raises(ArgumentError, match="give one batch"):
         fold_batchnorm(net, "images")
+
+
+def test_wrappers_are_told_what_to_give():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    for wrapped in (nn.DataParallel(net), torch.compile(net, backend="eager")):
+        with pytest.raises(ArgumentError, match="give the module within"):
+            fold_batchnorm(wrapped)

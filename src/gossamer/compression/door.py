@@ -111,6 +111,11 @@ def check_trained(recipe: Recipe, spec: str) -> None:
     begins = recipe.work[0].stage if recipe.work else "pack"
     if begins == "train" or recipe.weights or recipe.pretrained or ":" in spec:
         return
+    if spec.endswith(".py"):
+        raise RecipeError(
+            f"network {spec!r} is a file; name the function in it that returns the network, as "
+            f"'{spec}:FUNCTION'"
+        )
     raise RecipeError(
         f"{recipe.place()}: it begins with {begins!r}, but network {spec!r} is not trained; give "
         "its weights (--weights FILE, weights: FILE), pretrained: true where there are published "

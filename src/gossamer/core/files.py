@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -18,7 +19,7 @@ from typing import BinaryIO
 
 from gossamer.core.errors import ArgumentError, GossamerError
 
-__all__ = ["replacing", "shown", "write_chunks", "write_text"]
+__all__ = ["replacing", "sha256", "shown", "write_chunks", "write_text"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -106,3 +107,19 @@ def _full(path: Path) -> str:
         f"the disk of {path.parent} is full ({_free(path):,} bytes free): {path.name} was not "
         "written, and what was there before is untouched; make room and run the same command again"
     )
+
+
+def sha256(file: BinaryIO, length: int) -> bytes:
+    """SHA-256 of the first ``length`` bytes, in hexadecimal; the file is left behind them.
+
+    Raises :class:`EOFError` when there are fewer.
+    """
+    file.seek(0)
+    total = hashlib.sha256()
+    while length:
+        part = file.read(min(length, 1 << 20))
+        if not part:
+            raise EOFError("the file ends while it is read")
+        total.update(part)
+        length -= len(part)
+    return total.hexdigest().encode()

@@ -92,7 +92,7 @@ def trace(model: nn.Module, *, training: bool = False) -> fx.GraphModule:
         except Exception as e:  # tracing runs the user's own code, which may raise anything
             raise ArgumentError(
                 f"{type(model).__name__} cannot be traced ({e}); its forward must not branch on "
-                "values"
+                "values, and of a wrapper (DataParallel, torch.compile) give the module within"
             ) from e
         finally:  # constants of the forward, which the tracer leaves on the model
             for name in [n for n in vars(model) if n.startswith("_tensor_constant")]:

@@ -142,7 +142,7 @@ class _Watch:
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         method = self._method()
-        if method is None or method.optimizer in (None, optimizer) or skipped(optimizer):
+        if method is None or method.optimizer is optimizer or skipped(optimizer):
             return
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if any(id(p) in moved for p in method._guarded()):
@@ -153,9 +153,9 @@ class _Watch:
             self._warned = True
             name = type(method).__name__
             warnings.warn(
-                f"a step of another {type(optimizer).__name__} holds weights in whose place "
-                f"{name} has put parameters of its own, and does not train them; make the "
-                f"optimizer after {name} is attached",
+                f"{type(optimizer).__name__}, which {name} was not attached to, holds weights in "
+                f"whose place {name} has put parameters of its own, and does not train them; make "
+                f"the optimizer after {name} is attached",
                 OptimizerWarning,
                 stacklevel=3,
             )

@@ -77,7 +77,8 @@ class Method(ABC):
         A wrapper that keeps the optimizer in ``.optimizer`` will do. Steps that a gradient scaler
         has a fused optimizer skip inside do not count. Of several optimizers give one: where
         another one's step moves what the method holds, it is held again; that step does not
-        count.
+        count. So it is where none is given: any optimizer is another one then, and steps count
+        where you call the hooks.
 
         Raises :class:`ArgumentError` when already attached, when ``optimizer`` is none and wraps
         none, or when nothing can be done with this model; the model is left as it was.
@@ -101,9 +102,10 @@ class Method(ABC):
             self._load(state)
         if optimizer is not None:
             self._handles = hooks.on_steps(self, optimizer)
-            if any(True for _ in self._guarded()):
+        if any(True for _ in self._guarded()):
+            if optimizer is not None:
                 hooks.forget(optimizer)
-                self._handles.append(hooks.watch(self))
+            self._handles.append(hooks.watch(self))
         self._attached = True
         return self
 

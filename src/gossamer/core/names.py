@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from gossamer.core import access
 from gossamer.core.errors import ArgumentError
+from gossamer.core.regular import Regular
 
 __all__ = [
     "Tensors",
@@ -125,6 +126,11 @@ def _walk(
     module: nn.Module, raw: str = "", stored: str = "", clean: str = "", at: str = ""
 ) -> Iterator[_Place]:
     """Every module in every place; ``at`` is what the names of its tensors begin with."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError(
+            f"{clean or 'the model'} is compiled by torch.jit ({type(module).__name__}), whose "
+            "parameters cannot be replaced; give the nn.Module that it was made from"
+        )
     own = (*module._parameters, *module._buffers)
     yield _Place(module, raw, stored, clean, {name: _join(at, name) for name in own})
     added = _added(module)
@@ -173,7 +179,7 @@ def cleaned(model: nn.Module) -> Cleaned:
     >>> list(cleaned(nn.DataParallel(inner)).values())[-2:]
     ['module.weight', 'module.bias']
 
-    Raises :class:`ArgumentError` where two tensors would get one name.
+    Raises :class:`ArgumentError` where two tensors would get one name, and for TorchScript.
     """
     found = Cleaned()
     first: dict[str, str] = {}
@@ -353,9 +359,10 @@ def select(
 
     A pattern is an exact name, a layer name (``conv1`` means ``conv1.weight`` where that exists,
     else everything below it), a glob (``layer*.weight``), or ``re:`` and a regular expression
-    that must match the whole name. With the ``model`` at hand also ``type:`` and a glob of module
-    types (``type:Conv*``): the weights of two or more dimensions that these own; it may match
-    nothing, so that one recipe serves networks with and without such layers.
+    that must match the whole name (:class:`gossamer.core.regular.Regular`). With the ``model`` at
+    hand also ``type:`` and a glob of module types (``type:Conv*``): the weights of two or more
+    dimensions that these own; it may match nothing, so that one recipe serves networks with and
+    without such layers.
 
     >>> select(["conv1.weight", "conv1.bias", "fc.weight"], ["conv1", "re:f.*"])
     ['conv1.weight', 'fc.weight']
@@ -370,11 +377,10 @@ def select(
             continue
         if pattern.startswith("re:"):
             try:
-                hits = [n for n in pool if re.fullmatch(pattern[3:], n)]
-            except re.error as e:
-                raise ArgumentError(
-                    f"layer pattern {pattern!r} is no regular expression: {e}"
-                ) from e
+                expression = Regular(pattern[3:])
+            except ArgumentError as e:
+                raise ArgumentError(f"layer pattern {pattern[:40]!r}: {e}") from e
+            hits = [n for n in pool if expression.matches(n)]
         elif pattern in pool:
             hits = [pattern]
         elif f"{pattern}.weight" in pool:

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gossamer.core.errors import DatasetError, GossamerError
-from gossamer.core.files import replacing
+from gossamer.core.files import replacing, sha256
 from gossamer.core.locate import cache_folder, places
 from gossamer.datasets.base import Dataset, Split, balanced, carve
 from gossamer.datasets.fetch import fetch
@@ -36,6 +36,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _BINARY = ("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
 _PYTHON = ("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
 _MIRRORS = ("https://www.cs.toronto.edu/~kriz",)
+_DIGEST = 64  # hexadecimal digits of a SHA-256
 _EACH = 10_000  # images in a batch of the official archives
 _BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 
@@ -139,6 +140,9 @@ def _cached(sources: list[Path], decode: Callable[[], Decoded]) -> Decoded:
 
 def _map(path: Path) -> np.ndarray | None:
     try:
+        with open(path, "rb") as f:
+            if not _sound(f):
+                return None
         # Copy-on-write: torch wants writable memory, the file stays as it is.
         rows = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -151,6 +155,13 @@ def _write_atomic(path: Path, array: np.ndarray) -> None:
     # Two processes may decode at once, and either result will do.
     with replacing(path, make_folder=True) as f:
         np.save(f, array)
+        f.write(sha256(f, f.tell()))
+
+
+def _sound(f: BinaryIO) -> bool:
+    # Whether a cache ends in the SHA-256 of all before; older ones, and damaged ones, do not.
+    size = f.seek(0, os.SEEK_END) - _DIGEST
+    return size > 0 and sha256(f, size) == f.read()
 
 
 def _check(images: np.ndarray, labels: np.ndarray, where: str) -> Decoded:

@@ -114,6 +114,11 @@ def build(
         raise ArgumentError(
             f"network {name!r} has no pretrained weights; these have: {', '.join(_PRETRAINED)}"
         )
+    if isinstance(make, nn.Module):
+        raise ArgumentError(
+            f"network {name!r} is a {type(make).__name__} that is made already; name a function "
+            "that returns one, for a run builds it more than once"
+        )
     try:
         inspect.signature(make).bind(**given, **options)
     except TypeError as e:

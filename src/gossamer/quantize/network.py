@@ -237,17 +237,28 @@ def calibrate(
         check_bits(value, f"weight_bits[{pattern!r}]")
         for name in names.select(bits, pattern):
             bits[name] = value
-    data = [b[0] if isinstance(b, (tuple, list)) else b for b in batches]
-    if not any(isinstance(b, Tensor) and len(b) for b in data):
-        raise ArgumentError("batches is empty; give training images to calibrate on")
+    data = [b[0] if isinstance(b, (tuple, list)) and b else b for b in batches]
     for number, batch in enumerate(data):
+        if not isinstance(batch, Tensor):
+            raise ArgumentError(
+                f"calibration batch {number} is {type(batch).__name__}; give a tensor (N, ...), or "
+                "a tuple that starts with one"
+            )
         check_finite(batch, f"calibration batch {number}")
+    if not any(len(b) for b in data):
+        raise ArgumentError("batches is empty; give training images to calibrate on")
     for name, pair in program.weights.items():
         for tensor, what in zip(pair, ("weight", "bias"), strict=True):
             if tensor is not None:
                 check_finite(tensor, f"{name}.{what}")
     first = next(b for b in data if len(b))[:_COMPARED]
-    first = first.to(next((p.device for p in model.parameters()), first.device))
+    like = next(model.parameters(), first)
+    if first.dtype != like.dtype:
+        raise ArgumentError(
+            f"calibration batches are {first.dtype}, the network is {like.dtype}; give "
+            f"batch.to({like.dtype})"
+        )
+    first = first.to(like.device)
     check_same(model, Floats(program), first, "the network as steps")
     with torch.no_grad():
         return _Calibration(program, [b.cpu() for b in data], precision, bits).run()

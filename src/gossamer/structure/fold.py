@@ -3,6 +3,7 @@
 In evaluation batch-norm computes ``y = g (x - mean) / sqrt(var + eps) + b`` by channel; behind a
 convolution or linear layer ``x = W z + c`` that is one layer with weight ``s W`` and bias
 ``s (c - mean) + b``, where ``s = g / sqrt(var + eps)`` (Jacob et al., CVPR 2018, section 3.2).
+Of a transposed convolution ``s`` scales the outputs on axis 1 of each group's weights.
 A batch-norm of images or volumes that follows something else becomes a depthwise convolution with
 a kernel of 1; so does one of (N, C, L), where a batch tells that it is.
 """
@@ -22,7 +23,8 @@ from gossamer.core.graph import check_same, label, shapes, trace
 
 __all__ = ["fold_batchnorm"]
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _ELEMENTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh,
     nn.Softplus, nn.PReLU, nn.Identity, nn.Dropout,
@@ -147,7 +149,12 @@ class _Fold:
                 "then fold"
             )
         bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.double()
-        weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.ndim - 1))
+        weight, taps = layer.weight.double(), [1] * (layer.weight.ndim - 2)
+        if isinstance(layer, _TRANSPOSED):  # (in, out / groups, ...), the groups one after another
+            grouped = weight.unflatten(0, (layer.groups, -1))
+            weight = (grouped * scale.view(layer.groups, 1, -1, *taps)).flatten(0, 1)
+        else:
+            weight = weight * scale.view(-1, 1, *taps)
         # new parameters: a layer that shares the old ones keeps them
         layer.bias = nn.Parameter((scale * bias + shift).to(layer.weight))
         layer.weight = nn.Parameter(weight.to(layer.weight))
@@ -158,7 +165,9 @@ class _Fold:
     def _same_axis(self, norm: Any, node: fx.Node, source: fx.Node, layer: Any) -> bool:
         """Whether batch-norm scales what the layer makes: axis 1, and by the layer's outputs."""
         if not isinstance(layer, nn.Linear):
-            return not (isinstance(layer, nn.Conv1d) and self._rank(source) == 2)
+            # one example without a batch has its channels on axis 0
+            line = isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d))
+            return self._rank(source) != 2 if line else not isinstance(norm, nn.BatchNorm1d)
         name, rank = label(self.graph, node), self._rank(source)
         if rank is None and self._flat(source.args[0] if source.args else None):
             rank = 2

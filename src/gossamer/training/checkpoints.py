@@ -6,7 +6,6 @@ archive's comment; ``torch.load(weights_only=True)`` reads it as any other.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import struct
 import zipfile
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from gossamer.core.errors import ArgumentError, FormatError
-from gossamer.core.files import replacing
+from gossamer.core.files import replacing, sha256
 
 __all__ = ["load_checkpoint", "save_atomic"]
 
@@ -33,7 +32,7 @@ def save_atomic(obj: Any, path: str | Path) -> None:
         torch.save(obj, file)
         file.flush()
         length = file.seek(-2, 2)  # the archive ends with the length of its comment, which is 0
-        digest = _digest(file, length)
+        digest = sha256(file, length)
         file.seek(length)
         file.write(_COMMENT.to_bytes(2, "little") + _MARK + digest)
 
@@ -76,26 +75,13 @@ def load_checkpoint(path: str | Path) -> Any:
         ) from e
 
 
-def _digest(file: BinaryIO, length: int) -> bytes:
-    """SHA-256 of the first ``length`` bytes, in hexadecimal."""
-    file.seek(0)
-    total = hashlib.sha256()
-    while length:
-        part = file.read(min(length, 1 << 20))
-        if not part:
-            raise EOFError("the file ends while it is read")
-        total.update(part)
-        length -= len(part)
-    return total.hexdigest().encode()
-
-
 def _check(file: BinaryIO, path: Path) -> None:
     """Raise :class:`FormatError` where a byte is not what was written."""
     size = file.seek(0, 2)
     file.seek(max(0, size - _COMMENT - 2))
     end = file.read()
     if end[2 : 2 + len(_MARK)] == _MARK and end[:2] == _COMMENT.to_bytes(2, "little"):
-        if _digest(file, size - _COMMENT - 2) != end[2 + len(_MARK) :]:
+        if sha256(file, size - _COMMENT - 2) != end[2 + len(_MARK) :]:
             raise FormatError(
                 f"checkpoint {path} is damaged: its bytes are not those that were written (its "
                 "SHA-256 differs); restore it from a copy, or start the run again"

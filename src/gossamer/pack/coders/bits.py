@@ -7,6 +7,7 @@ Deep Compression's published files are (low nibble first).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 Symbols = NDArray[np.unsignedinteger]
+Integers = TypeVar("Integers", bound=NDArray[np.integer])
 
 _CHUNK = 1 << 16  # symbols per step of the numpy packer; a multiple of 8
 _LONGEST = 32  # unary prefix of a table entry
@@ -80,10 +82,10 @@ def histogram(symbols: Symbols, alphabet: int) -> NDArray[np.int64]:
     return counts
 
 
-def pieces(symbols: Symbols) -> Iterator[tuple[int, Symbols]]:
+def pieces(symbols: Integers) -> Iterator[tuple[int, Integers]]:
     """Where each piece of an array begins, and the piece: 65,536 symbols, fewer at the end."""
     for start in range(0, len(symbols), _CHUNK):
-        yield start, symbols[start : start + _CHUNK]
+        yield start, cast(Integers, symbols[start : start + _CHUNK])
 
 
 def look_up(table: NDArray[np.unsignedinteger], symbols: Symbols) -> Symbols:

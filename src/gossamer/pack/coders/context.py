@@ -18,26 +18,46 @@ from gossamer.core.kernels import kernel as load_kernel
 from gossamer.pack.coders import context_reference
 from gossamer.pack.coders.limits import Reader, varint
 
-__all__ = ["affordable", "decode", "encode"]
+__all__ = ["decode", "encode", "largest_of", "unpaid", "work"]
 
 LARGEST = 1 << 20
 """The largest magnitude of a rank."""
 
 _TRIED = 1 << 20  # entries up to which a linear layer is tried as if it followed a convolution
 _MOST = 363_500  # entries a byte can hold: a decision takes at least log2(65536 / 65535) bits
-_FREE = 1 << 16
 _RATE = 1024
+_WIDEST = 1 << 20
+_STATE = 64  # bytes that the models hold for a column
 _KERNELS = (4, 9, 16, 25, 36, 49, 64)
 
 
-def affordable(entries: int, size: int) -> bool:
-    """Whether a section of ``size`` bytes may hold so many entries.
+def work(shape: tuple[int, int], nonzeros: int, largest: int, itemsize: int) -> int:
+    """What it takes to decode a tensor, in entries that are zero (a fifth of a microsecond each).
 
-    An entry takes up to two microseconds however few bits it costs, so that a file of nothing but
-    zeros would work for hours. A thousandth of non-zeros takes a byte for 600 entries; sparser
-    matrices the other layouts code as well, and a writer leaves them to those.
+    A non-zero entry takes a sign and up to a decision for each quarter of an octave below
+    ``largest``, however few bits they cost. A wide tensor of few rows, for whose columns the models
+    would hold far more memory than it claims itself, is beyond any bound.
+
+    Args:
+        shape: rows and columns.
+        nonzeros: how many entries are not zero.
+        largest: the largest magnitude of a rank, or more.
+        itemsize: bytes of an element.
     """
-    return entries <= _FREE + _RATE * size
+    rows, cols = shape
+    if cols > _WIDEST and 2 * rows * itemsize < _STATE:
+        return 1 << 62
+    return rows * cols + nonzeros * (3 + (4 * largest.bit_length() + 1) // 2)
+
+
+def unpaid(work: int, size: int) -> int:
+    """The part of ``work`` that a section of ``size`` bytes is too small for.
+
+    A file of nothing but predictable entries would else work for hours. A thousandth of non-zeros
+    takes a byte for 600 entries; emptier matrices the other layouts code as well, and a writer
+    leaves them to those.
+    """
+    return max(0, work - _RATE * size)
 
 
 def encode(ranks: NDArray[np.signedinteger], kernel: int = 1) -> bytes:
@@ -65,10 +85,18 @@ def encode(ranks: NDArray[np.signedinteger], kernel: int = 1) -> bytes:
     return min((_encode(values, k, largest) for k in kernels), key=len)
 
 
-def decode(data: bytes, rows: int, cols: int) -> NDArray[np.int32]:
-    """The ranks (rows, cols) of :func:`encode`; FormatError when ``data`` is not their coding."""
+def largest_of(reader: Reader) -> int:
+    """The largest magnitude of a rank that a stream declares, which is read first."""
+    return reader.varint("the largest rank", LARGEST)
+
+
+def decode(data: bytes, rows: int, cols: int) -> NDArray[np.signedinteger]:
+    """The ranks (rows, cols) of :func:`encode`; FormatError when ``data`` is not their coding.
+
+    They are int8 or int16 where the compiled coder reads a stream whose largest rank fits.
+    """
     reader = Reader(data, f"context stream of {len(data)} bytes")
-    largest = reader.varint("the largest rank", LARGEST)
+    largest = largest_of(reader)
     kernel = reader.varint("the kernel", max(1, cols))
     if largest < 1 or kernel < 1 or cols % kernel:
         raise reader.fail(f"largest rank {largest} or kernel {kernel} of {cols} columns is wrong")
@@ -85,7 +113,7 @@ def decode(data: bytes, rows: int, cols: int) -> NDArray[np.int32]:
         found = context_reference.decode(payload, *shape)
         return np.array(found, np.int32).reshape(rows, cols)
     try:
-        ranks: NDArray[np.int32] = native.decode(payload, *shape)
+        ranks: NDArray[np.signedinteger] = native.decode(payload, *shape)
     except ValueError as e:
         raise reader.fail(str(e)) from None
     return ranks

@@ -13,6 +13,7 @@ it saw (up to 1023).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -283,7 +284,7 @@ class _Model:
             self.y = y
             self.row_count = self.row_sum = self.row_sign = 0
             self.recent_sum = self.recent_count = self.gap = self.last = 0
-            self.agree = [0] * self.rows
+            self.agree: dict[int, int] = defaultdict(int)  # by earlier row
             for x in range(self.cols):
                 self.entry(ranks, y * self.cols + x, x)
 

@@ -6,6 +6,8 @@ known to lie inside the bytes that are really there.
 
 from __future__ import annotations
 
+import threading
+
 from gossamer.core.errors import FormatError
 
 __all__ = [
@@ -13,9 +15,11 @@ __all__ = [
     "MAX_BYTES",
     "MAX_DIMENSIONS",
     "MAX_HEADER",
+    "Allowance",
     "Reader",
     "decoded_bytes",
     "expansion",
+    "tensors",
     "unzigzag",
     "varint",
     "zigzag",
@@ -34,6 +38,7 @@ MAX_DIMENSIONS = 32
 
 _EXPANSION = 100
 _EXPANSION_FREE = 64 << 10
+_TENSORS_FREE = 1 << 16
 _DECODED = 128
 _DECODED_FREE = 1 << 30
 
@@ -50,6 +55,18 @@ def expansion(stored: int) -> int:
     True
     """
     return min(MAX_HEADER, _EXPANSION_FREE + _EXPANSION * stored)
+
+
+def tensors(stored: int) -> int:
+    """How many tensors a header of ``stored`` compressed bytes may list, some microseconds each.
+
+    Names that differ take more bytes than these two, unless they count up from one to millions;
+    such a header is stored as it is.
+
+    >>> tensors(1000)
+    66036
+    """
+    return _TENSORS_FREE + stored // 2
 
 
 def decoded_bytes(file_bytes: int) -> int:
@@ -84,18 +101,40 @@ def unzigzag(value: int) -> int:
     return value >> 1 if value & 1 == 0 else -(value >> 1) - 1
 
 
+class Allowance:
+    """Work that the sections of a file may cost beyond what their bytes pay for, all together.
+
+    Args:
+        free: how much; in the context coder's entries by default, under a second of them.
+    """
+
+    def __init__(self, free: int = 1 << 22) -> None:
+        self.left = free
+        self._seen: set[int] = set()
+        self._lock = threading.Lock()
+
+    def take(self, work: int, section: int = 0) -> bool:
+        """Whether ``section`` may cost ``work``; one that is read again takes nothing again."""
+        with self._lock:
+            if section in self._seen:
+                return True
+            fits = work <= self.left
+            if fits:
+                self._seen.add(section)
+                self.left -= work
+            return fits
+
+
 class Reader:
     """A cursor over bytes that refuses to step outside them.
 
     Args:
         data: the bytes.
         where: what they are, for messages: ``"model.gsm: tensor 'fc.weight'"``.
-        trusted: the user has said that the file may cost what it claims.
     """
 
-    def __init__(self, data: bytes | memoryview, where: str, trusted: bool = False) -> None:
+    def __init__(self, data: bytes | memoryview, where: str) -> None:
         self.data = memoryview(data)
-        self.trusted = trusted
         self.where = where
         self.at = 0
 
@@ -121,6 +160,12 @@ class Reader:
 
     def varint(self, what: str, limit: int = (1 << 63) - 1) -> int:
         """The next LEB128 number, at most ``limit``, in its shortest form."""
+        at = self.at
+        if at < len(self.data):  # one byte, as most are, without the loop
+            value = self.data[at]
+            if value < 0x80 and value <= limit:
+                self.at = at + 1
+                return value
         value = 0
         for i in range(_VARINT_BYTES):
             byte = self.u8(what)

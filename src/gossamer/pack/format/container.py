@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from importlib import metadata
 
 from gossamer.core.errors import ArgumentError, FormatError
-from gossamer.pack.coders.limits import MAX_DIMENSIONS, MAX_HEADER, Reader, expansion, varint
+from gossamer.pack.coders.limits import (
+    MAX_DIMENSIONS,
+    MAX_HEADER,
+    Reader,
+    expansion,
+    tensors,
+    varint,
+)
 from gossamer.pack.format.raw import compress, decompress
 from gossamer.pack.format.values import BY_CODE, DType
 
@@ -125,7 +132,8 @@ def write_header(header: Header) -> bytes:
     body = bytes(parts)
     stored, head = body, varint(len(body) << 1)
     packed = compress(body)
-    if len(packed) + len(varint(len(body))) < len(body) <= expansion(len(packed)):
+    bounded = len(body) <= expansion(len(packed)) and len(header.entries) <= tensors(len(packed))
+    if bounded and len(packed) + len(varint(len(body))) < len(body):
         stored, head = packed, varint(len(packed) << 1 | 1) + varint(len(body))
     out = MAGIC + bytes([header.version]) + head + stored
     header.crc = zlib.crc32(out)
@@ -181,7 +189,7 @@ def read_header(data: bytes, file_size: int, where: str) -> Header:
     if int.from_bytes(reader.take(4, "header checksum"), "little") != crc:
         raise reader.fail("the header does not match its checksum")
     body = decompress(stored, expanded, reader, "header") if head & 1 else bytes(stored)
-    header = read_body(Reader(body, f"{where}: header"))
+    header = read_body(Reader(body, f"{where}: header"), tensors(head >> 1))
     header.crc, header.size, header.version = crc, reader.at, version
     at = header.size
     for length in header.lengths:
@@ -193,14 +201,17 @@ def read_header(data: bytes, file_size: int, where: str) -> Header:
     return header
 
 
-def read_body(reader: Reader) -> Header:
-    """The header's contents, expanded and past its checksum; lengths unchecked by the file."""
+def read_body(reader: Reader, most: int) -> Header:
+    """The header's contents, expanded and past its checksum; lengths unchecked by the file.
+
+    ``most``: how many tensors there may be.
+    """
     writer = _text(reader, reader.take(reader.u8("writer"), "writer"), "writer")
     reader.where += f" (written by gossamer {writer})"
     flags = reader.u8("flags")
     if flags & ~_METADATA:
         raise reader.fail(f"flags {flags:#04x} are unknown to gossamer {WRITER}")
-    count = reader.varint("number of tensors", reader.left // 3)
+    count = reader.varint("number of tensors", min(most, reader.left // 3))
     names: dict[str, None] = {}
     for _ in range(count):
         name = _text(reader, reader.block("a name"), "a name")
@@ -219,7 +230,8 @@ def read_body(reader: Reader) -> Header:
             entries.append(Entry(name, dtype, (), ALIAS, index))
             continue
         dimensions = reader.varint(f"dimensions of {name!r}", MAX_DIMENSIONS)
-        shape = tuple(reader.varint(f"shape of {name!r}", 1 << 48) for _ in range(dimensions))
+        what = f"shape of {name!r}"
+        shape = tuple([reader.varint(what, 1 << 48) for _ in range(dimensions)])
         extent = 1
         for size in shape:
             extent *= max(size, 1)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from gossamer.core.errors import FormatError
 from gossamer.core.seeds import FACTORS, SCALES, SCHEMES, Seed
-from gossamer.pack.coders import context
 from gossamer.pack.coders.bits import histogram
 from gossamer.pack.coders.limits import Reader
 from gossamer.pack.coders.table import CODERS
@@ -145,12 +144,6 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
     rows, cols = matrix(shape, numel)
     section.shape = (cols, rows) if flags & TRANSPOSED else (rows, cols)
     whole = len(reader.data) - before
-    if layout == CONTEXT and not (reader.trusted or context.affordable(numel, whole)):
-        raise FormatError(
-            f"{reader.where}: {numel} entries by the context coder in {whole} bytes are too many "
-            "to be decoded unasked, for they take seconds a million; if you trust the file (one of "
-            "an older version may hold such), pass max_bytes="
-        )
     total = reader.varint("non-zero entries", numel)
     before = reader.at
     if not flags & RAW_VALUES:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.names import Tensors
-from gossamer.pack.coders.limits import MAX_HEADER, Reader, decoded_bytes, expansion
+from gossamer.pack.coders.limits import MAX_HEADER, Allowance, Reader, decoded_bytes, expansion
 from gossamer.pack.format.container import (
     ALIAS,
     OWN,
@@ -47,7 +47,7 @@ class Archive:
         source: path, or the bytes of a file.
         max_bytes: bound on the decoded bytes of all tensors; by default 1 GiB, or 128 times the
             file if that is more. Raise it for a larger model that you trust; given, it also
-            lets the context coder hold more entries than its bytes may make a reader work for.
+            lets the context coder take as long as it needs, beyond what the file's bytes pay for.
 
     Raises :class:`FormatError` when the file is not whole, is of another format or version, or
     claims more than ``max_bytes``. Nothing is allocated for a claim before it is checked.
@@ -57,6 +57,7 @@ class Archive:
         self.path = None if isinstance(source, bytes) else Path(source)
         self.where = str(self.path) if self.path else "archive"
         self.trusted = max_bytes is not None
+        self._allowance = Allowance()
         self._file = Source(source)
         try:
             self.file_bytes = self._file.size
@@ -254,7 +255,7 @@ class Archive:
                 entry.numel,
                 f"{self.where}: {what}",
                 out,
-                trusted=self.trusted,
+                allowed=lambda work: self.trusted or self._allowance.take(work, index),
             )
         if entry.dtype.torch == torch.bool and bits.size and bits.max() > 1:
             raise FormatError(f"{self.where}: {what} is bool but holds the byte {bits.max()}")

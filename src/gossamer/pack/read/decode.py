@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,9 +11,9 @@ from numpy.typing import NDArray
 from gossamer.core.errors import FormatError
 from gossamer.core.seeds import Seed, fill
 from gossamer.pack.coders import context
-from gossamer.pack.coders.bits import look_up
+from gossamer.pack.coders.bits import look_up, pieces
 from gossamer.pack.coders.gaps import bitmap_runs, fixed_runs, gap_runs
-from gossamer.pack.coders.limits import Reader
+from gossamer.pack.coders.limits import Allowance, Reader
 from gossamer.pack.format.raw import decode_raw
 from gossamer.pack.format.section import (
     BITMAP,
@@ -43,7 +45,7 @@ def decode_section(
     where: str,
     out: Bits | None = None,
     *,
-    trusted: bool = False,
+    allowed: Callable[[int], bool] | None = None,
 ) -> Bits:
     """The flat bit patterns of a tensor, C order; :class:`FormatError` for anything odd.
 
@@ -54,10 +56,13 @@ def decode_section(
         numel: its elements.
         where: file and tensor, for messages.
         out: written and returned, if given: flat, contiguous bit patterns.
-        trusted: the context coder may hold more entries than its bytes may make a reader work for.
+        allowed: whether the context coder may cost so much work (:func:`context.work`) beyond what
+            the section's bytes pay for; by default what one :class:`Allowance` allows.
     """
-    reader = Reader(data, where, trusted)
+    reader = Reader(data, where)
     section = parse(reader, dtype, shape, numel)
+    if section.layout == CONTEXT:
+        _check_work(reader, section, dtype.size, allowed or Allowance().take)
     if section.seed is not None:
         return _seeded(reader, section, section.seed, numel, out)
     if can_fuse(section, dtype):
@@ -69,6 +74,22 @@ def decode_section(
         return bits
     out[:] = bits
     return out
+
+
+def _check_work(
+    reader: Reader, section: Section, itemsize: int, allowed: Callable[[int], bool]
+) -> None:
+    """Before the context coder is begun."""
+    rows, cols = section.shape
+    largest, size = context.largest_of(Reader(section.raw, reader.where)), len(reader.data)
+    work = context.work((rows, cols), sum(section.kept), largest, itemsize)
+    unpaid = context.unpaid(work, size)
+    if unpaid and not allowed(unpaid):
+        raise FormatError(
+            f"{reader.where}: {rows * cols} entries by the context coder in {size} bytes are too "
+            "many to be decoded unasked, for they take seconds a million; if you trust the file "
+            "(one of an older version may hold such), pass max_bytes="
+        )
 
 
 def _seeded(reader: Reader, section: Section, seed: Seed, numel: int, out: Bits | None) -> Bits:
@@ -214,13 +235,17 @@ def _context(reader: Reader, section: Section, dtype: DType) -> Bits:
     book = section.book
     assert book is not None
     below = dtype.negatives(book)
+    if context.largest_of(Reader(section.raw, reader.where)) > max(1, len(book)):
+        raise reader.fail(f"the largest rank lies outside the code book of {len(book)} values")
     try:
         ranks = context.decode(bytes(section.raw), *section.shape).reshape(-1)
     except FormatError as e:
         raise FormatError(f"{reader.where}: {e}") from None
     if ranks.size and (ranks.min() < -below or ranks.max() > len(book) - below):
         raise reader.fail(f"a rank lies outside the code book of {len(book)} values")
-    ranks += np.int32(below)
-    bits = look_up(np.insert(book, below, 0), ranks.view(np.uint32))
+    book = np.insert(book, below, 0)
+    bits = np.empty(len(ranks), dtype.bits)
+    for start, part in pieces(ranks):
+        bits[start : start + len(part)] = book[part + np.int64(below)]
     _check_kept(reader, section, int(np.count_nonzero(bits)))
     return bits

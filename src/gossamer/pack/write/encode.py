@@ -67,10 +67,12 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     edge = near(min(draft.size for draft in drafts))
     built = [bytes(draft) for draft in drafts if small or draft.size <= edge]
     tried = len(bits) <= s.context and kernel("context") is not None
-    tried = tried and values.book is not None and len(values.book) > 0
-    if tried and _context_pays(values, min(map(len, built))):
+    book = values.book
+    if tried and book is not None and len(book) and _context_pays(values, min(map(len, built))):
         section = context_section(values)
-        if context.affordable(len(bits), len(section)):
+        grid = (values.rows, values.cols)
+        work = context.work(grid, len(values.positions), len(book), dtype.size)
+        if not context.unpaid(work, len(section)):  # what a reader decodes unasked
             built.append(section)
     return min(built, key=len)
 
