@@ -258,3 +258,18 @@ def test_moving_a_recurrent_net_to_another_dtype_keeps_copies_possible() -> None
     model.double()
     x = SERIES.double()
     assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL.keys())
+def test_the_row_of_padding_stays_zero(make: Make) -> None:
+    model = Words(padding_idx=0)  # TOKENS hold it
+    method = make(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    method.attach(model, optimizer)
+    train(model, optimizer, TOKENS)
+    before = model(TOKENS).detach()
+    method.finish()
+    torch.testing.assert_close(model(TOKENS).detach(), before)
+    weight: Any = model.a.weight
+    assert not weight[0].any()
+    assert weight[3:].any()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from gossamer.core.modes import evaluating
 __all__ = [
     "Forward",
     "check_modes",
+    "check_or_restore",
     "check_same",
     "check_writes",
     "in_place",
@@ -289,6 +290,25 @@ def check_same(
                 "the model does something that its graph does not hold (operations in place, "
                 "hooks, branches, weights read elsewhere)"
             )
+
+
+def check_or_restore(
+    before: nn.Module,
+    model: nn.Module,
+    example: Any,
+    what: str,
+    held: Iterable[tuple[Tensor, Tensor]],
+) -> None:
+    """:func:`check_same` of a model changed in place, which a difference puts back.
+
+    ``held``: each tensor that was changed, and what it was.
+    """
+    try:
+        check_same(before, model, example, what)
+    except ArgumentError:
+        for tensor, value in held:
+            tensor.copy_(value)
+        raise
 
 
 def _run(model: nn.Module, batch: Any, forward: Forward | None) -> Any:

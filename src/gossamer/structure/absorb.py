@@ -15,7 +15,7 @@ from torch import nn
 
 from gossamer.core import access, names
 from gossamer.core.errors import ArgumentError
-from gossamer.core.graph import check_same
+from gossamer.core.graph import check_or_restore
 
 __all__ = ["absorb_batchnorm"]
 
@@ -70,12 +70,8 @@ def absorb_batchnorm(model: nn.Module, example: Any = None) -> list[str]:
         mean.zero_()
         variance.fill_(1.0 - module.eps)
     if before is not None:
-        try:
-            check_same(before, model, example, "the network with absorbed batch-norm")
-        except ArgumentError:
-            for tensor, value in state:
-                tensor.copy_(value)
-            raise
+        what = "the network with absorbed batch-norm"
+        check_or_restore(before, model, example, what, state)
     return [name for name, *_ in tracked]
 
 

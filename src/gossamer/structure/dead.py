@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gossamer.core import access, names
-from gossamer.core.errors import ArgumentError
-from gossamer.core.graph import check_same, shapes, trace
+from gossamer.core.graph import check_or_restore, shapes, trace
 from gossamer.core.masks import Masks
 from gossamer.core.modes import evaluating
 
@@ -277,12 +276,8 @@ def remove_dead(model: nn.Module, masks: Masks | None = None, example: Any = Non
             for link in links:
                 changed |= _silence(link)
         if before is not None:
-            try:
-                check_same(before, model, example, "the network without its dead units")
-            except ArgumentError:
-                for p, value in held:
-                    p.copy_(value)
-                raise
+            what = "the network without its dead units"
+            check_or_restore(before, model, example, what, held)
         if masks is not None:
             for name, weight in names.parameters(model).items():
                 if name in masks:
