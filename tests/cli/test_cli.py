@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import gossamer
-from gossamer import cli
+from gossamer import cli, nets
+from gossamer.compression import inputs
 from gossamer.compression.progress import Lines, Reporter, console
 from gossamer.core.errors import GossamerError
 
@@ -50,6 +51,32 @@ def test_train_writes_weights_and_goes_on_from_its_checkpoint(
     told = Told(capsys, "train", *NET, "--epochs", "7", "--lr", "0.1", "--out", weights)
     assert told.code == 1
     assert "epochs was 6, now it is 7" in told.err
+
+
+def test_the_other_layouts_by_the_ending(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = nets.build("mlp-64-24-10")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("weight"):  # 7 values, most of them 0
+                p.copy_((p / p.abs().max() * 3).round().where(p.abs() > p.abs().median(), 0))
+    inputs.save_safetensors(model, tmp_path / "a.safetensors")
+    assert Told(capsys, "pack", tmp_path / "a.safetensors", tmp_path / "a.gsm").code == 0
+    for name, more in (("b.net", ()), ("b.safetensors", ("--coded",))):
+        assert Told(capsys, "unpack", tmp_path / "a.gsm", tmp_path / name, *more).code == 0
+        assert (tmp_path / name).stat().st_size < (tmp_path / "a.safetensors").stat().st_size / 2
+        network = ("--model", "mlp-64-24-10") if name == "b.net" else ()
+        back = tmp_path / f"{name}.gsm"
+        assert Told(capsys, "pack", tmp_path / name, back, *network).code == 0
+        found = gossamer.unpack(back)
+        assert all(torch.equal(found[n], t) for n, t in model.state_dict().items())
+    told = Told(capsys, "pack", tmp_path / "b.net", tmp_path / "c.gsm")
+    assert told.code == 1
+    assert "holds no names and shapes" in told.err
+    told = Told(capsys, "unpack", tmp_path / "a.gsm", tmp_path / "b.txt")
+    assert told.code == 1
+    assert ".safetensors or .net" in told.err
 
 
 def test_pack_inspect_unpack_evaluate(

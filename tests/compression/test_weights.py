@@ -182,7 +182,7 @@ KINDS: dict[str, tuple[Any, str]] = {
     "packed.pt": (ArgumentError, r"packed file; give it the ending \.gsm"),
     "cut.pt": (FormatError, r"truncated or corrupt"),
     "cut-old.pt": (FormatError, r"truncated or corrupt"),
-    "cut.safetensors": (FormatError, r"no sound safetensors"),
+    "cut.safetensors": (FormatError, r"not a whole safetensors"),
 }
 
 

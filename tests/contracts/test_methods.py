@@ -11,6 +11,7 @@ from torch import nn
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.method import Masked, Method, Snapshot
+from gossamer.core.quantizer import Trajectory
 from gossamer.prune import Supermask, prune
 from gossamer.prune.dynamic import FAMILY, DynamicSparse
 from gossamer.quantize import (
@@ -35,6 +36,7 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
         prune(model, 0.3), values={n: w.detach().clone() for n, w in names.weights(model).items()}
     ),
     "snapshot": lambda model: Snapshot(3),
+    "trajectory": lambda model: Trajectory([], every=2),
     "shared": lambda model: SharedWeights(share_model(model, bits=3)),
     "shared grid": lambda model: SharedWeights(
         share_model(model, bits=3, init="uniform"), grid=True

@@ -11,6 +11,7 @@ import typer
 from gossamer.cli.options import AsJson, Key, Threads, smaller
 from gossamer.cli.program import app
 from gossamer.compression.progress import console
+from gossamer.core.errors import ArgumentError
 from gossamer.core.files import shown
 
 __all__ = ["inspect", "pack", "unpack"]
@@ -18,17 +19,22 @@ __all__ = ["inspect", "pack", "unpack"]
 
 @app.command()
 def pack(
-    source: Annotated[Path, typer.Argument(help="A .safetensors, .pt or .pth file.")],
+    source: Annotated[Path, typer.Argument(help="A .safetensors, .pt, .pth or .net file.")],
     file: Annotated[Path, typer.Argument(help="The .gsm file to write.")],
     profile: Annotated[str, typer.Option(help="smallest, fast or huffman.")] = "smallest",
     key: Key = None,
+    model: Annotated[
+        str | None, typer.Option(help="Of a .net file: the network, which has names and shapes.")
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Pack tensors losslessly into a small file."""
+    from gossamer import nets
     from gossamer.compression import inputs
     from gossamer.pack import pack as write
 
-    state = inputs.read_state(source, key)
+    network = None if model is None else nets.build(model)
+    state = inputs.read_state(source, key, model=network)
     with (
         console() as show,
         write(
@@ -45,14 +51,25 @@ def pack(
 @app.command()
 def unpack(
     file: Annotated[Path, typer.Argument(help="A .gsm file.")],
-    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors or .net file to write.")],
+    coded: Annotated[
+        bool, typer.Option("--coded", help="safetensors with codes and code books.")
+    ] = False,
 ) -> None:
-    """Decode a packed file to a plain safetensors file."""
+    """Decode a packed file to a plain safetensors file, or to the layout of Deep Compression."""
     from gossamer.compression import inputs
     from gossamer.pack import unpack as read
+    from gossamer.pack.safetensors_io import save_safetensors
 
+    if target.suffix not in (".safetensors", ".net"):
+        raise ArgumentError(f"{target}: end its name in .safetensors or .net")
     tensors = read(file)
-    inputs.save_safetensors(tensors, target)
+    if target.suffix == ".net":
+        inputs.save_net(tensors, target)
+    elif coded:
+        save_safetensors(tensors, target)
+    else:
+        inputs.save_safetensors(tensors, target)
     print(f"{target}: {len(tensors)} tensors")
 
 

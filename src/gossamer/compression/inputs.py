@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from gossamer import nets
 from gossamer.compression.records import load, recorded
 from gossamer.compression.weights import fitted, read_tensors
+from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.files import write_chunks
 from gossamer.datasets import Dataset
 from gossamer.pack import unpack
+from gossamer.pack.netfile import NetLayer, net_tensors, read_net, write_net
 from gossamer.pack.safetensors_io import safetensors_bytes
 from gossamer.pack.write.writer import named_tensors
 
@@ -24,6 +26,7 @@ __all__ = [
     "network",
     "plain",
     "read_state",
+    "save_net",
     "save_safetensors",
 ]
 
@@ -65,11 +68,14 @@ def build_options(
     return options
 
 
-def read_state(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors``, ``.gsm`` or checkpoint file; nothing in it is executed.
+def read_state(
+    path: str | Path, key: str | None = None, *, model: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors``, ``.gsm``, ``.net`` or checkpoint file; none of it is run.
 
     ``key``: where in a checkpoint they are, with dots
-    (:func:`gossamer.compression.weights.read_tensors`).
+    (:func:`gossamer.compression.weights.read_tensors`). ``model``: gives a ``.net`` file its names
+    and shapes, which it does not hold (:mod:`gossamer.pack.netfile`).
 
     Raises :class:`ArgumentError` when there is no such file, no tensors in it or a choice to be
     made, :class:`FormatError` when it is damaged.
@@ -81,6 +87,14 @@ def read_state(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
         if key is not None:
             raise ArgumentError(f"{path} is a packed file, which has no key {key!r}")
         return unpack(path)
+    if path.suffix == ".net":
+        if model is None:
+            raise ArgumentError(
+                f"{path} is a .net file, which holds no names and shapes; say of which network it "
+                "is (--model)"
+            )
+        shapes = {name.removesuffix(".weight"): w for name, w in names.weights(model).items()}
+        return net_tensors(read_net(path, {n: tuple(w.shape) for n, w in shapes.items()}))
     return read_tensors(path, key)
 
 
@@ -142,3 +156,20 @@ def save_safetensors(source: nn.Module | Mapping[str, Tensor], path: str | Path)
     # clones: views of one storage are tensors of their own
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
     write_chunks(path, [safetensors_bytes(plain, aliases or None)])
+
+
+def save_net(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write pruned and shared layers in the layout published with Deep Compression.
+
+    Raises :class:`ArgumentError` for a tensor that is no ``NAME.weight`` or its ``NAME.bias``, and
+    for values that the layout has no room for (:class:`gossamer.pack.netfile.NetLayer`).
+    """
+    layers = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
+    known = {f"{layer}.{what}" for layer in layers for what in ("weight", "bias")}
+    if other := [name for name in tensors if name not in known]:
+        raise ArgumentError(
+            f"a .net file holds weights and their biases alone, not {other[0]!r}; write "
+            ".safetensors"
+        )
+    rows = [NetLayer.of(n, tensors[f"{n}.weight"], tensors.get(f"{n}.bias")) for n in layers]
+    write_net(path, rows)

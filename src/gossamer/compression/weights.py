@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gossamer.core.errors import ArgumentError, FormatError
+from gossamer.pack.safetensors_io import load_safetensors
 
 __all__ = ["fitted", "read_tensors"]
 
@@ -56,10 +55,7 @@ def read_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
     if _is_safetensors(head):
         if key is not None:
             raise ArgumentError(f"{path} is a safetensors file, which has no key {key!r}")
-        try:
-            return load_file(path)
-        except SafetensorError as e:
-            raise FormatError(f"{path} is no sound safetensors file: {e}; fetch it again") from e
+        return load_safetensors(path)[0]
     foreign = _foreign(path, head)
     if foreign is not None:
         raise ArgumentError(f"{path} is {foreign}")
