@@ -90,12 +90,12 @@ def train(
     with contextlib.ExitStack() as stack:
         workers = None
         if exchange is not None:
-            from gossamer.distribute import Processes, by_name
+            from gossamer.distribute import Plan, Processes, by_name
 
-            codec = None if exchange == "none" else by_name(exchange)
-            workers = stack.enter_context(
-                Processes.launched(codec, topology=topology, seed=seed, timeout=timeout)
-            )
+            plan = None
+            if exchange != "none":
+                plan = Plan.of(by_name(exchange), topology=topology, seed=seed)
+            workers = stack.enter_context(Processes.launched(plan, timeout=timeout))
         elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ArgumentError(
                 f"WORLD_SIZE={os.environ['WORLD_SIZE']} processes would each train this network "

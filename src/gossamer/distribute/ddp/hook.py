@@ -15,9 +15,9 @@ of ranks, whatever ``no_sync``, ``join`` or unused parameters leave of the gradi
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.distributed as dist
@@ -30,9 +30,8 @@ from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.distribute.codecs.codec import GradCodec
 from gossamer.distribute.codecs.feedback import ErrorFeedback
 from gossamer.distribute.exchange.agreement import NUMBERS, agree
-from gossamer.distribute.exchange.average import THRESHOLD, Dither, Plan
+from gossamer.distribute.exchange.average import Options, Plan
 from gossamer.distribute.exchange.group import TIMEOUT, Distributed
-from gossamer.distribute.exchange.topology import Topology
 from gossamer.distribute.exchange.worker import Worker
 from gossamer.distribute.wire.message import Layout
 
@@ -46,7 +45,7 @@ class GradientExchange:
 
     Args:
         model: the model that DDP wraps (or the DDP model): for the names of its parameters.
-        codec: how gradients are coded.
+        codec: how gradients are coded, or a whole plan.
         process_group: DDP's; None: the default one. The exchange makes a group of its own over the
             same ranks at the first step; for a group of some ranks only, torch asks that they have
             made equally many groups before.
@@ -56,8 +55,8 @@ class GradientExchange:
 
     As a context it closes itself at the end, and tells the others of an error that left it.
 
-    The others are those of :class:`~gossamer.distribute.exchange.average.Plan`. With one rank
-    gradients are quantized as for any number, nothing is sent, and a warning says so once.
+    ``options`` are the other fields of :class:`~gossamer.distribute.exchange.average.Plan`. With
+    one rank gradients are quantized as for any number, nothing is sent, and a warning says so once.
 
     Raises :class:`ArgumentError` for arguments outside what is allowed.
     """
@@ -65,37 +64,20 @@ class GradientExchange:
     def __init__(
         self,
         model: nn.Module,
-        codec: GradCodec,
+        codec: GradCodec | Plan,
         *,
         process_group: dist.ProcessGroup | None = None,
-        topology: Topology = "auto",
-        threshold: int = THRESHOLD,
-        exclude: str | Iterable[str] | None = None,
-        shared_scale: bool | None = None,
-        dither: Dither = "independent",
-        requantize: bool = False,
-        feedback: bool = False,
-        checksum: bool = False,
-        seed: int = 0,
+        feedback: bool | None = None,
         timeout: float = TIMEOUT,
+        **options: Unpack[Options],
     ) -> None:
-        self.plan = Plan(
-            codec,
-            topology,
-            threshold,
-            exclude,
-            shared_scale,
-            dither,
-            seed,
-            requantize,
-            feedback,
-            checksum,
-        )
+        chosen = {} if feedback is None else {"feedback": feedback}
+        self.plan = Plan.of(codec, **chosen, **options)
         if not timeout > 0:
             raise ArgumentError(f"timeout={timeout} must be more than 0 seconds")
         self.timeout = timeout
         self.step = 0
-        self.errors = ErrorFeedback() if feedback else None
+        self.errors = ErrorFeedback() if self.plan.feedback else None
         self._model = model
         self._parameters = names.parameters(model)  # held, so that ids stay theirs
         self._names = {id(p): name for name, p in self._parameters.items()}

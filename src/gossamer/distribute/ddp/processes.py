@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.distributed as dist
@@ -18,9 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from gossamer.core.errors import ArgumentError, ExchangeError, GossamerError
 from gossamer.distribute.codecs.codec import GradCodec
 from gossamer.distribute.ddp.hook import GradientExchange
-from gossamer.distribute.exchange.average import THRESHOLD
+from gossamer.distribute.exchange.average import Options, Plan
 from gossamer.distribute.exchange.group import TIMEOUT, Distributed
-from gossamer.distribute.exchange.topology import Topology
 
 __all__ = ["Processes"]
 
@@ -32,7 +31,7 @@ class Processes:
 
     Args:
         codec: None: plain DDP, in floating point.
-        topology, threshold, seed, timeout: of :class:`GradientExchange`.
+        timeout, options: of :class:`GradientExchange`.
 
     A process group must be there; :meth:`launched` makes one. A network whose parameters do not
     all take part in every step is refused by DDP.
@@ -40,31 +39,27 @@ class Processes:
 
     def __init__(
         self,
-        codec: GradCodec | None,
+        codec: GradCodec | Plan | None,
         *,
-        topology: Topology = "auto",
-        threshold: int = THRESHOLD,
-        seed: int = 0,
         timeout: float = TIMEOUT,
+        **options: Unpack[Options],
     ) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.about = "float gradients"
-        if codec is not None:
-            self.about = f"{codec!r} {topology}, threshold={threshold}, seed={seed}"
-        self._codec = codec
-        self._options: dict[str, Any] = {
-            "topology": topology,
-            "threshold": threshold,
-            "seed": seed,
-            "timeout": timeout,
-        }
+        self._plan = None if codec is None else Plan.of(codec, **options)
+        if self._plan is not None:
+            plan = self._plan
+            self.about = (
+                f"{plan.codec!r} {plan.topology}, threshold={plan.threshold}, seed={plan.seed}"
+            )
+        self._timeout = timeout
         self._exchange: GradientExchange | None = None
         self._saved: Mapping[str, Any] | None = None
 
     @classmethod
     @contextlib.contextmanager
     def launched(
-        cls, codec: GradCodec | None, *, timeout: float = TIMEOUT, **options: Any
+        cls, codec: GradCodec | Plan | None, *, timeout: float = TIMEOUT, **options: Unpack[Options]
     ) -> Iterator[Processes]:
         """Join the others that torchrun started; without a launcher there is one process.
 
@@ -115,8 +110,8 @@ class Processes:
         """The network in DDP, with the hook."""
         self.close()
         ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        if self._codec is not None:
-            self._exchange = GradientExchange(model, self._codec, **self._options)
+        if self._plan is not None:
+            self._exchange = GradientExchange(model, self._plan, timeout=self._timeout)
             if self._saved is not None:
                 self._exchange.load_state_dict(self._saved)
             ddp.register_comm_hook(self._exchange, GradientExchange.hook)

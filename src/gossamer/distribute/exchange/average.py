@@ -11,15 +11,15 @@ True
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from gossamer.core import names
-from gossamer.core.errors import ArgumentError
+from gossamer.core.errors import ArgumentError, one_of
 from gossamer.distribute.codecs.codec import GradCodec
 from gossamer.distribute.codecs.feedback import ErrorFeedback
 from gossamer.distribute.exchange.group import TIMEOUT, Distributed, Program, lockstep
@@ -37,6 +37,19 @@ THRESHOLD = 1024
 
 TernGrad's ImageNet networks keep everything under 9217.
 """
+
+
+class Options(TypedDict, total=False):
+    """The fields of :class:`Plan` beside codec and feedback, as keywords."""
+
+    topology: Topology
+    threshold: int
+    exclude: str | Iterable[str] | None
+    shared_scale: bool | None
+    dither: Dither
+    seed: int
+    requantize: bool
+    checksum: bool
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,19 @@ class Plan:
             raise ArgumentError(f"threshold={self.threshold!r} must be a number of elements from 0")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64:
             raise ArgumentError(f"seed={self.seed!r} must be a whole number from 0, below 2**64")
+
+    @classmethod
+    def of(cls, codec: GradCodec | Plan, **options: Any) -> Plan:
+        """The plan itself, or that of a codec, with these fields changed.
+
+        Raises :class:`ArgumentError` for an option that is no field.
+        """
+        known = [field.name for field in fields(cls)][1:]
+        for name in options:
+            one_of("option", name, known)
+        if isinstance(codec, Plan):
+            return replace(codec, **options)
+        return cls(codec, **options)
 
     def way(self, size: int) -> str:
         """The topology among ``size`` ranks."""
@@ -203,20 +229,13 @@ class Plan:
 @torch.no_grad()
 def exchange(
     gradients: Mapping[str, Tensor] | nn.Module,
-    codec: GradCodec,
+    codec: GradCodec | Plan,
     group: Distributed | dist.ProcessGroup | None = None,
     *,
     step: int,
-    seed: int = 0,
-    topology: Topology = "auto",
-    threshold: int = THRESHOLD,
-    exclude: str | Iterable[str] | None = None,
-    shared_scale: bool | None = None,
-    dither: Dither = "independent",
-    requantize: bool = False,
     feedback: ErrorFeedback | None = None,
-    checksum: bool = False,
     timeout: float = TIMEOUT,
+    **options: Unpack[Options],
 ) -> None:
     """Replace gradients by their average over all ranks of ``group``, in place.
 
@@ -232,13 +251,11 @@ def exchange(
         feedback: this rank's errors, to be added and renewed; None: no error feedback.
         timeout: seconds a rank may keep the others waiting; a :class:`Distributed` has its own.
 
-    The others are those of :class:`Plan`. Raises :class:`ArgumentError`, with nothing changed, and
+    ``codec`` may be a whole :class:`Plan`; ``options`` are its other fields. Raises
+    :class:`ArgumentError`, with nothing changed, and
     :class:`~gossamer.core.errors.ExchangeError` when a rank is gone or holds something else.
     """
-    plan = Plan(
-        codec, topology, threshold, exclude, shared_scale, dither, seed, requantize,
-        feedback is not None, checksum,
-    )  # fmt: skip
+    plan = Plan.of(codec, feedback=feedback is not None, **options)
     if isinstance(gradients, nn.Module):
         found: dict[str, Tensor] = {}
         for name, p in names.parameters(gradients).items():
@@ -260,18 +277,11 @@ def exchange(
 @torch.no_grad()
 def simulate(
     gradients: Sequence[Mapping[str, Tensor]],
-    codec: GradCodec,
+    codec: GradCodec | Plan,
     *,
     step: int,
-    seed: int = 0,
-    topology: Topology = "auto",
-    threshold: int = THRESHOLD,
-    exclude: str | Iterable[str] | None = None,
-    shared_scale: bool | None = None,
-    dither: Dither = "independent",
-    requantize: bool = False,
     feedback: Sequence[ErrorFeedback] | None = None,
-    checksum: bool = False,
+    **options: Unpack[Options],
 ) -> dict[str, Tensor]:
     """What every one of N ranks would hold after :func:`exchange`, to the bit, in one process.
 
@@ -281,10 +291,7 @@ def simulate(
 
     Raises as :func:`exchange`.
     """
-    plan = Plan(
-        codec, topology, threshold, exclude, shared_scale, dither, seed, requantize,
-        feedback is not None, checksum,
-    )  # fmt: skip
+    plan = Plan.of(codec, feedback=feedback is not None, **options)
     size = len(gradients)
     if not size or not gradients[0]:
         raise ArgumentError("gradients is empty: give one mapping a rank, with a gradient or more")
