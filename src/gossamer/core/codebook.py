@@ -65,10 +65,8 @@ class Quantized:
 
         Negative zero counts as zero.
         """
-        values = torch.unique(tensor.detach())
-        values = torch.cat([values.new_zeros(1), values[values != 0]])
-        order = torch.argsort(values[1:])
-        book = torch.cat([values[:1], values[1:][order]])
+        values = torch.unique(tensor.detach(), sorted=True)
+        book = torch.cat([values.new_zeros(1), values[values != 0]])
         codes = torch.searchsorted(book[1:].contiguous(), tensor.detach().contiguous()) + 1
         codes = torch.where(tensor == 0, torch.zeros_like(codes), codes)
         return cls(codes, book)
