@@ -18,7 +18,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+
+from gossamer import _native
 
 ROOT = Path(__file__).resolve().parents[1]
 SWAPS: dict[type, type] = {
@@ -48,9 +51,11 @@ def changes(tree: ast.Module) -> Iterator[Change]:
 
 
 def _at(node: ast.AST) -> Iterator[Change]:
-    if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        new: ast.AST = SWAPS[type(node.ops[0])]()
-        yield node, type(new).__name__, lambda: node.ops.__setitem__(0, new)  # type: ignore[call-overload]
+    if isinstance(node, ast.Compare):
+        for i, op in enumerate(node.ops):
+            new = SWAPS[type(op)]()
+            do = partial(node.ops.__setitem__, i, new)
+            yield node, f"{type(op).__name__} {i} to {type(new).__name__}", do
     elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in SWAPS:
         kind = SWAPS[type(node.op)]
         yield node, kind.__name__, lambda: setattr(node, "op", kind())
@@ -61,7 +66,7 @@ def _at(node: ast.AST) -> Iterator[Change]:
         yield node, str(value), lambda: setattr(node, "value", value)
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         more = node.value + 1
-        yield node, str(more), lambda: setattr(node, "value", more)
+        yield node, f"{node.value} to {more}", lambda: setattr(node, "value", more)
 
 
 def _truth(node: ast.UnaryOp) -> None:
@@ -85,6 +90,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "src")
         shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
+        built = Path(_native.__file__).parent  # an editable installation keeps its kernels apart
+        for kernel in built.glob("*.so"):
+            shutil.copy(kernel, copy / "gossamer" / "_native")
         inside = copy.joinpath(*place.parts[1:])
         environment = {
             **os.environ,
@@ -100,7 +108,7 @@ def main() -> int:
             "sys.exit(pytest.main(sys.argv[1:]))"
         )
         options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-c", start, str(copy), *options, *given.tests]
+        command = [sys.executable, "-c", start, str(copy), *options, str(inside), *given.tests]
 
         def killed() -> bool:
             try:
@@ -125,7 +133,7 @@ def main() -> int:
             inside.write_text(ast.unparse(ast.fix_missing_locations(tree)))
             if not killed():
                 living += 1
-                print(f"lives: line {node.lineno}, {what}: {line}", flush=True)  # type: ignore[attr-defined]
+                print(f"lives: line {node.lineno}:{node.col_offset}, {what}: {line}", flush=True)  # type: ignore[attr-defined]
     print(f"{given.module}: {len(chosen) - living} of {len(chosen)} noticed")
     return int(bool(living))
 

@@ -46,14 +46,6 @@ QUANTIZERS: dict[str, Callable[[Tensor], Quantized]] = {
         if name != "lab"
     },
 }
-
-
-def test_an_exact_code_book_by_hand() -> None:
-    found = Quantized.of(torch.tensor([[3.0, -0.0, -1.5], [0.0, 3.0, 2.0]]))
-    assert found.codebook.tolist() == [0.0, -1.5, 2.0, 3.0]
-    assert found.codes.tolist() == [[3, 0, 1], [0, 3, 2]]
-
-
 every_quantizer = pytest.mark.parametrize("quantize", QUANTIZERS.values(), ids=QUANTIZERS.keys())
 
 

@@ -189,3 +189,20 @@ def test_damage_is_refused_or_harmless(case, data):
 def test_noise_never_crashes(data, count, alphabet):
     with contextlib.suppress(FormatError):
         assert len(coder.decode(data, count, alphabet)) == count
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_nothing_may_follow_the_streams(native, monkeypatch):
+    monkeypatch.setenv("GOSSAMER_NATIVE", native)
+    symbols = np.array([0, 1] * 8, np.uint8)
+    data = coder.encode(symbols, 2)
+    np.testing.assert_array_equal(coder.decode(data, 16, 2), symbols)
+    with pytest.raises(FormatError):
+        coder.decode(data + b"\0", 16, 2)
+
+
+def test_a_measure_is_what_encoding_takes():
+    for symbols in ([0, 0, 0, 1], [0, 1, 2, 2, 2, 2, 2, 2, 2], [5]):
+        given = np.array(symbols, np.uint8)
+        histogram = np.bincount(given, minlength=6)
+        assert coder.measure(histogram) == len(coder.encode(given, 6))

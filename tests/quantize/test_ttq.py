@@ -247,6 +247,7 @@ def test_an_outlier_is_warned_of_with_the_sparsity() -> None:
         ({"threshold": None}, "give one of the two"),
         ({"density": 0.5}, "give one of the two"),
         ({"threshold": None, "density": 0.0}, r"density=0\.0 is outside"),
+        ({"threshold": None, "density": 1.5}, r"density=1\.5 is outside"),
         ({"start": "zero"}, "start='zero' is not one of"),
         ({"weight_decay": -1.0}, r"weight_decay=-1\.0"),
         ({"every": 0}, "every=0"),
@@ -256,6 +257,12 @@ def test_an_outlier_is_warned_of_with_the_sparsity() -> None:
 def test_arguments_are_checked(options: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         method(**options)
+
+
+def test_arguments_at_their_edges() -> None:
+    assert method(threshold=None, density=1.0).density == 1.0
+    assert method(threshold=None, density=0.5).density == 0.5
+    assert method(threshold=0.0).threshold == 0.0
 
 
 def zeroed(model: nn.Sequential) -> None:
