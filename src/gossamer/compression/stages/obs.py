@@ -1,0 +1,197 @@
+"""Post-training compression from inputs alone: Optimal Brain Surgeon, layer by layer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from gossamer.compression.layers import per_layer
+from gossamer.compression.parts import examples
+from gossamer.compression.settings import ByLayer, LayerDensity, Positive, Strength
+from gossamer.compression.stage import LayerStage
+from gossamer.compression.state import State
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
+from gossamer.core.masks import Masks
+from gossamer.core.obs import Choice, Kept, factor, solve, start_from
+from gossamer.quantize.obs import (
+    Coded,
+    Pruned,
+    Rounded,
+    Sparsity,
+    Within,
+    lengths,
+    scale_of,
+    step_for,
+)
+from gossamer.training.layer_inputs import Moments, moments, readers
+
+__all__ = ["Obs"]
+
+_MOST = 2000  # codes of a rate-coded layer: -2000..2000
+_PASSES = 2  # over a rate-coded layer: the first prices codes as rounding to nearest has them
+
+
+class Obs(LayerStage):
+    """Prune, round or code weights so that each layer's outputs on real inputs change least.
+
+    From inputs alone, without training: each weight's error is carried to those not yet treated
+    (:mod:`gossamer.core.obs`), and layers see the inputs that the layers treated before give.
+
+    Attributes:
+        density: the fraction kept; one number, or one by layer pattern (a layer that none names
+            keeps its weights, and is treated only where ``bits`` or ``rate`` name it).
+        sparsity: ``unstructured``, ``2:4``, ``4:8``, or ``1x4``: four neighbours along the inputs.
+        bits: values are -n..n times a step, n = 2^(bits - 1) - 1.
+        group: weights that share a step: ``tensor``, ``channel`` (a row), or so many along a row.
+        rate: in place of ``bits``: what 1000 bits of the file may cost, as a part of the power of
+            the layer's outputs; the step follows from it.
+        damp: added to the Hessian's diagonal, as a part of its mean.
+        calibration: how many examples are looked at.
+        calibrate_on: of which split; labels are not read, the test split decides nothing.
+    """
+
+    stage: Literal["obs"] = "obs"
+    density: LayerDensity | None = None
+    sparsity: Sparsity = "unstructured"
+    bits: ByLayer[Annotated[int, Field(ge=2, le=8)]] | None = None
+    group: Literal["tensor", "channel"] | Annotated[int, Field(ge=8)] = "channel"
+    rate: Strength | None = None
+    damp: Positive = 0.01
+    calibration: Annotated[int, Field(ge=1)] = 512
+    calibrate_on: Literal["train", "validation"] = "train"
+
+    rebuilds: ClassVar[bool] = True
+    by_layer: ClassVar[tuple[str, ...]] = ("density", "bits", "rate")
+
+    @model_validator(mode="after")
+    def _something(self) -> Obs:
+        if self.density is None and self.bits is None and self.rate is None:
+            raise ValueError("give density, bits or rate: what becomes of the weights")
+        if self.bits is not None and self.rate is not None:
+            raise ValueError("give either bits (a grid of so many values) or rate (cheap codes)")
+        every = self.density.values() if isinstance(self.density, dict) else (self.density,)
+        if ":" in self.sparsity and any(d != 0.5 for d in every):
+            raise ValueError(f"sparsity {self.sparsity} keeps half; give density: 0.5")
+        return self
+
+    @property
+    def shares(self) -> bool:  # type: ignore[override]
+        """Where values are few."""
+        return self.bits is not None or self.rate is not None
+
+    def run(self, state: State) -> None:
+        """Layer by layer, in the order in which an input meets them."""
+        weights = self.weights(state.model)
+        wanted = {
+            key: {}
+            if (value := getattr(self, key)) is None
+            else per_layer(state.model, weights, value)
+            for key in self.by_layer
+        }
+        treated = [n for n in weights if any(n in found for found in wanted.values())]
+        if not treated:
+            raise ArgumentError(f"stage {state.name} names no layer; give density, bits or rate")
+        split = getattr(state.data, self.calibrate_on)
+        batches = examples(split, self.calibration, state.generator(97))
+        original = copy.deepcopy(state.model)
+        uses = readers(state.model, batches[0], treated)
+        rows: list[dict[str, Any]] = []
+        order = [*uses, *(n for n in treated if n not in uses)]
+        for done, name in enumerate(order):
+            seen = None
+            if name in uses:
+                seen = moments(state.model, original, batches, name, uses[name])
+            options = {key: found.get(name) for key, found in wanted.items()}
+            mask = state.masks.get(name)
+            rows.append({"name": name, **self._treat(weights[name], seen, mask, **options)})
+            state.progress.count(f"{state.name} layers", done + 1, len(order), name)
+        state.fixed -= set(treated)
+        pruned = {n for n in treated if n in wanted["density"] or n in state.masks}
+        own = names.parameters(state.model)
+        state.masks.update(Masks.of({n: own[n] for n in pruned}))
+        if self.shares:
+            state.fixed |= {n for n in treated if n in wanted["bits"] or n in wanted["rate"]}
+        state.notes["obs"] = {"layers": rows, "examples": sum(len(b) for b in batches)}
+
+    @torch.no_grad()
+    def _treat(
+        self,
+        weight: nn.Parameter,
+        seen: Moments | None,
+        mask: Tensor | None,
+        *,
+        density: float | None,
+        bits: int | None,
+        rate: float | None,
+    ) -> dict[str, Any]:
+        """Set one weight; what became of it."""
+        turned = seen is not None and seen.turned
+        groups = 1 if seen is None or seen.hessian is None else len(seen.hessian)
+        plain = weight.detach().T if turned else weight.detach()
+        matrix = plain.reshape(groups, plain.shape[0] // groups, -1).double()
+        columns = matrix.shape[2]
+        eye = torch.eye(columns, dtype=torch.float64, device=weight.device)
+        hessian = eye.expand(groups, -1, -1) if seen is None else _given(seen.hessian)
+        power = float((matrix @ hessian * matrix).sum())
+        if not power > 0:
+            return {"seen": seen is not None, "density": _density(weight), "error": 0.0}
+        hessian = hessian / power  # err^2 is then a part of the power of the layer's outputs
+        start = matrix
+        if seen is not None:
+            cross = _given(seen.cross) / power
+            start = torch.stack(
+                [
+                    start_from(w, h, c, self.damp)
+                    for w, h, c in zip(matrix, hessian, cross, strict=True)
+                ]
+            )
+        uppers = [factor(h, self.damp) for h in hessian]
+        within = None if mask is None else (mask.T if turned else mask).reshape(matrix.shape)
+
+        def solved(inner: list[Choice]) -> Tensor:
+            parts = []
+            for g, choice in enumerate(inner):
+                if density is not None and density < 1:
+                    choice = Pruned(density, self.sparsity, choice)
+                if within is not None:
+                    choice = Within(within[g].to(matrix.device), choice)
+                parts.append(solve(start[g], uppers[g], choice).weight)
+            return torch.stack(parts)
+
+        if rate is not None:
+            diagonal = torch.cat([u.diagonal() for u in uppers])
+            price = rate / 1000
+            step = step_for(diagonal, price)
+            found = start
+            for _ in range(_PASSES):
+                code_bits = lengths((found / step).round(), _MOST)
+                found = solved([Coded(step, price, code_bits) for _ in uppers])
+        elif bits is not None:
+            group = self.group if isinstance(self.group, int) else None
+            step = None
+            if self.group == "tensor":
+                metric = torch.stack([u.diagonal().square().reciprocal() for u in uppers])
+                every = metric[:, None].expand_as(start).reshape(-1)
+                step = float(scale_of(start.reshape(1, -1), bits, every))
+            found = solved([Rounded(bits, group, step) for _ in uppers])
+        else:
+            found = solved([Kept() for _ in uppers])
+        left = matrix - found
+        error = float((left @ hessian * left).sum())
+        values = found.reshape(plain.shape)
+        weight.copy_((values.T if turned else values).to(weight.dtype))
+        return {"seen": seen is not None, "density": _density(weight), "error": error}
+
+
+def _given(moment: Tensor | None) -> Tensor:
+    assert moment is not None  # moments() has refused what no batch reaches
+    return moment
+
+
+def _density(weight: Tensor) -> float:
+    return float(torch.count_nonzero(weight)) / max(1, weight.numel())

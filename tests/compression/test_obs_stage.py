@@ -1,0 +1,135 @@
+"""The stage obs: post-training compression from inputs alone."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gossamer import datasets, nets
+from gossamer.core import names
+from gossamer.training import TrainConfig, evaluate, train
+from stages import job, mistaken, unfit
+
+DATA = datasets.load("digits")
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, groups=2),
+            nn.ReLU(), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10),
+        )  # fmt: skip
+        train(net, DATA, TrainConfig(epochs=8, lr=0.1))
+    return net
+
+
+def after(settings: dict[str, Any], net: nn.Module, out: Path, *before: Any) -> Any:
+    state, rows, _ = job([*before, {"obs": {"calibration": 128, **settings}}], net, out).stages()
+    return state, rows[-1]
+
+
+def loss(net: nn.Module) -> float:
+    return evaluate(net, DATA.validation).loss
+
+
+def test_pruning_costs_less_than_by_magnitude(trained: nn.Module, tmp_path: Path) -> None:
+    state, row = after({"density": 0.4}, trained, tmp_path / "a")
+    other, _, _ = job([{"prune": {"density": 0.4}}], trained, tmp_path / "b").stages()
+    for name, w in names.weights(state.model).items():
+        wanted = int(0.4 * w.numel() + 0.5)
+        assert abs(int(torch.count_nonzero(w)) - wanted) <= 2  # by group of a convolution
+        assert torch.equal(state.masks[name], w != 0)
+    assert loss(state.model) < loss(other.model)
+    assert all(layer["seen"] for layer in row["obs"]["layers"])
+
+
+@pytest.mark.parametrize("group", ["channel", "tensor", 16])
+def test_rounding_costs_less_than_to_nearest(
+    trained: nn.Module, tmp_path: Path, group: Any
+) -> None:
+    state, _ = after({"bits": 3, "group": group}, trained, tmp_path / "a")
+    plain = copy.deepcopy(trained)
+    with torch.no_grad():
+        for name, w in names.weights(state.model).items():
+            most = {"channel": 7, "tensor": 7, 16: 7 * 36}[group]
+            assert all(len(r.unique()) <= most for r in (w if group != "tensor" else [w]))
+            own = names.parameters(plain)[name]
+            step = own.abs().max() / 3
+            own.copy_((own / step).round() * step)
+    assert loss(state.model) < loss(plain)
+    assert state.fixed == set(names.weights(trained))
+
+
+def test_a_rate_makes_a_small_file_without_any_training(trained: nn.Module, tmp_path: Path) -> None:
+    whole, _, before = job([], trained, tmp_path / "w").stages()
+    sizes, accuracies = [], []
+    for i, rate in enumerate((0.01, 0.1)):
+        state, row = after({"rate": rate}, trained, tmp_path / str(i))
+        sizes.append(row["bytes"])
+        accuracies.append(evaluate(state.model, DATA.test).accuracy)
+        for w in names.weights(state.model).values():
+            kept = w.detach()[w != 0].abs()
+            codes = kept.double() / float(kept.min())
+            assert len(kept.unique()) < 64
+            assert (codes > 0.99).all()
+    assert sizes[0] > sizes[1]
+    assert sizes[0] < 4 * sum(p.numel() for p in trained.parameters()) / 5
+    assert accuracies[0] > before["accuracy"] - 0.02
+    assert whole.model is not None
+
+
+def test_what_was_pruned_stays_pruned(trained: nn.Module, tmp_path: Path) -> None:
+    state, _ = after({"bits": 4}, trained, tmp_path, {"prune": {"density": 0.5}})
+    for name, w in names.weights(state.model).items():
+        assert int(torch.count_nonzero(w)) <= int(0.5 * w.numel() + 0.5)
+        assert not (w[~state.masks[name]]).any()
+
+
+def test_layers_by_pattern_and_what_cannot_be_seen(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose2d(1, 2, 2, stride=2)
+            self.lstm = nn.LSTM(32, 8, batch_first=True)
+            self.out = nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = self.up(x).movedim(1, 3).flatten(2)
+            out: torch.Tensor = self.out(self.lstm(rows)[0][:, -1])
+            return out
+
+    torch.manual_seed(0)
+    net = Net()
+    state, row = after({"bits": {"lstm.*": 4, "up": 8}, "calibration": 64}, net, tmp_path)
+    seen = {r["name"]: r["seen"] for r in row["obs"]["layers"]}
+    assert seen == {"up.weight": False, "lstm.weight_ih_l0": True, "lstm.weight_hh_l0": True}
+    assert torch.equal(state.model.out.weight, net.out.weight)
+    for w in (state.model.lstm.weight_ih_l0, state.model.lstm.weight_hh_l0):
+        assert all(len(r.unique()) <= 15 for r in w)
+    assert not torch.equal(state.model.up.weight, net.up.weight)
+
+
+def test_resumed_it_gives_the_same_bits(trained: nn.Module, tmp_path: Path) -> None:
+    first, _ = after({"rate": 0.05}, trained, tmp_path / "a")
+    again, _ = after({"rate": 0.05}, trained, tmp_path / "b")
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    restored, _ = after({"rate": 0.05}, trained, tmp_path / "a")  # from the stage's own file
+    for a, b in zip(first.model.parameters(), restored.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_mistakes() -> None:
+    mistaken("obs: {}", ["give density, bits or rate"])
+    mistaken("obs: {bits: 4, rate: 0.1}", ["give either bits", "or rate"])
+    mistaken("obs: {density: 0.4, sparsity: '2:4'}", ["keeps half"])
+    mistaken("obs: {bits: 1}", ["bits"])
+    mistaken("obs: {bits: 4, group: 4}", ["group"])
+    mistaken("obs: {density: 0.5, sparsity: '3:4'}", ["2:4"])
+    unfit("obs: {bits: {nothing: 4}}", "'nothing' matches nothing", nets.build("mlp-64-20-10"))
