@@ -112,7 +112,7 @@ def test_the_source_of_an_experiment_is_that_of_what_it_imports(
     read: list[str] = []
     whole = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda p: (read.append(p.stem), whole(p))[1])
-    parts._source("gossamer.experiments.deconstructing.deconstruct_tickets")
+    parts.source("gossamer.experiments.deconstructing.deconstruct_tickets")
     assert {"deconstruct_tickets", "deconstruct", "lottery", "curves", "lenets"} == set(read)
 
 

@@ -39,10 +39,11 @@ from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.experiments.record import commit, hardware, write_json
 from gossamer.training.checkpoints import load_checkpoint, save_atomic
 
-__all__ = ["Part", "run_parts", "summary"]
+__all__ = ["Part", "run_parts", "source", "summary"]
 
 _BEAT = 5.0  # seconds between two notes of a session's length
 _PACKAGE = "gossamer.experiments."
+_RUNNER = (__name__, "gossamer.experiments.record")  # shape no result
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class _Named:
             "quick": quick,
         }
         short = " ".join([function.__name__, *(t for t in map(_short, job) if t)])
-        key = _digest({**what, "source": _source(function.__module__)})
+        key = _digest({**what, "source": source(function.__module__)})
         return cls(short, key, f"{_digest(what)}.sessions.json")
 
 
@@ -262,7 +263,7 @@ def _plain(value: Any, work: Path) -> Any:
     )
 
 
-def _source(module: str) -> str:
+def source(module: str) -> str:
     """SHA-256 of a module's source and of the experiments' modules it imports, in turn."""
     waiting: list[str] = [module]
     seen: dict[str, bytes] = {}
@@ -281,7 +282,9 @@ def _source(module: str) -> str:
                 named = [a.name for a in node.names]
             else:
                 continue
-            waiting += [n for n in named if n.startswith(_PACKAGE) and n in sys.modules]
+            waiting += [
+                n for n in named if n.startswith(_PACKAGE) and n in sys.modules and n not in _RUNNER
+            ]
     digest = hashlib.sha256()
     for name, source in sorted(seen.items()):
         digest.update(f"{name} {len(source)}\n".encode() + source)

@@ -8,7 +8,6 @@ seed draws them), and accuracy is that of the whole test set.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from gossamer import datasets, nets
 from gossamer.analysis import canvas
 from gossamer.datasets import Dataset, Split, batches
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread, write_json
+from gossamer.experiments import Claim, Context, Outcome, experiment, spread
 from gossamer.experiments.shared.lenets import LENET_5, dense, mnist
 from gossamer.pack import pack
 from gossamer.quantize import FixedPoint, IntegerNetwork, Precision, calibrate
@@ -79,14 +78,11 @@ def _compare(net: FixedPoint, test: Split, *, both: bool) -> tuple[int, int | No
 
 
 def accuracy(bits: int, dynamic: bool, seed: int, work: Path, quick: bool) -> dict[str, Any]:
-    """Test accuracy (percent) of one configuration on integers; kept in a file.
+    """Test accuracy (percent) of one configuration on integers.
 
     At the precisions of the page's bounds the simulated network is compared on every image.
     """
     name = f"{bits}-{'dynamic' if dynamic else 'static'}-{seed}"
-    kept = work / f"{name}.json"
-    if kept.exists():
-        return dict(json.loads(kept.read_text()))
     data, test = _data(quick)
     model = nets.build(NET, pretrained=True)
     net = fixed(model, data, Precision(bits, bits, bits, dynamic), seed, quick)
@@ -97,7 +93,7 @@ def accuracy(bits: int, dynamic: bool, seed: int, work: Path, quick: bool) -> di
         size = archive.file_bytes
     inputs = _some(data.validation, 2 if quick else 16, 0)
     slow = IntegerNetwork(net, oracle=True)
-    row = {
+    return {
         "bits": bits,
         "dynamic": dynamic,
         "seed": seed,
@@ -112,26 +108,19 @@ def accuracy(bits: int, dynamic: bool, seed: int, work: Path, quick: bool) -> di
             "weights": {name: net.layers[i].form.frac for i, name in enumerate(net.program.layers)},
         },
     }
-    write_json(kept, row)
-    return row
 
 
-def float_accuracy(work: Path, quick: bool) -> float:
-    """Test accuracy (percent) of the float network; kept in a file."""
-    kept = work / "float.json"
-    if kept.exists():
-        return float(json.loads(kept.read_text())["accuracy"])
+def float_accuracy(quick: bool) -> float:
+    """Test accuracy (percent) of the float network."""
     _, test = _data(quick)
-    found = 100 * evaluate(nets.build(NET, pretrained=True), test).accuracy
-    write_json(kept, {"accuracy": found, "images": len(test)})
-    return found
+    return 100 * evaluate(nets.build(NET, pretrained=True), test).accuracy
 
 
 @experiment("fixed-point-resnet20")
 def resnet20(context: Context) -> Outcome:
     """Fixed point 1, 3: ResNet-20 at 16 and 8 bits; integers against the simulation."""
     work = _work(context)
-    exact = float_accuracy(work, context.quick)
+    (exact,) = context.map(float_accuracy, [(context.quick,)])
     jobs = [(b, True, seed, work, context.quick) for b in LOST for seed in context.seeds]
     rows = context.map(accuracy, jobs)
     claims = [
@@ -159,7 +148,7 @@ def resnet20(context: Context) -> Outcome:
 def static_dynamic(context: Context) -> Outcome:
     """Fixed point 4: static against dynamic lengths at 16, 8, 6 and 4 bits."""
     work = _work(context)
-    exact = float_accuracy(work, context.quick)
+    (exact,) = context.map(float_accuracy, [(context.quick,)])
     chosen = BITS[1:2] if context.quick else BITS
     jobs = [
         (bits, dynamic, seed, work, context.quick)

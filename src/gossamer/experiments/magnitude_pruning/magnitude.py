@@ -5,6 +5,7 @@ Han, Pool, Tran, Dally, NIPS 2015, tables 1 and 3, figures 4-6.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,48 +130,44 @@ def curve(seed: int, work: Path, quick: bool) -> dict[str, dict[str, float]]:
     return found
 
 
-@experiment("magnitude-curves")
-def curves(context: Context) -> Outcome:
-    """Magnitude pruning 3: error against density, one-shot, retrained, iterative; L1 against L2."""
-    work = _work(context)
-    runs = context.map(curve, [(seed, work, context.quick) for seed in context.seeds])
-    table = {way: {d: spread([r[way][d] for r in runs]) for d in runs[0][way]} for way in runs[0]}
+def _judge_curves(raw: Mapping[str, Any]) -> list[Claim]:
+    table = raw["error"]
     low = [f"{d:g}" for d in DENSITIES if d <= 0.1]
 
     def mean(way: str) -> float:
         return float(sum(table[way][d]["mean"] for d in low)) / len(low)
 
-    before = {d: table["L1, no retraining"][d]["mean"] - table["L2, no retraining"][d]["mean"]
-              for d in table["L2, no retraining"]}  # fmt: skip
-    after = {d: table["L1, retrained"][d]["mean"] - table["L2, retrained"][d]["mean"]
-             for d in table["L2, retrained"]}  # fmt: skip
-    page = f"{PAGE}.3"
-    return Outcome(
-        [
-            Claim(
-                page,
-                "error at densities <= 10 %: retrained minus not retrained, points",
-                mean("L2, retrained") - mean("L2, no retraining"),
-                "<",
-                0.0,
-            ),
-            Claim(
-                page,
-                "error at densities <= 10 %: iterative minus one-shot retrained, points",
-                mean("L2, iterative") - mean("L2, retrained"),
-                "<",
-                0.0,
-            ),
-            Claim(
-                page,
-                "densities at which the L1/L2 comparison is reported",
-                len(before),
-                "==",
-                len(DENSITIES),
-            ),
-        ],
-        {"error": table, "l1_minus_l2": {"no retraining": before, "retrained": after}},
-    )
+    at = "error at densities <= 10 %:"
+    return [
+        Claim(
+            f"{PAGE}.3",
+            f"{at} retrained minus not retrained, points",
+            mean("L2, retrained") - mean("L2, no retraining"),
+            "<",
+            0.0,
+        ),
+        Claim(
+            f"{PAGE}.3",
+            f"{at} iterative minus one-shot retrained, points",
+            mean("L2, iterative") - mean("L2, retrained"),
+            "<",
+            0.0,
+        ),
+    ]
+
+
+@experiment("magnitude-curves", judge=_judge_curves)
+def curves(context: Context) -> dict[str, Any]:
+    """Magnitude pruning 3: error against density, one-shot, retrained, iterative; L1 against L2."""
+    work = _work(context)
+    runs = context.map(curve, [(seed, work, context.quick) for seed in context.seeds])
+    table = {way: {d: spread([r[way][d] for r in runs]) for d in runs[0][way]} for way in runs[0]}
+    difference = {
+        way: {d: table[f"L1, {way}"][d]["mean"] - table[f"L2, {way}"][d]["mean"]
+              for d in table[f"L2, {way}"]}
+        for way in ("no retraining", "retrained")
+    }  # fmt: skip
+    return {"error": table, "l1_minus_l2": difference}
 
 
 def bands(kept: torch.Tensor) -> dict[str, float]:
@@ -261,22 +258,18 @@ def exact_zeros(context: Context) -> Outcome:
     return Outcome(claims, {"counts": counts})
 
 
-@experiment("magnitude-sensitivity", seeds=(0,))
-def scan(context: Context) -> Outcome:
+@experiment("magnitude-sensitivity", seeds=(0,), judge=lambda raw: [])
+def scan(context: Context) -> dict[str, Any]:
     """Magnitude pruning 6: the sensitivity scan of both LeNets as table and plot."""
-    tables, complete, drawn = {}, True, True
+    tables: dict[str, Any] = {}
     for net, plan in PLANS.items():
         data = mnist(context.quick)
         model = dense(plan, context.seeds[0], _work(context), data, context.quick)
         found = sensitivity.scan(model, data.validation)
         context.say(found.table())
-        complete &= len(found.rows) == len(found.layers) * len(sensitivity.DENSITIES)
-        drawn &= found.plot(context.work / f"{net}.svg").stat().st_size > 1000
-        tables[net] = {"scan": found.as_dict(), "suggested": found.suggest(0.005)}
-    return Outcome(
-        [
-            Claim(f"{PAGE}.6", "every layer measured at every density", float(complete), "==", 1.0),
-            Claim(f"{PAGE}.6", "the scan drawn", float(drawn), "==", 1.0),
-        ],
-        tables,
-    )
+        tables[net] = {
+            "scan": found.as_dict(),
+            "suggested": found.suggest(0.005),
+            "picture": found.plot(context.work / f"{net}.svg").name,
+        }
+    return tables
