@@ -35,6 +35,11 @@ def _ticket(way: str, number: int) -> Figures:
     return figures
 
 
+def _stops(d: Data, a: tuple[str, int], b: tuple[str, int]) -> float:
+    """Early-stop iteration of a over that of b."""
+    return float(_at(d, *a)["early_stop"]["mean"] / _at(d, *b)["early_stop"]["mean"])
+
+
 def _gap(d: Data, key: str, a: tuple[str, int], b: tuple[str, int]) -> float:
     return float(100 * (_at(d, *a)[key]["mean"] - _at(d, *b)[key]["mean"]))
 
@@ -105,8 +110,8 @@ ROWS: list[Row] = [
         "ticket at 21 % stops {} % earlier than the dense network and {} times as early as",
         "lottery-lenet",
         lambda d: [
-            100 * (1 - _at(d, "ticket", 7)["early_stop"]["mean"] / _at(d, "ticket", 0)["early_stop"]["mean"]),
-            _at(d, "reinit", 7)["early_stop"]["mean"] / _at(d, "ticket", 7)["early_stop"]["mean"],
+            100 * (1 - _stops(d, ("ticket", 7), ("ticket", 0))),
+            _stops(d, ("reinit", 7), ("ticket", 7)),
         ],
     ),
     (
@@ -149,8 +154,8 @@ ROWS: list[Row] = [
         "same mask on weights drawn anew (published: 2.51), and is {} points better",
         "lottery-lenet",
         lambda d: [
-            100 * (1 - _at(d, "ticket", 7)["early_stop"]["mean"] / _at(d, "ticket", 0)["early_stop"]["mean"]),
-            _at(d, "reinit", 7)["early_stop"]["mean"] / _at(d, "ticket", 7)["early_stop"]["mean"],
+            100 * (1 - _stops(d, ("ticket", 7), ("ticket", 0))),
+            _stops(d, ("reinit", 7), ("ticket", 7)),
             _gap(d, "early_accuracy", ("ticket", 7), ("reinit", 7)),
         ],
     ),
@@ -162,8 +167,8 @@ ROWS: list[Row] = [
         "end it is {} below dense, and reinit {} points above it.",
         "lottery-conv-reduced",
         lambda d: [
-            _at(d, "ticket", 3)["early_stop"]["mean"] / _at(d, "ticket", 0)["early_stop"]["mean"],
-            _at(d, "reinit", 3)["early_stop"]["mean"] / _at(d, "ticket", 3)["early_stop"]["mean"],
+            _stops(d, ("ticket", 3), ("ticket", 0)),
+            _stops(d, ("reinit", 3), ("ticket", 3)),
             _gap(d, "early_accuracy", ("ticket", 0), ("ticket", 3)),
             _gap(d, "early_accuracy", ("reinit", 3), ("ticket", 3)),
             _gap(d, "accuracy", ("ticket", 0), ("ticket", 3)),

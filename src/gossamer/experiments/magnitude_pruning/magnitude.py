@@ -261,15 +261,16 @@ def exact_zeros(context: Context) -> Outcome:
 @experiment("magnitude-sensitivity", seeds=(0,), judge=lambda raw: [])
 def scan(context: Context) -> dict[str, Any]:
     """Magnitude pruning 6: the sensitivity scan of both LeNets as table and plot."""
-    tables: dict[str, Any] = {}
-    for net, plan in PLANS.items():
-        data = mnist(context.quick)
-        model = dense(plan, context.seeds[0], _work(context), data, context.quick)
-        found = sensitivity.scan(model, data.validation)
-        context.say(found.table())
-        tables[net] = {
-            "scan": found.as_dict(),
-            "suggested": found.suggest(0.005),
-            "picture": found.plot(context.work / f"{net}.svg").name,
-        }
-    return tables
+    jobs = [(net, context.seeds[0], _work(context), context.quick) for net in PLANS]
+    return dict(zip(PLANS, context.map(scanned, jobs), strict=True))
+
+
+def scanned(net: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
+    """One network's scan, what it suggests at half a point, and its picture's name."""
+    data = mnist(quick)
+    found = sensitivity.scan(dense(PLANS[net], seed, work, data, quick), data.validation)
+    return {
+        "scan": found.as_dict(),
+        "suggested": found.suggest(0.005),
+        "picture": found.plot(work / f"sensitivity-{net}.svg").name,
+    }
