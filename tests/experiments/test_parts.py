@@ -116,6 +116,16 @@ def test_the_source_of_an_experiment_is_that_of_what_it_imports(
     assert {"deconstruct_tickets", "deconstruct", "lottery", "curves", "lenets"} == set(read)
 
 
+def test_shared_folders_are_named_by_their_source(tmp_path: Path, module: ModuleType) -> None:
+    assert module.__file__ is not None
+    context = _context(tmp_path)
+    first = context.beside("shared", module.__name__)
+    assert first.parent == tmp_path
+    assert _context(tmp_path, quick=True).beside("shared", module.__name__) != first
+    Path(module.__file__).write_text(JOBS + "\n")
+    assert context.beside("shared", module.__name__) != first
+
+
 def test_a_moved_work_folder_keeps_its_parts(tmp_path: Path, module: ModuleType) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -174,8 +184,7 @@ def test_the_file_says_what_made_it(
     assert "commits" not in first
     for place in (parts, experiments):
         monkeypatch.setattr(place, "commit", lambda: "second")
-    folder = tmp_path / "w" / "parts"
-    (made,) = (p for p in folder.glob("*.json") if "sessions" not in p.name)
+    (made,) = (p for p in tmp_path.glob("w/toy-*/parts/*.json") if "sessions" not in p.name)
     old = json.loads(made.read_text())
     made.write_text(json.dumps(old | {"seconds": 2500.0}))
     second = run(2)
@@ -287,10 +296,10 @@ def test_a_cluster_that_loses_a_worker_finds_the_same(
         found[name] = {k: v for k, v in data.items() if k not in ("seconds", "wall")}
         for row in found[name]["parts"]:
             del row["seconds"]
-    assert (tmp_path / "cluster/runs/reproduce/toy/died").exists()
+    (folder,) = (tmp_path / "cluster/runs/reproduce").glob("toy-*")
+    assert (folder / "died").exists()
     assert found["local"] == found["cluster"]
-    folder = tmp_path / "cluster/runs/reproduce/toy/parts"
-    notes = [json.loads(p.read_text())["sessions"] for p in folder.glob("*.sessions.json")]
+    notes = [json.loads(p.read_text())["sessions"] for p in folder.glob("parts/*.sessions.json")]
     assert sorted(map(len, notes)) == [1, 1, 1, 1, 1, 2]
 
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gossamer.core.errors import ArgumentError, GossamerError
-from gossamer.experiments.parts import Part, run_parts, summary
+from gossamer.experiments.parts import Part, run_parts, source, summary
 from gossamer.experiments.record import commit, hardware, write_json
 
 __all__ = [
@@ -135,6 +135,14 @@ class Context:
     executor: Executor | None = None
     ledger: _Ledger = field(default_factory=_Ledger, repr=False)
 
+    def beside(self, name: str, module: str) -> Path:
+        """The work folder of another experiment, or one that several share, beside this one's.
+
+        It is named by the source of the module that fills it: what an earlier one made there is
+        not taken for this one's.
+        """
+        return self.work.parent / _folder(name, module, self.quick)
+
     def map(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
         """``[function(*job) for job in jobs]``, side by side, one torch thread in each.
 
@@ -154,6 +162,10 @@ class Context:
         if self.executor is not None or self.workers <= 1 or not jobs:
             return nullcontext(self.executor)
         return ProcessPoolExecutor(min(self.workers, jobs), mp_context=get_context("spawn"))
+
+
+def _folder(name: str, module: str, quick: bool) -> str:
+    return f"{name}{'.quick' if quick else ''}-{source(module)[:12]}"
 
 
 Judge = Callable[[Mapping[str, Any]], list[Claim]]
@@ -252,7 +264,8 @@ def run(
         seeds: how many seeds, or which; the experiment's own when not given.
         quick: a smoke run that proves the path, not the claim; writes ``NAME.quick.json``.
         workers: processes side by side with one thread each; the number of cores when not given.
-        work: directory for parts and checkpoints, default ``runs/reproduce/NAME``.
+        work: where the folder of parts and checkpoints is made, default ``runs/reproduce``; the
+            folder is called by the experiment's name and a hash of its source.
         executor: runs the parts instead of local processes; any of :mod:`concurrent.futures`.
         say: receives progress lines.
 
@@ -266,7 +279,8 @@ def run(
     if not chosen:
         raise ArgumentError("seeds is empty; give at least one")
     suffix = ".quick" if quick else ""
-    directory = (Path(work) if work else Path("runs/reproduce") / (name + suffix)).resolve()
+    folder = _folder(name, entry.function.__module__, quick)
+    directory = (Path(work or "runs/reproduce") / folder).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     context = Context(directory, chosen, quick, workers or os.cpu_count() or 1, say, executor)
     began = time.monotonic()

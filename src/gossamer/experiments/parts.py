@@ -8,12 +8,13 @@ would change the result), with the seconds, commits and machine that made it.
 above the work folder; whether the run is quick; the source of the function's module and of those
 modules of :mod:`gossamer.experiments` that it imports, in turn.
 **Not in the key**: the source of the rest of the library (the commit is recorded instead), the
-versions of torch and Python, the machine, the contents of data files.
+versions of torch and Python, the machine, the contents of data files. Checkpoints lie in folders
+that are named by the same source (:func:`gossamer.experiments.run`), so a changed experiment
+starts anew.
 
-**Seconds** are those of every session that worked on this part in this work folder, killed ones
-included (a session writes down every five seconds how long it has worked), also of those before a
-change of the program, whose checkpoints may have been taken over. What another experiment's part
-left in a shared folder counts there.
+**Seconds** are those of every session that worked on this part, killed ones included: a session
+writes down every five seconds how long it has worked. What another experiment's part left in a
+shared folder counts there.
 """
 
 from __future__ import annotations
@@ -168,14 +169,14 @@ def _noted(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class _Named:
-    """What a part is called: in short, by its key, and where its sessions are noted.
-
-    The notes outlive a change of the program: their name knows nothing of the source.
-    """
+    """What a part is called: in short, by its key, and where its sessions are noted."""
 
     job: str
     key: str
-    notes: str
+
+    @property
+    def notes(self) -> str:
+        return f"{self.key}.sessions.json"
 
     @classmethod
     def of(
@@ -190,14 +191,10 @@ class _Named:
             "function": f"{function.__module__}.{name}",
             "job": [_plain(value, work) for value in job],
             "quick": quick,
+            "source": source(function.__module__),
         }
         short = " ".join([function.__name__, *(t for t in map(_short, job) if t)])
-        key = _digest({**what, "source": source(function.__module__)})
-        return cls(short, key, f"{_digest(what)}.sessions.json")
-
-
-def _digest(what: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+        return cls(short, hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24])
 
 
 def _write(folder: Path, named: _Named, made: dict[str, Any]) -> Part:

@@ -58,7 +58,7 @@ def one(name: str, seed: int, work: Path, searches: Path, quick: bool) -> dict[s
 def kept_weights(context: Context) -> Outcome:
     """Deconstructing 4, 5: kept and removed weights under the lottery's own masks."""
     work, quick = context.work, context.quick
-    searches = work.parent / ("lottery-lenet.quick" if quick else "lottery-lenet")
+    searches = context.beside("lottery-lenet", tickets.__module__)
     # those that lottery-lenet has finished are only read
     context.map(tickets, [(NET, seed, searches, quick) for seed in context.seeds])
     jobs = [(name, seed, work, searches, quick) for name in VARIANTS for seed in context.seeds]

@@ -22,6 +22,7 @@ from gossamer.experiments.shared.lenets import (
     Plan,
     dense,
     error,
+    lenets_folder,
     mnist,
     packed,
     pruned,
@@ -158,7 +159,7 @@ def _judge_lenets(raw: Mapping[str, Any]) -> list[Claim]:
 @experiment("deep-compression-lenets", judge=_judge_lenets)
 def lenets(context: Context) -> dict[str, Any]:
     """Deep Compression 1, 2, 4, 5: LeNet-300-100 and LeNet-5 through the paper's three stages."""
-    work = context.work.parent / ("lenets-quick" if context.quick else "lenets")
+    work = lenets_folder(context)
     jobs = [(net, seed, work, context.quick) for net in PLANS for seed in context.seeds]
     found = context.map(stages, jobs)
     summary: dict[str, Any] = {}
@@ -232,7 +233,7 @@ def _judge_inits(raw: Mapping[str, Any]) -> list[Claim]:
 @experiment("deep-compression-inits", judge=_judge_inits)
 def inits(context: Context) -> dict[str, Any]:
     """Deep Compression 3: linear against density and Forgy centroids, 2 to 8 bits, fine-tuned."""
-    work = context.work.parent / ("lenets-quick" if context.quick else "lenets")
+    work = lenets_folder(context)
     net = LENET_300_100.net
     grid = (4,) if context.quick else (2, 3, 4, 5, 6, 8)
     jobs = [

@@ -20,7 +20,7 @@ from gossamer import datasets, nets
 from gossamer.analysis import canvas
 from gossamer.datasets import Dataset, Split, batches
 from gossamer.experiments import Claim, Context, Outcome, experiment, spread
-from gossamer.experiments.shared.lenets import LENET_5, dense, mnist
+from gossamer.experiments.shared.lenets import LENET_5, dense, lenets_folder, mnist
 from gossamer.pack import pack
 from gossamer.quantize import FixedPoint, IntegerNetwork, Precision, calibrate
 from gossamer.quantize.fixed_point import error, no_overflow, search
@@ -38,10 +38,6 @@ BATCH = 250
 RANKS = (5, 10, 20, 30, 50, 100, 200, 300)
 # most points lost: the page's bounds
 LOST = {16: 0.1, 8: 1.0}
-
-
-def _work(context: Context) -> Path:
-    return context.work.parent / ("fixed-point-quick" if context.quick else "fixed-point")
 
 
 def _data(quick: bool) -> tuple[Dataset, Split]:
@@ -119,7 +115,7 @@ def float_accuracy(quick: bool) -> float:
 @experiment("fixed-point-resnet20")
 def resnet20(context: Context) -> Outcome:
     """Fixed point 1, 3: ResNet-20 at 16 and 8 bits; integers against the simulation."""
-    work = _work(context)
+    work = context.work
     (exact,) = context.map(float_accuracy, [(context.quick,)])
     jobs = [(b, True, seed, work, context.quick) for b in LOST for seed in context.seeds]
     rows = context.map(accuracy, jobs)
@@ -147,7 +143,7 @@ def resnet20(context: Context) -> Outcome:
 @experiment("fixed-point-static-dynamic", seeds=(0,))
 def static_dynamic(context: Context) -> Outcome:
     """Fixed point 4: static against dynamic lengths at 16, 8, 6 and 4 bits."""
-    work = _work(context)
+    work = context.work
     (exact,) = context.map(float_accuracy, [(context.quick,)])
     chosen = BITS[1:2] if context.quick else BITS
     jobs = [
@@ -290,7 +286,7 @@ def _smallest(run: Mapping[str, Any], most: float) -> Mapping[str, Any]:
 @experiment("fixed-point-svd")
 def fixed_point_svd(context: Context) -> Outcome:
     """Fixed point 5: ranks of LeNet-5's first fully-connected layer; VGG fc6's 7.04 times."""
-    work = context.work.parent / ("lenets-quick" if context.quick else "lenets")
+    work = lenets_folder(context)
     runs = context.map(ranks, [(seed, work, context.quick) for seed in context.seeds])
     chosen = [_smallest(run, 0.1) for run in runs]
     lost = [

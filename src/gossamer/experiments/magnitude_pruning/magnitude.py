@@ -19,7 +19,15 @@ from gossamer.core.errors import one_of
 from gossamer.core.masks import Masks
 from gossamer.core.method import Masked
 from gossamer.experiments import Claim, Context, Outcome, experiment, spread
-from gossamer.experiments.shared.lenets import LENET_5, LENET_300_100, dense, error, mnist, pruned
+from gossamer.experiments.shared.lenets import (
+    LENET_5,
+    LENET_300_100,
+    dense,
+    error,
+    lenets_folder,
+    mnist,
+    pruned,
+)
 from gossamer.prune import magnitude, sensitivity
 from gossamer.training import TrainConfig, evaluate, train
 
@@ -33,10 +41,6 @@ DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03)
 CURVE = TrainConfig(6, lr=0.02, schedule="cosine", nesterov=True)
 L2: dict[str, Any] = {"weight_decay": 5e-4}
 L1: dict[str, Any] = {"l1": 2e-5}
-
-
-def _work(context: Context) -> Path:
-    return context.work.parent / ("lenets-quick" if context.quick else "lenets")
 
 
 def kept_and_errors(net: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def kept_and_errors(net: str, seed: int, work: Path, quick: bool) -> dict[str, A
 @experiment("magnitude-lenets")
 def lenets(context: Context) -> Outcome:
     """Magnitude pruning 1, 2: weights kept and errors of LeNet-300-100 and LeNet-5."""
-    work = _work(context)
+    work = lenets_folder(context)
     jobs = [(net, seed, work, context.quick) for net in PLANS for seed in context.seeds]
     rows = context.map(kept_and_errors, jobs)
     claims, summary = [], {}
@@ -159,7 +163,7 @@ def _judge_curves(raw: Mapping[str, Any]) -> list[Claim]:
 @experiment("magnitude-curves", judge=_judge_curves)
 def curves(context: Context) -> dict[str, Any]:
     """Magnitude pruning 3: error against density, one-shot, retrained, iterative; L1 against L2."""
-    work = _work(context)
+    work = lenets_folder(context)
     runs = context.map(curve, [(seed, work, context.quick) for seed in context.seeds])
     table = {way: {d: spread([r[way][d] for r in runs]) for d in runs[0][way]} for way in runs[0]}
     difference = {
@@ -198,7 +202,9 @@ def picture_of(seed: int, work: Path, quick: bool) -> dict[str, Any]:
 @experiment("magnitude-picture")
 def picture(context: Context) -> Outcome:
     """Magnitude pruning 4: the first layer's mask has 28 bands and a thin border."""
-    rows = context.map(picture_of, [(s, _work(context), context.quick) for s in context.seeds])
+    rows = context.map(
+        picture_of, [(s, lenets_folder(context), context.quick) for s in context.seeds]
+    )
     page = f"{PAGE}.4"
     return Outcome(
         [
@@ -261,7 +267,7 @@ def exact_zeros(context: Context) -> Outcome:
 @experiment("magnitude-sensitivity", seeds=(0,), judge=lambda raw: [])
 def scan(context: Context) -> dict[str, Any]:
     """Magnitude pruning 6: the sensitivity scan of both LeNets as table and plot."""
-    jobs = [(net, context.seeds[0], _work(context), context.quick) for net in PLANS]
+    jobs = [(net, context.seeds[0], lenets_folder(context), context.quick) for net in PLANS]
     return dict(zip(PLANS, context.map(scanned, jobs), strict=True))
 
 

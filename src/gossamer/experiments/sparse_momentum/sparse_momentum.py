@@ -112,8 +112,7 @@ def trained(
 
 
 def _work(context: Context) -> Path:
-    name = "sparse-momentum-shared"
-    folder = context.work.parent / (f"{name}-quick" if context.quick else name)
+    folder = context.beside("sparse-momentum-shared", __name__)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
