@@ -18,7 +18,7 @@ from gossamer import nets
 from gossamer.core.errors import one_of
 from gossamer.core.masks import Masks
 from gossamer.core.method import Masked
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.lenets import (
     LENET_5,
     LENET_300_100,
@@ -58,22 +58,15 @@ def kept_and_errors(net: str, seed: int, work: Path, quick: bool) -> dict[str, A
     }
 
 
-@experiment("magnitude-lenets")
-def lenets(context: Context) -> Outcome:
-    """Magnitude pruning 1, 2: weights kept and errors of LeNet-300-100 and LeNet-5."""
-    work = lenets_folder(context)
-    jobs = [(net, seed, work, context.quick) for net in PLANS for seed in context.seeds]
-    rows = context.map(kept_and_errors, jobs)
-    claims, summary = [], {}
+def _judge_lenets(raw: Mapping[str, Any]) -> list[Claim]:
+    claims = []
     for number, net in enumerate(PLANS, 1):
-        mine = [r for r in rows if r["net"] == net]
-        after = spread([r["error_pruned"] for r in mine])
-        before = spread([r["error_dense"] for r in mine])
-        summary[net] = {"error_dense": before, "error_pruned": after}
+        before, after = (raw["summary"][net][key] for key in ("error_dense", "error_pruned"))
+        kept = max(r["kept"] for r in raw["runs"] if r["net"] == net)
         most, worst = BOUNDS[net]
         page = f"{PAGE}.{number}"
         claims += [
-            Claim(page, f"{net}: weights kept", max(r["kept"] for r in mine), "<=", most),
+            Claim(page, f"{net}: weights kept", kept, "<=", most),
             Claim(page, f"{net}: error, mean over seeds, percent", after["mean"], "<=", worst),
             Claim(
                 page,
@@ -83,7 +76,21 @@ def lenets(context: Context) -> Outcome:
                 0.0,
             ),
         ]
-    return Outcome(claims, {"summary": summary, "runs": rows})
+    return claims
+
+
+@experiment("magnitude-lenets", judge=_judge_lenets)
+def lenets(context: Context) -> dict[str, Any]:
+    """Magnitude pruning 1, 2: weights kept and errors of LeNet-300-100 and LeNet-5."""
+    work = lenets_folder(context)
+    jobs = [(net, seed, work, context.quick) for net in PLANS for seed in context.seeds]
+    rows = context.map(kept_and_errors, jobs)
+    keys = ("error_dense", "error_pruned")
+    summary = {
+        net: {key: spread([r[key] for r in rows if r["net"] == net]) for key in keys}
+        for net in PLANS
+    }
+    return {"summary": summary, "runs": rows}
 
 
 def curve(seed: int, work: Path, quick: bool) -> dict[str, dict[str, float]]:
@@ -199,32 +206,26 @@ def picture_of(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     return {"seed": seed, **bands(kept), "kept": kept.tolist()}
 
 
-@experiment("magnitude-picture")
-def picture(context: Context) -> Outcome:
+def _judge_picture(raw: Mapping[str, Any]) -> list[Claim]:
+    rows, page = raw["runs"], f"{PAGE}.4"
+    what = "weights kept for a border pixel over a centre pixel, largest of seeds"
+    return [
+        Claim(
+            page,
+            "seeds whose kept weights repeat every 28 inputs, fraction",
+            sum(r["lag"] == 28 for r in rows) / len(rows),
+            "==",
+            1.0,
+        ),
+        Claim(page, what, max(r["border"] / r["centre"] for r in rows), "<", 1.0),
+    ]
+
+
+@experiment("magnitude-picture", judge=_judge_picture)
+def picture(context: Context) -> dict[str, Any]:
     """Magnitude pruning 4: the first layer's mask has 28 bands and a thin border."""
-    rows = context.map(
-        picture_of, [(s, lenets_folder(context), context.quick) for s in context.seeds]
-    )
-    page = f"{PAGE}.4"
-    return Outcome(
-        [
-            Claim(
-                page,
-                "seeds whose kept weights repeat every 28 inputs, fraction",
-                sum(r["lag"] == 28 for r in rows) / len(rows),
-                "==",
-                1.0,
-            ),
-            Claim(
-                page,
-                "weights kept for a border pixel over a centre pixel, largest of seeds",
-                max(r["border"] / r["centre"] for r in rows),
-                "<",
-                1.0,
-            ),
-        ],
-        {"runs": rows},
-    )
+    work = lenets_folder(context)
+    return {"runs": context.map(picture_of, [(s, work, context.quick) for s in context.seeds])}
 
 
 def nonzero_after(optimizer: str, seed: int, quick: bool) -> int:
@@ -250,18 +251,21 @@ def nonzero_after(optimizer: str, seed: int, quick: bool) -> int:
     return sum(int((state[n][~m] != 0).sum()) for n, m in masks.items())
 
 
-@experiment("magnitude-exact-zeros")
-def exact_zeros(context: Context) -> Outcome:
+def _judge_zeros(raw: Mapping[str, Any]) -> list[Claim]:
+    return [
+        Claim(f"{PAGE}.5", f"{how}: pruned weights not exactly 0 after 1000 steps", max(c), "==", 0)
+        for how, c in raw["counts"].items()
+    ]
+
+
+@experiment("magnitude-exact-zeros", judge=_judge_zeros)
+def exact_zeros(context: Context) -> dict[str, Any]:
     """Magnitude pruning 5: pruned weights stay exactly 0 under momentum, Adam and weight decay."""
     counts = {
         how: [nonzero_after(how, seed, context.quick) for seed in context.seeds]
         for how in ("sgd", "adam")
     }
-    claims = [
-        Claim(f"{PAGE}.5", f"{how}: pruned weights not exactly 0 after 1000 steps", max(c), "==", 0)
-        for how, c in counts.items()
-    ]
-    return Outcome(claims, {"counts": counts})
+    return {"counts": counts}
 
 
 @experiment("magnitude-sensitivity", seeds=(0,), judge=lambda raw: [])
