@@ -112,13 +112,8 @@ def float_accuracy(quick: bool) -> float:
     return 100 * evaluate(nets.build(NET, pretrained=True), test).accuracy
 
 
-@experiment("fixed-point-resnet20")
-def resnet20(context: Context) -> Outcome:
-    """Fixed point 1, 3: ResNet-20 at 16 and 8 bits; integers against the simulation."""
-    work = context.work
-    (exact,) = context.map(float_accuracy, [(context.quick,)])
-    jobs = [(b, True, seed, work, context.quick) for b in LOST for seed in context.seeds]
-    rows = context.map(accuracy, jobs)
+def _judge_resnet20(raw: Mapping[str, Any]) -> list[Claim]:
+    rows = raw["runs"]
     claims = [
         Claim(
             f"{PAGE}.1",
@@ -131,17 +126,44 @@ def resnet20(context: Context) -> Outcome:
     ]
     agree = sum(not r["oracle_agrees"] for r in rows)
     claims.append(Claim(f"{PAGE}.1", "networks that int64 products disagree with", agree, "==", 0))
-    summary = {}
     for bits, most in LOST.items():
-        lost = spread([exact - r["accuracy"] for r in rows if r["bits"] == bits])
-        summary[str(bits)] = lost
         what = f"ResNet-20, {bits} bits, dynamic: points lost, mean over calibration draws"
-        claims.append(Claim(f"{PAGE}.3", what, lost["mean"], "<=", most))
-    return Outcome(claims, {"float_accuracy": exact, "points_lost": summary, "runs": rows})
+        lost = raw["points_lost"][str(bits)]["mean"]
+        claims.append(Claim(f"{PAGE}.3", what, lost, "<=", most))
+    return claims
 
 
-@experiment("fixed-point-static-dynamic", seeds=(0,))
-def static_dynamic(context: Context) -> Outcome:
+@experiment("fixed-point-resnet20", judge=_judge_resnet20)
+def resnet20(context: Context) -> dict[str, Any]:
+    """Fixed point 1, 3: ResNet-20 at 16 and 8 bits; integers against the simulation."""
+    work = context.work
+    (exact,) = context.map(float_accuracy, [(context.quick,)])
+    jobs = [(b, True, seed, work, context.quick) for b in LOST for seed in context.seeds]
+    rows = context.map(accuracy, jobs)
+    lost = {
+        str(bits): spread([exact - r["accuracy"] for r in rows if r["bits"] == bits])
+        for bits in LOST
+    }
+    return {"float_accuracy": exact, "points_lost": lost, "runs": rows}
+
+
+def _judge_static_dynamic(raw: Mapping[str, Any]) -> list[Claim]:
+    table = raw["accuracy"]
+    return [
+        Claim(
+            f"{PAGE}.4",
+            f"{bits} bits: accuracy of dynamic over static, points",
+            table["dynamic"][bits]["mean"] - table["static"][bits]["mean"],
+            # 16 bits lose nothing either way
+            ">=" if bits != "16" else ">",
+            0.0 if bits != "16" else -0.1,
+        )
+        for bits in table["static"]
+    ]
+
+
+@experiment("fixed-point-static-dynamic", seeds=(0,), judge=_judge_static_dynamic)
+def static_dynamic(context: Context) -> dict[str, Any]:
     """Fixed point 4: static against dynamic lengths at 16, 8, 6 and 4 bits."""
     work = context.work
     (exact,) = context.map(float_accuracy, [(context.quick,)])
@@ -163,18 +185,7 @@ def static_dynamic(context: Context) -> Outcome:
         for way, dynamic in (("static", False), ("dynamic", True))
     }
     plot_static_dynamic(table, exact, context.work / "static-dynamic.svg")
-    claims = [
-        Claim(
-            f"{PAGE}.4",
-            f"{bits} bits: accuracy of dynamic over static, points",
-            table["dynamic"][bits]["mean"] - table["static"][bits]["mean"],
-            # 16 bits lose nothing either way
-            ">=" if bits != "16" else ">",
-            0.0 if bits != "16" else -0.1,
-        )
-        for bits in table["static"]
-    ]
-    return Outcome(claims, {"float_accuracy": exact, "accuracy": table, "runs": rows})
+    return {"float_accuracy": exact, "accuracy": table, "runs": rows}
 
 
 def plot_static_dynamic(
@@ -205,8 +216,14 @@ def brute_force(tensor: Tensor, bits: int) -> tuple[int, float]:
     return best, errors[best]
 
 
-@experiment("fixed-point-search", seeds=(0,))
-def search_is_brute_force(context: Context) -> Outcome:
+def _judge_search(raw: Mapping[str, Any]) -> list[Claim]:
+    worse = sum(bool(r["worse"]) for r in raw["rows"])
+    what = "tensors and bits where brute force finds less error"
+    return [Claim(f"{PAGE}.2", what, worse, "==", 0)]
+
+
+@experiment("fixed-point-search", seeds=(0,), judge=_judge_search)
+def search_is_brute_force(context: Context) -> dict[str, Any]:
     """Fixed point 2: the search against brute force, every weight, bias and output of ResNet-20."""
     data, _ = _data(context.quick)
     images = _some(data.train, 2 if context.quick else 16, context.seeds[0])
@@ -238,11 +255,7 @@ def search_is_brute_force(context: Context) -> Outcome:
                 }
             )
     moved = sum(r["found"] != r["start"] for r in rows)
-    worse = sum(bool(r["worse"]) for r in rows)
-    return Outcome(
-        [Claim(f"{PAGE}.2", "tensors and bits where brute force finds less error", worse, "==", 0)],
-        {"searches": len(rows), "moved_from_the_start": moved, "rows": rows},
-    )
+    return {"searches": len(rows), "moved_from_the_start": moved, "rows": rows}
 
 
 def ranks(seed: int, work: Path, quick: bool) -> dict[str, Any]:
