@@ -102,6 +102,23 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         experiments.experiment("empty")(empty)
 
 
+def _judged() -> list[str]:
+    experiments.names()
+    return sorted(name for name, entry in experiments._REGISTRY.items() if entry.judge)
+
+
+@pytest.mark.parametrize("name", _judged())
+def test_stored_claims_are_those_of_the_stored_figures(name: str, tmp_path: Path) -> None:
+    stored = Path(__file__).parents[2] / "results" / f"{name}.json"
+    if not stored.exists():
+        pytest.skip("not measured yet")
+    copy = tmp_path / stored.name
+    copy.write_bytes(stored.read_bytes())
+    experiments.judge(name, out=tmp_path, say=lambda _: None)
+    claims, again = (json.loads(path.read_text())["claims"] for path in (stored, copy))
+    assert claims == again
+
+
 def test_spread_hand_computed() -> None:
     figures = spread([2.0, 4.0, 6.0])
     assert (figures["mean"], figures["std"], figures["n"]) == (4.0, 2.0, 3)

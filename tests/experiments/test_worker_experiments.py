@@ -19,7 +19,7 @@ from gossamer.datasets import Dataset, Split
 from gossamer.distribute import TernGrad
 from gossamer.distribute.exchange.average import exchange
 from gossamer.experiments.loss_aware import laq_gradients, laq_workers
-from gossamer.experiments.shared.panels import draw, kept
+from gossamer.experiments.shared.panels import draw
 from gossamer.experiments.terngrad import terngrad
 
 
@@ -141,19 +141,11 @@ def test_cells_count_their_bits() -> None:
     assert 0 < row["final_loss"] < 5
 
 
-def test_draw_and_kept(tmp_path: Path) -> None:
+def test_draw(tmp_path: Path) -> None:
     path = draw({"a": {"b": {2: [1.0, 2.0], 4: [3.0]}}}, tmp_path / "x.svg", xlabel="", ylabel="")
     assert path.stat().st_size > 1000
     with pytest.raises(ArgumentError, match="panels is empty"):
         draw({"a": {}}, tmp_path / "y.svg", xlabel="", ylabel="")
-    made: list[int] = []
-
-    def make() -> dict[str, int]:
-        made.append(1)
-        return {"made": len(made)}
-
-    for _ in range(2):
-        assert kept(tmp_path / "kept.json", make) == {"made": 1}
 
 
 def _quick(name: str, folder: Path, seeds: int = 1) -> list[dict[str, object]]:

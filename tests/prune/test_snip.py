@@ -315,14 +315,16 @@ def striped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("striped")
 def test_the_lenet_experiment_on_striped_images(tmp_path: Path) -> None:
-    outcome = snip_experiments.lenet_300_100(Context(tmp_path, (0,), quick=True))
-    claims = [claim for claim in outcome.claims if claim.id != "snip.2"]
-    assert {claim.id for claim in outcome.claims} == {"snip.1", "snip.2", "snip.4"}
-    assert [claim.what for claim in claims if not claim.holds] == []
-    assert outcome.raw["picture"][0]["likest_digit"] == list(range(10))
-    assert [run["kept"] for run in outcome.raw["runs"]] == [13310, 5324, 266200]
-    assert set(outcome.raw["error"]) == {"0.05", "0.02", "1"}
-    json.dumps(outcome.raw)
+    raw = snip_experiments.lenet_300_100(Context(tmp_path, (0,), quick=True))
+    assert isinstance(raw, dict)
+    claims = snip_experiments._judge_300(raw)
+    assert {claim.id for claim in claims} == {"snip.1", "snip.2", "snip.4"}
+    assert [claim.what for claim in claims if not claim.holds and claim.id != "snip.2"] == []
+    assert raw["picture"][0]["likest_digit"] == list(range(10))
+    assert [run["kept"] for run in raw["runs"]] == [13310, 5324, 266200]
+    assert all(run["best_error"] <= run["error"] for run in raw["runs"])
+    assert set(raw["error"]) == {"0.05", "0.02", "1"}
+    json.dumps(raw)
     wrong = [{"density": 0.5, "weights": 9, "kept": 5, "nonzero": n} for n in (5, 4)]
     assert snip_experiments._inexact(wrong) == 1
 
@@ -330,17 +332,23 @@ def test_the_lenet_experiment_on_striped_images(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("striped")
 def test_the_specialization_experiment_on_striped_images(tmp_path: Path) -> None:
     said: list[str] = []
-    outcome = specialization_experiment.sparse_specialization(
+    raw = specialization_experiment.sparse_specialization(
         Context(tmp_path, (0,), quick=True, say=said.append)
     )
-    assert all(claim.holds for claim in outcome.claims)
-    assert list(outcome.raw["difference_of_means"]) == ["conv1", "conv2", "ip1", "all"]
-    sparse = outcome.raw["speeds"][0]["sparse"]["rows"]
+    assert isinstance(raw, dict)
+    layers = ["conv1", "conv2", "ip1", "all"]
+    assert list(raw["difference_of_means"]) == layers
+    rows = [raw["runs"][0]["comparison"][layer] for layer in layers]
+    assert all(row[k] is not None for row in rows for k in ("difference", "ks", "higher"))
+    sparse = raw["speeds"][0]["sparse"]["rows"]
+    for row in sparse:
+        assert 0 < row["channel_ms"] <= row["dense_ms"]
+        assert 0 < row["ideal_ms"] <= row["dense_ms"]
     assert [row["layer"] for row in sparse] == ["conv1", "conv2", "ip1", "ip2"]
     total = sum(row["weight_density"] * n for row, n in zip(sparse, SIZES, strict=True))
     assert total == pytest.approx(0.05 * sum(SIZES), abs=1)
     assert (tmp_path / "specialization.svg").stat().st_size > 1000
-    json.dumps(outcome.raw)
+    json.dumps(raw)
 
 
 SIZES = (500, 25_000, 400_000, 5_000)

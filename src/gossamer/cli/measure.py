@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +14,7 @@ import typer
 from gossamer.cli.options import AsJson
 from gossamer.cli.program import app
 from gossamer.compression.progress import console
+from gossamer.core.errors import ArgumentError
 
 __all__ = ["bench", "bench_exchange", "recipes_", "reproduce_"]
 
@@ -23,15 +27,57 @@ def reproduce_(
     seeds: Annotated[int | None, typer.Option(min=1, help="How many; its own number.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run: proves the path.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="A Dask scheduler that runs the parts: tcp://HOST:8786.")
+    ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Only judge the file's figures again; run nothing.")
+    ] = False,
 ) -> None:
-    """Measure a published table again and write results/NAME.json."""
+    """Measure a published table again and write results/NAME.json.
+
+    The parts of a --cluster run wherever its workers are; the library must be installed there,
+    and the working folder be at the same path if they are to share checkpoints.
+    """
     from gossamer import experiments
 
     if list_ or name is None:
         for experiment, summary in experiments.names():
             print(f"{experiment:28} {summary}")
         return
-    print(experiments.run(name, out=out, seeds=seeds, quick=quick, workers=workers))
+    if judge:
+        print(experiments.judge(name, out=out, quick=quick))
+        return
+    with _executor(cluster) as executor:
+        print(
+            experiments.run(
+                name, out=out, seeds=seeds, quick=quick, workers=workers, executor=executor
+            )
+        )
+
+
+@contextmanager
+def _executor(address: str | None) -> Iterator[Executor | None]:
+    """The executor of a Dask scheduler; None without an address."""
+    if address is None:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError as e:
+        raise ArgumentError(
+            "--cluster needs dask.distributed; pip install 'gossamer[cluster]'"
+        ) from e
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as e:
+        raise ArgumentError(
+            f"--cluster {address!r}: no scheduler answers there ({e}); start one with "
+            "`dask scheduler` and give its address, tcp://HOST:8786"
+        ) from e
+    with client:
+        # a part is done for its own sake, never taken from an equal call
+        yield client.get_executor(pure=False)
 
 
 @app.command("recipes")

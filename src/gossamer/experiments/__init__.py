@@ -1,14 +1,20 @@
 """Published tables and figures, one command each: ``gossamer reproduce NAME``.
 
 An experiment is a function decorated with :func:`experiment` in a module of this package. It gets
-a :class:`Context` (where to work, which seeds, how many workers), runs resumably below
-``context.work``, and returns an :class:`Outcome`. :func:`run` writes ``results/NAME.json``::
+a :class:`Context` (where to work, which seeds, how many workers), does its work in parts that a
+restart finds again (:meth:`Context.map`), and returns its raw figures; what they show is judged by
+a pure function of them. :func:`run` writes ``results/NAME.json``::
 
-    {name, command, commit, hardware, seeds, claims: [{id, what, value, bound, holds}], ...raw}
+    {name, command, commit, hardware, seconds, wall, seeds, parts: [{job, seconds}],
+     claims: [{id, what, value, bound, holds}], ...raw}
 
 ``id`` is the specification page and the number of its point (``deep-compression.1``); ``holds``
 is computed from value and bound, never written by hand; a point that falls short stays in the
-file with ``holds: false``.
+file with ``holds: false``. A claim is what could have come out otherwise: a picture's size or a
+count of what was run is a raw figure. ``seconds`` is the sum of the parts' (see
+:mod:`gossamer.experiments.parts`) and of the rest of this call; ``wall`` is this call alone. Where
+several commits made the parts, ``commits`` names them, the earliest first. :func:`judge` judges a
+file's raw figures again, and names the commit that did in ``judged``.
 """
 
 from __future__ import annotations
@@ -18,22 +24,19 @@ import json
 import operator
 import os
 import pkgutil
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
-from gossamer.core import machine
 from gossamer.core.errors import ArgumentError, GossamerError
-from gossamer.core.files import write_text
+from gossamer.experiments.parts import Part, run_parts, source, summary
+from gossamer.experiments.record import commit, hardware, write_json
 
 __all__ = [
     "Claim",
@@ -42,6 +45,7 @@ __all__ = [
     "commit",
     "experiment",
     "hardware",
+    "judge",
     "names",
     "run",
     "spread",
@@ -102,16 +106,25 @@ class Outcome:
     raw: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class _Ledger:
+    """The parts of a run so far, and the seconds of this call that passed inside them."""
+
+    parts: list[Part] = field(default_factory=list)
+    inside: float = 0.0
+
+
 @dataclass(frozen=True)
 class Context:
     """What an experiment is given.
 
     Attributes:
-        work: directory for run directories and checkpoints; a restart resumes from it.
+        work: directory for parts and checkpoints; a restart resumes from it.
         seeds: the seeds to run.
         quick: a smoke run (tiny subsets); its results are never written to ``results/``.
         workers: processes side by side, one thread each.
         say: prints a progress line.
+        executor: where parts run instead of in local processes.
     """
 
     work: Path
@@ -119,41 +132,72 @@ class Context:
     quick: bool = False
     workers: int = 1
     say: Callable[[str], None] = print
+    executor: Executor | None = None
+    ledger: _Ledger = field(default_factory=_Ledger, repr=False)
+
+    def beside(self, name: str, module: str) -> Path:
+        """The work folder of another experiment, or one that several share, beside this one's.
+
+        It is named by the source of the module that fills it: what an earlier one made there is
+        not taken for this one's.
+        """
+        return self.work.parent / _folder(name, module, self.quick)
 
     def map(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
-        """``[function(*job) for job in jobs]``, side by side, one torch thread in each process.
+        """``[function(*job) for job in jobs]``, side by side, one torch thread in each.
 
-        ``function`` must be importable (module level). A job that fails stops the rest and its
-        error is raised; finished jobs have left their checkpoints, so a restart is cheap.
+        Finished parts are read from ``work`` (:mod:`gossamer.experiments.parts`: what tells one
+        part from another, and what may be an argument and a result). ``function`` must be a
+        module's. A job that fails stops the rest and its error is raised.
         """
-        if self.workers <= 1:
-            return [function(*job) for job in jobs]
-        with ProcessPoolExecutor(
-            self.workers, mp_context=get_context("spawn"), initializer=_one_thread
-        ) as pool:
-            futures = [pool.submit(function, *job) for job in jobs]
-            return [f.result() for f in futures]
+        began = time.monotonic()
+        with self._pool(len(jobs)) as pool:
+            parts = run_parts(function, jobs, work=self.work, quick=self.quick, executor=pool)
+        known = {part.key for part in self.ledger.parts}
+        self.ledger.parts += {p.key: p for p in parts if p.key not in known}.values()
+        self.ledger.inside += time.monotonic() - began
+        return [part.result for part in parts]
+
+    def _pool(self, jobs: int) -> AbstractContextManager[Executor | None]:
+        if self.executor is not None or self.workers <= 1 or not jobs:
+            return nullcontext(self.executor)
+        return ProcessPoolExecutor(min(self.workers, jobs), mp_context=get_context("spawn"))
 
 
-def _one_thread() -> None:
-    # Two busy processes with two threads each on two cores can be tens of times slower.
-    torch.set_num_threads(1)
+def _folder(name: str, module: str, quick: bool) -> str:
+    return f"{name}{'.quick' if quick else ''}-{source(module)[:12]}"
 
 
-Experiment = Callable[[Context], Outcome]
-_REGISTRY: dict[str, tuple[Experiment, str, tuple[int, ...]]] = {}
+Judge = Callable[[Mapping[str, Any]], list[Claim]]
+"""Raw figures, as they are in the results file, to claims."""
+Experiment = Callable[[Context], Outcome | dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    function: Experiment
+    about: str
+    seeds: tuple[int, ...]
+    judge: Judge | None
+
+
+_REGISTRY: dict[str, _Entry] = {}
 
 
 def experiment(
-    name: str, *, seeds: Sequence[int] = (0, 1, 2)
+    name: str, *, seeds: Sequence[int] = (0, 1, 2), judge: Judge | None = None
 ) -> Callable[[Experiment], Experiment]:
-    """Register an experiment by name; its docstring's first line describes it."""
+    """Register an experiment by name; its docstring's first line describes it.
+
+    With ``judge`` the function returns raw figures, and the claims are the judge's; without, it
+    returns an :class:`Outcome`, and only a new run judges it again.
+    """
 
     def register(function: Experiment) -> Experiment:
         if name in _REGISTRY:
             raise ArgumentError(f"experiment {name!r} is registered twice")
-        summary = (function.__doc__ or name).strip().splitlines()[0]
-        _REGISTRY[name] = (function, summary, tuple(seeds))
+        about = (function.__doc__ or name).strip().splitlines()[0]
+        _REGISTRY[name] = _Entry(function, about, tuple(seeds), judge)
         return function
 
     return register
@@ -165,42 +209,19 @@ def _load() -> None:
             importlib.import_module(module.name)
 
 
+def _entry(name: str) -> _Entry:
+    _load()
+    if name not in _REGISTRY:
+        raise ArgumentError(
+            f"experiment {name!r} does not exist; there are: {', '.join(sorted(_REGISTRY))}"
+        )
+    return _REGISTRY[name]
+
+
 def names() -> list[tuple[str, str]]:
     """``(name, one line)`` of every experiment, sorted."""
     _load()
-    return sorted((name, entry[1]) for name, entry in _REGISTRY.items())
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory (bytes), accelerator and versions of this machine."""
-    return {
-        "cpu": machine.cpu(),
-        "cores": os.cpu_count(),
-        "memory_bytes": machine.memory(),
-        "gpu": machine.gpu(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def commit() -> str:
-    """The source's commit; ``+dirty`` when tracked source differs from it."""
-    root = Path(__file__).resolve().parents[3]
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        if head.returncode:
-            return "unknown"
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "-uno", "--", "src", "native"],
-            capture_output=True,
-            text=True,
-        )
-    except OSError:
-        return "unknown"
-    return head.stdout.strip() + ("+dirty" if dirty.stdout.strip() else "")
+    return sorted((name, entry.about) for name, entry in _REGISTRY.items())
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -224,13 +245,6 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write JSON atomically."""
-    # numpy scalars become plain numbers
-    text = json.dumps(data, indent=1, default=lambda value: value.item())
-    write_text(path, text + "\n")
-
-
 def run(
     name: str,
     *,
@@ -239,6 +253,7 @@ def run(
     quick: bool = False,
     workers: int | None = None,
     work: str | Path | None = None,
+    executor: Executor | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Run one experiment and write ``out/NAME.json``; killed, it resumes where it was.
@@ -249,50 +264,110 @@ def run(
         seeds: how many seeds, or which; the experiment's own when not given.
         quick: a smoke run that proves the path, not the claim; writes ``NAME.quick.json``.
         workers: processes side by side with one thread each; the number of cores when not given.
-        work: directory for checkpoints, default ``runs/reproduce/NAME``.
+        work: where the folder of parts and checkpoints is made, default ``runs/reproduce``; the
+            folder is called by the experiment's name and a hash of its source.
+        executor: runs the parts instead of local processes; any of :mod:`concurrent.futures`.
         say: receives progress lines.
 
     Raises :class:`ArgumentError` for an unknown name or no seeds.
     """
-    _load()
-    if name not in _REGISTRY:
-        raise ArgumentError(
-            f"experiment {name!r} does not exist; there are: {', '.join(sorted(_REGISTRY))}"
-        )
-    function, summary, default = _REGISTRY[name]
+    entry = _entry(name)
     if seeds is None:
-        chosen = default
+        chosen = entry.seeds
     else:
         chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not chosen:
         raise ArgumentError("seeds is empty; give at least one")
     suffix = ".quick" if quick else ""
-    directory = Path(work) if work else Path("runs/reproduce") / (name + suffix)
+    folder = _folder(name, entry.function.__module__, quick)
+    directory = (Path(work or "runs/reproduce") / folder).resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    context = Context(directory, chosen, quick, workers or os.cpu_count() or 1, say)
-    started = time.time()
-    outcome = function(context)
+    context = Context(directory, chosen, quick, workers or os.cpu_count() or 1, say, executor)
+    began = time.monotonic()
+    found = entry.function(context)
+    wall = time.monotonic() - began
+    outcome = found if isinstance(found, Outcome) else Outcome([], found)
     if not outcome.claims and not outcome.raw:
         raise GossamerError(f"experiment {name!r} returned nothing")
-    command = f"gossamer reproduce {name}" + (" --quick" if quick else "")
+    if clash := sorted(_HEAD & outcome.raw.keys()):
+        raise GossamerError(f"experiment {name!r} has raw figures of the names {clash}; rename")
+    head, here, parts = commit(), hardware(), context.ledger.parts
+    commits = list(dict.fromkeys([*(c for part in parts for c in part.commits), head]))
+    data = {
+        "name": name,
+        "about": entry.about,
+        "command": f"gossamer reproduce {name}" + (" --quick" if quick else ""),
+        "commit": head,
+        **({"commits": commits} if len(commits) > 1 else {}),
+        "hardware": here,
+        "python": sys.version.split()[0],
+        "seconds": round(
+            sum(part.seconds for part in parts) + max(0.0, wall - context.ledger.inside), 1
+        ),
+        "wall": round(wall, 1),
+        "seeds": list(chosen),
+        "parts": summary(parts, head, here),
+        "claims": [claim.as_dict() for claim in outcome.claims],
+        **outcome.raw,
+    }
     path = Path(out) / f"{name}{suffix}.json"
-    write_json(
-        path,
-        {
-            "name": name,
-            "about": summary,
-            "command": command,
-            "commit": commit(),
-            "hardware": hardware(),
-            "python": sys.version.split()[0],
-            "seconds": round(time.time() - started, 1),
-            "seeds": list(chosen),
-            "claims": [claim.as_dict() for claim in outcome.claims],
-            **outcome.raw,
-        },
-    )
-    for claim in outcome.claims:
-        row = claim.as_dict()
-        mark = "holds" if claim.holds else "FALLS SHORT"
-        say(f"{row['id']}: {row['what']}: {row['value']:.6g} ({row['bound']}) {mark}")
+    write_json(path, data)
+    if entry.judge is None:
+        _tell(data["claims"], say)
+        return path
+    # of the file's figures, not of those in memory: another day's judgement is then the same
+    return _judged(entry.judge, path, say)
+
+
+_HEAD = {
+    *("name", "about", "command", "commit", "commits", "hardware", "python", "seconds", "wall"),
+    *("seeds", "parts", "judged", "claims"),
+}
+
+
+def judge(
+    name: str,
+    *,
+    out: str | Path = "results",
+    quick: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Judge the raw figures of ``out/NAME.json`` again; nothing is run.
+
+    Raises :class:`ArgumentError` for an unknown name, no such file, or an experiment that judges
+    while it runs; :class:`GossamerError` where the file lacks a figure. The file is then as it was.
+    """
+    entry = _entry(name)
+    path = Path(out) / f"{name}{'.quick' if quick else ''}.json"
+    if entry.judge is None:
+        raise ArgumentError(
+            f"experiment {name!r} judges while it runs; gossamer reproduce {name} runs it again"
+        )
+    if not path.is_file():
+        raise ArgumentError(f"there is no {path}; gossamer reproduce {name} makes it")
+    return _judged(entry.judge, path, say, mark=True)
+
+
+def _judged(judge: Judge, path: Path, say: Callable[[str], None], *, mark: bool = False) -> Path:
+    data = json.loads(path.read_text())
+    raw = {key: value for key, value in data.items() if key not in _HEAD}
+    try:
+        data["claims"] = [claim.as_dict() for claim in judge(raw)]
+    except LookupError as e:
+        raise GossamerError(
+            f"{path} lacks the figure {e} that its claims are computed from; "
+            f"{data['command']} measures it"
+        ) from e
+    if mark:
+        claims = data.pop("claims")
+        head = {key: value for key, value in data.items() if key in _HEAD}
+        data = {**head, "judged": commit(), "claims": claims, **raw}
+    write_json(path, data)
+    _tell(data["claims"], say)
     return path
+
+
+def _tell(claims: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> None:
+    for row in claims:
+        mark = "holds" if row["holds"] else "FALLS SHORT"
+        say(f"{row['id']}: {row['what']}: {row['value']:.6g} ({row['bound']}) {mark}")

@@ -31,13 +31,21 @@ def page(folder: Path) -> str:
     ]
     for entry in found:
         seeds = ", ".join(map(str, entry["seeds"]))
+        made = entry.get("commits", [entry["commit"]])
+        commits = ", ".join(f"`{_short(c)}`" for c in made)
+        judged = f"; judged at `{_short(entry['judged'])}`" if "judged" in entry else ""
         lines += [
             f"## {entry['name']}",
             "",
             f"{entry['about']} `{entry['command']}` (seeds {seeds}; {entry['seconds']:.0f} s on "
-            f"{entry['hardware']['cpu']}, {entry['hardware']['cores']} cores; commit "
-            f"`{entry['commit'][:10]}`).",
+            f"{entry['hardware']['cpu']}, {entry['hardware']['cores']} cores; commit"
+            f"{'s' * (len(made) > 1)} {commits}{judged}).",
             "",
+        ]
+        if not entry["claims"]:
+            lines += ["Figures only: nothing here could hold or fall short.", ""]
+            continue
+        lines += [
             "| point | what | value | bound | holds |",
             "| --- | --- | --- | --- | --- |",
         ]
@@ -48,6 +56,10 @@ def page(folder: Path) -> str:
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _short(commit: str) -> str:
+    return commit[:10] + commit[40:]  # with +dirty
 
 
 if __name__ == "__main__":

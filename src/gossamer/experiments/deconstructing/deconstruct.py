@@ -21,7 +21,7 @@ from gossamer.core import names
 from gossamer.core.masks import Masks
 from gossamer.core.names import Tensors
 from gossamer.datasets import Dataset
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.lenets import mnist
 from gossamer.prune import lottery
 from gossamer.prune.deconstruct import CRITERIA, Start, apply_actions, criterion_masks
@@ -156,33 +156,9 @@ def retrained(name: str, seed: int, start: Start, work: Path, quick: bool) -> di
     return {"name": name, "seed": seed, "density": start.masks.density, **figures}
 
 
-@experiment("deconstruct-lenet")
-def lenet(context: Context) -> Outcome:
-    """Deconstructing 1, 3-5: untrained masks; criteria, kept and removed weights after training."""
-    work, quick, seeds = context.work, context.quick, context.seeds
-    whole = context.map(dense, [(seed, work, quick) for seed in seeds])
-    context.say("dense networks done")
-    masked = context.map(untrained, [(seed, work, quick) for seed in seeds])
-    context.say("untrained networks done")
-    jobs = [(name, seed, work, quick) for name in VARIANTS for seed in seeds]
-    rows = context.map(trained, jobs)
-    at_start = {name: spread([100 * m[name]["accuracy"] for m in masked]) for name in UNTRAINED}
-    after = {
-        name: spread([100 * r["early_accuracy"] for r in rows if r["name"] == name])
-        for name in VARIANTS
-    }
-    raw = {
-        "dense": spread([100 * d["early_accuracy"] for d in whole]),
-        "untrained": at_start,
-        "trained": after,
-        "untrained_runs": masked,
-        "runs": rows,
-    }
-    return Outcome([] if quick else _claims(at_start, after), raw)
-
-
-def _claims(at_start: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> list[Claim]:
+def _judge(raw: Mapping[str, Any]) -> list[Claim]:
     """Points 1, 3-5 on means over seeds, in percent and points."""
+    at_start, after = raw["untrained"], raw["trained"]
 
     def over(a: str, b: str) -> float:
         return float(after[a]["mean"] - after[b]["mean"])
@@ -239,3 +215,27 @@ def _claims(at_start: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]
         Claim(f"{PAGE}.5", f"{at} movement_both over zero, points", over(both, BASE[0]), ">=", 0.0),
     ]
     return claims
+
+
+@experiment("deconstruct-lenet", judge=_judge)
+def lenet(context: Context) -> dict[str, Any]:
+    """Deconstructing 1, 3-5: untrained masks; criteria, kept and removed weights after training."""
+    work, quick, seeds = context.work, context.quick, context.seeds
+    whole = context.map(dense, [(seed, work, quick) for seed in seeds])
+    context.say("dense networks done")
+    masked = context.map(untrained, [(seed, work, quick) for seed in seeds])
+    context.say("untrained networks done")
+    jobs = [(name, seed, work, quick) for name in VARIANTS for seed in seeds]
+    rows = context.map(trained, jobs)
+    at_start = {name: spread([100 * m[name]["accuracy"] for m in masked]) for name in UNTRAINED}
+    after = {
+        name: spread([100 * r["early_accuracy"] for r in rows if r["name"] == name])
+        for name in VARIANTS
+    }
+    return {
+        "dense": spread([100 * d["early_accuracy"] for d in whole]),
+        "untrained": at_start,
+        "trained": after,
+        "untrained_runs": masked,
+        "runs": rows,
+    }

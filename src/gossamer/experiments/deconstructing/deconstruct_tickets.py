@@ -7,6 +7,7 @@ less and its signs hardly matter. Masked networks train for 12 epochs (the paper
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from gossamer import nets
 from gossamer.core import names
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.deconstructing.deconstruct import NET, PAGE, retrained
 from gossamer.experiments.lottery_ticket.lottery import AT_13, tickets
 from gossamer.prune.deconstruct import apply_actions
@@ -54,23 +55,8 @@ def one(name: str, seed: int, work: Path, searches: Path, quick: bool) -> dict[s
     return retrained(name, seed, start, work, quick)
 
 
-@experiment("deconstruct-tickets")
-def kept_weights(context: Context) -> Outcome:
-    """Deconstructing 4, 5: kept and removed weights under the lottery's own masks."""
-    work, quick = context.work, context.quick
-    searches = work.parent / ("lottery-lenet.quick" if quick else "lottery-lenet")
-    missing = [
-        (NET, seed, searches, quick)
-        for seed in context.seeds
-        if not (searches / f"seed-{seed}" / "tickets.gsm").exists()
-    ]
-    context.map(tickets, missing)
-    jobs = [(name, seed, work, searches, quick) for name in VARIANTS for seed in context.seeds]
-    rows = context.map(one, jobs)
-    after = {
-        name: spread([100 * r["early_accuracy"] for r in rows if r["name"] == name])
-        for name in VARIANTS
-    }
+def _judge(raw: Mapping[str, Any]) -> list[Claim]:
+    after = raw["trained"]
 
     def over(a: str, b: str) -> float:
         return float(after[a]["mean"] - after[b]["mean"])
@@ -84,4 +70,20 @@ def kept_weights(context: Context) -> Outcome:
         claims.append(Claim(f"{PAGE}.4", what, over(signed, unsigned), ">=", 0.2))
     what = f"{at} freeze over zero, points"
     claims.append(Claim(f"{PAGE}.5", what, over("removed: freeze", "rewind"), "<", 0.0))
-    return Outcome([] if quick else claims, {"trained": after, "runs": rows})
+    return claims
+
+
+@experiment("deconstruct-tickets", judge=_judge)
+def kept_weights(context: Context) -> dict[str, Any]:
+    """Deconstructing 4, 5: kept and removed weights under the lottery's own masks."""
+    work, quick = context.work, context.quick
+    searches = context.beside("lottery-lenet", tickets.__module__)
+    # those that lottery-lenet has finished are only read
+    context.map(tickets, [(NET, seed, searches, quick) for seed in context.seeds])
+    jobs = [(name, seed, work, searches, quick) for name in VARIANTS for seed in context.seeds]
+    rows = context.map(one, jobs)
+    after = {
+        name: spread([100 * r["early_accuracy"] for r in rows if r["name"] == name])
+        for name in VARIANTS
+    }
+    return {"trained": after, "runs": rows}

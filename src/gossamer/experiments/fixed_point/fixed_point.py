@@ -8,7 +8,6 @@ seed draws them), and accuracy is that of the whole test set.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 from gossamer import datasets, nets
 from gossamer.analysis import canvas
 from gossamer.datasets import Dataset, Split, batches
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread, write_json
-from gossamer.experiments.shared.lenets import LENET_5, dense, mnist
+from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments.shared.lenets import LENET_5, dense, lenets_folder, mnist
 from gossamer.pack import pack
 from gossamer.quantize import FixedPoint, IntegerNetwork, Precision, calibrate
 from gossamer.quantize.fixed_point import error, no_overflow, search
@@ -39,10 +38,6 @@ BATCH = 250
 RANKS = (5, 10, 20, 30, 50, 100, 200, 300)
 # most points lost: the page's bounds
 LOST = {16: 0.1, 8: 1.0}
-
-
-def _work(context: Context) -> Path:
-    return context.work.parent / ("fixed-point-quick" if context.quick else "fixed-point")
 
 
 def _data(quick: bool) -> tuple[Dataset, Split]:
@@ -79,14 +74,11 @@ def _compare(net: FixedPoint, test: Split, *, both: bool) -> tuple[int, int | No
 
 
 def accuracy(bits: int, dynamic: bool, seed: int, work: Path, quick: bool) -> dict[str, Any]:
-    """Test accuracy (percent) of one configuration on integers; kept in a file.
+    """Test accuracy (percent) of one configuration on integers.
 
     At the precisions of the page's bounds the simulated network is compared on every image.
     """
     name = f"{bits}-{'dynamic' if dynamic else 'static'}-{seed}"
-    kept = work / f"{name}.json"
-    if kept.exists():
-        return dict(json.loads(kept.read_text()))
     data, test = _data(quick)
     model = nets.build(NET, pretrained=True)
     net = fixed(model, data, Precision(bits, bits, bits, dynamic), seed, quick)
@@ -97,7 +89,7 @@ def accuracy(bits: int, dynamic: bool, seed: int, work: Path, quick: bool) -> di
         size = archive.file_bytes
     inputs = _some(data.validation, 2 if quick else 16, 0)
     slow = IntegerNetwork(net, oracle=True)
-    row = {
+    return {
         "bits": bits,
         "dynamic": dynamic,
         "seed": seed,
@@ -112,28 +104,16 @@ def accuracy(bits: int, dynamic: bool, seed: int, work: Path, quick: bool) -> di
             "weights": {name: net.layers[i].form.frac for i, name in enumerate(net.program.layers)},
         },
     }
-    write_json(kept, row)
-    return row
 
 
-def float_accuracy(work: Path, quick: bool) -> float:
-    """Test accuracy (percent) of the float network; kept in a file."""
-    kept = work / "float.json"
-    if kept.exists():
-        return float(json.loads(kept.read_text())["accuracy"])
+def float_accuracy(quick: bool) -> float:
+    """Test accuracy (percent) of the float network."""
     _, test = _data(quick)
-    found = 100 * evaluate(nets.build(NET, pretrained=True), test).accuracy
-    write_json(kept, {"accuracy": found, "images": len(test)})
-    return found
+    return 100 * evaluate(nets.build(NET, pretrained=True), test).accuracy
 
 
-@experiment("fixed-point-resnet20")
-def resnet20(context: Context) -> Outcome:
-    """Fixed point 1, 3: ResNet-20 at 16 and 8 bits; integers against the simulation."""
-    work = _work(context)
-    exact = float_accuracy(work, context.quick)
-    jobs = [(b, True, seed, work, context.quick) for b in LOST for seed in context.seeds]
-    rows = context.map(accuracy, jobs)
+def _judge_resnet20(raw: Mapping[str, Any]) -> list[Claim]:
+    rows = raw["runs"]
     claims = [
         Claim(
             f"{PAGE}.1",
@@ -146,20 +126,47 @@ def resnet20(context: Context) -> Outcome:
     ]
     agree = sum(not r["oracle_agrees"] for r in rows)
     claims.append(Claim(f"{PAGE}.1", "networks that int64 products disagree with", agree, "==", 0))
-    summary = {}
     for bits, most in LOST.items():
-        lost = spread([exact - r["accuracy"] for r in rows if r["bits"] == bits])
-        summary[str(bits)] = lost
         what = f"ResNet-20, {bits} bits, dynamic: points lost, mean over calibration draws"
-        claims.append(Claim(f"{PAGE}.3", what, lost["mean"], "<=", most))
-    return Outcome(claims, {"float_accuracy": exact, "points_lost": summary, "runs": rows})
+        lost = raw["points_lost"][str(bits)]["mean"]
+        claims.append(Claim(f"{PAGE}.3", what, lost, "<=", most))
+    return claims
 
 
-@experiment("fixed-point-static-dynamic", seeds=(0,))
-def static_dynamic(context: Context) -> Outcome:
+@experiment("fixed-point-resnet20", judge=_judge_resnet20)
+def resnet20(context: Context) -> dict[str, Any]:
+    """Fixed point 1, 3: ResNet-20 at 16 and 8 bits; integers against the simulation."""
+    work = context.work
+    (exact,) = context.map(float_accuracy, [(context.quick,)])
+    jobs = [(b, True, seed, work, context.quick) for b in LOST for seed in context.seeds]
+    rows = context.map(accuracy, jobs)
+    lost = {
+        str(bits): spread([exact - r["accuracy"] for r in rows if r["bits"] == bits])
+        for bits in LOST
+    }
+    return {"float_accuracy": exact, "points_lost": lost, "runs": rows}
+
+
+def _judge_static_dynamic(raw: Mapping[str, Any]) -> list[Claim]:
+    table = raw["accuracy"]
+    return [
+        Claim(
+            f"{PAGE}.4",
+            f"{bits} bits: accuracy of dynamic over static, points",
+            table["dynamic"][bits]["mean"] - table["static"][bits]["mean"],
+            # 16 bits lose nothing either way
+            ">=" if bits != "16" else ">",
+            0.0 if bits != "16" else -0.1,
+        )
+        for bits in table["static"]
+    ]
+
+
+@experiment("fixed-point-static-dynamic", seeds=(0,), judge=_judge_static_dynamic)
+def static_dynamic(context: Context) -> dict[str, Any]:
     """Fixed point 4: static against dynamic lengths at 16, 8, 6 and 4 bits."""
-    work = _work(context)
-    exact = float_accuracy(work, context.quick)
+    work = context.work
+    (exact,) = context.map(float_accuracy, [(context.quick,)])
     chosen = BITS[1:2] if context.quick else BITS
     jobs = [
         (bits, dynamic, seed, work, context.quick)
@@ -178,18 +185,7 @@ def static_dynamic(context: Context) -> Outcome:
         for way, dynamic in (("static", False), ("dynamic", True))
     }
     plot_static_dynamic(table, exact, context.work / "static-dynamic.svg")
-    claims = [
-        Claim(
-            f"{PAGE}.4",
-            f"{bits} bits: accuracy of dynamic over static, points",
-            table["dynamic"][bits]["mean"] - table["static"][bits]["mean"],
-            # 16 bits lose nothing either way
-            ">=" if bits != "16" else ">",
-            0.0 if bits != "16" else -0.1,
-        )
-        for bits in table["static"]
-    ]
-    return Outcome(claims, {"float_accuracy": exact, "accuracy": table, "runs": rows})
+    return {"float_accuracy": exact, "accuracy": table, "runs": rows}
 
 
 def plot_static_dynamic(
@@ -220,8 +216,14 @@ def brute_force(tensor: Tensor, bits: int) -> tuple[int, float]:
     return best, errors[best]
 
 
-@experiment("fixed-point-search", seeds=(0,))
-def search_is_brute_force(context: Context) -> Outcome:
+def _judge_search(raw: Mapping[str, Any]) -> list[Claim]:
+    worse = sum(bool(r["worse"]) for r in raw["rows"])
+    what = "tensors and bits where brute force finds less error"
+    return [Claim(f"{PAGE}.2", what, worse, "==", 0)]
+
+
+@experiment("fixed-point-search", seeds=(0,), judge=_judge_search)
+def search_is_brute_force(context: Context) -> dict[str, Any]:
     """Fixed point 2: the search against brute force, every weight, bias and output of ResNet-20."""
     data, _ = _data(context.quick)
     images = _some(data.train, 2 if context.quick else 16, context.seeds[0])
@@ -253,11 +255,7 @@ def search_is_brute_force(context: Context) -> Outcome:
                 }
             )
     moved = sum(r["found"] != r["start"] for r in rows)
-    worse = sum(bool(r["worse"]) for r in rows)
-    return Outcome(
-        [Claim(f"{PAGE}.2", "tensors and bits where brute force finds less error", worse, "==", 0)],
-        {"searches": len(rows), "moved_from_the_start": moved, "rows": rows},
-    )
+    return {"searches": len(rows), "moved_from_the_start": moved, "rows": rows}
 
 
 def ranks(seed: int, work: Path, quick: bool) -> dict[str, Any]:
@@ -301,7 +299,7 @@ def _smallest(run: Mapping[str, Any], most: float) -> Mapping[str, Any]:
 @experiment("fixed-point-svd")
 def fixed_point_svd(context: Context) -> Outcome:
     """Fixed point 5: ranks of LeNet-5's first fully-connected layer; VGG fc6's 7.04 times."""
-    work = context.work.parent / ("lenets-quick" if context.quick else "lenets")
+    work = lenets_folder(context)
     runs = context.map(ranks, [(seed, work, context.quick) for seed in context.seeds])
     chosen = [_smallest(run, 0.1) for run in runs]
     lost = [

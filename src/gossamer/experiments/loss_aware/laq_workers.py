@@ -10,9 +10,9 @@ process, with the bits of N processes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +25,9 @@ from gossamer.datasets import Dataset, Split
 from gossamer.distribute import SQm
 from gossamer.distribute.codecs.codec import GradCodec
 from gossamer.distribute.exchange.server import LossAwareLoop, Rule
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.lenets import mnist
-from gossamer.experiments.shared.panels import draw, kept
+from gossamer.experiments.shared.panels import draw
 from gossamer.quantize.loss_aware import binary, linear
 from gossamer.training import evaluate
 
@@ -105,9 +105,8 @@ def train_cell(cell: Cell, rate: float, seed: int, data: Dataset, batch: int) ->
     }
 
 
-def _job(cell: Cell, seed: int, work: Path, batch: int, quick: bool) -> dict[str, Any]:
-    path = work / f"{'-'.join(str(c).replace(', ', '-') for c in cell)}-{seed}.json"
-    return kept(path, lambda: train_cell(cell, RATE, seed, mnist(quick), batch))
+def _job(cell: Cell, seed: int, batch: int, quick: bool) -> dict[str, Any]:
+    return train_cell(cell, RATE, seed, mnist(quick), batch)
 
 
 def _values(rows: list[dict[str, Any]], key: str, **where: Any) -> list[float]:
@@ -121,14 +120,35 @@ def _mean(rows: list[dict[str, Any]], key: str, **where: Any) -> float:
 BITS = (2, 3, 4, 8)
 
 
-@experiment("laq-gradient-bits")
-def gradient_bits(context: Context) -> Outcome:
+def _judge_bits(raw: Mapping[str, Any]) -> list[Claim]:
+    rows, page = raw["runs"], f"{PAGE}.5"
+    bits = [m for m in BITS if _values(rows, "seed", gradients=f"SQ{m}")]
+    # 8 bits are not told from 4
+    plain = [_mean(rows, "average_loss", gradients=f"SQ{m}") for m in bits if m <= 4]
+    clipped = _mean(rows, "average_loss", gradients="SQ2, c=3") / plain[0]
+    least = min(a / b for a, b in pairwise(plain))
+    exact = _mean(rows, "accuracy", gradients="FP")
+    return [
+        Claim(page, "unclipped, 2 to 4 bits: average loss, least ratio of fewer bits to more",
+              least, ">", 1.0),
+        Claim(page, "2 bits: average loss, clipped over unclipped", clipped, "<", 1.0),
+        *(
+            Claim(page, f"points lost to float gradients, {g}",
+                  exact - _mean(rows, "accuracy", gradients=g), "<=", 0.5)
+            for g in ("SQ4", "SQ2, c=3")
+            if _values(rows, "seed", gradients=g)
+        ),
+    ]  # fmt: skip
+
+
+@experiment("laq-gradient-bits", judge=_judge_bits)
+def gradient_bits(context: Context) -> dict[str, Any]:
     """Loss-aware gradients 5: loss against Delta_g, clipped or not; LAQ3, a perceptron on MNIST."""
     workers, steps, batch = 4, 20 if context.quick else 6000, 16
     bits = BITS[:2] if context.quick else BITS
     chosen = ["FP", *(f"SQ{m}{c}" for m in bits for c in ("", ", c=3"))]
     jobs = [
-        (("LAQ3", g, workers, steps), seed, context.work, batch, context.quick)
+        (("LAQ3", g, workers, steps), seed, batch, context.quick)
         for g in chosen
         for seed in context.seeds
     ]
@@ -144,35 +164,11 @@ def gradient_bits(context: Context) -> Outcome:
     drawn = draw(
         lines, context.work / "gradient-bits.svg", xlabel="Delta_g (leftmost: float)", ylabel="loss"
     )
-    # 8 bits are not told from 4
-    plain = [_mean(rows, "average_loss", gradients=f"SQ{m}") for m in bits if m <= 4]
-    exact = _mean(rows, "average_loss", gradients="FP")
-    clipped = _mean(rows, "average_loss", gradients="SQ2, c=3")
-    claims = [
-        Claim(
-            f"{PAGE}.5",
-            "unclipped: average loss, least ratio of fewer bits to more",
-            min(a / b for a, b in pairwise(plain)),
-            ">",
-            1.0,
-        ),
-        Claim(f"{PAGE}.5", "2 bits: average loss, clipped over unclipped", clipped / plain[0],
-              "<", 1.0),
-        Claim(f"{PAGE}.5", "the figure, bytes", drawn.stat().st_size, ">", 1000),
-    ]  # fmt: skip
-    if not context.quick:
-        lost = _mean(rows, "accuracy", gradients="FP")
-        claims += [
-            Claim(
-                f"{PAGE}.5", f"points lost to float gradients, {g}",
-                lost - _mean(rows, "accuracy", gradients=g), "<=", 0.5,
-            )
-            for g in ("SQ4", "SQ2, c=3")
-        ]  # fmt: skip
-    return Outcome(
-        claims,
-        {"net": NET, "workers": workers, "steps": steps, "float_average_loss": exact, "runs": rows},
-    )
+    return {
+        "net": NET, "workers": workers, "steps": steps,
+        "float_average_loss": _mean(rows, "average_loss", gradients="FP"),
+        "picture": drawn.name, "runs": rows,
+    }  # fmt: skip
 
 
 TABLE = [("FP", "FP"), ("LAQ3", "FP"), ("LAQ3", "SQ2"), ("LAQ3", "SQ2, c=3"), ("LAQ3", "SQ3"),
@@ -181,14 +177,33 @@ WORKERS = (4, 8, 16)
 EPOCHS = 18
 
 
-@experiment("laq-workers")
-def worker_table(context: Context) -> Outcome:
+def _judge_workers(raw: Mapping[str, Any]) -> list[Claim]:
+    table = raw["table"]
+
+    def mean(gradients: str, workers: str) -> float:
+        return float(table[f"LAQ3 weights, {gradients} gradients"][workers]["mean"])
+
+    return [
+        Claim(
+            f"{PAGE}.5",
+            f"{n} workers, LAQ3: points lost to float gradients, {g}",
+            mean("FP", n) - mean(g, n),
+            "<=",
+            0.5,
+        )
+        for n in table["LAQ3 weights, FP gradients"]
+        for g in ("SQ2, c=3", "SQ3")
+    ]
+
+
+@experiment("laq-workers", judge=_judge_workers)
+def worker_table(context: Context) -> dict[str, Any]:
     """Loss-aware gradients 5: worker table, 64 examples each; reduced, MNIST perceptron."""
     counts = WORKERS[:1] if context.quick else WORKERS
     batch = 64
     steps = {n: 5 if context.quick else EPOCHS * 55_000 // (batch * n) for n in counts}
     jobs = [
-        ((w, g, n, steps[n]), seed, context.work, batch, context.quick)
+        ((w, g, n, steps[n]), seed, batch, context.quick)
         for n in counts
         for w, g in TABLE
         for seed in context.seeds
@@ -209,17 +224,4 @@ def worker_table(context: Context) -> Outcome:
         }
         for w, g in TABLE
     }
-    claims = [
-        Claim(
-            f"{PAGE}.5",
-            f"{n} workers, LAQ3: points lost to float gradients, {g}",
-            _mean(rows, "accuracy", weights="LAQ3", gradients="FP", workers=n)
-            - _mean(rows, "accuracy", weights="LAQ3", gradients=g, workers=n),
-            "<=",
-            0.5,
-        )
-        for n in counts
-        for g in ("SQ2, c=3", "SQ3")
-    ]
-    claims.append(Claim(f"{PAGE}.5", "the figure, bytes", drawn.stat().st_size, ">", 1000))
-    return Outcome(claims, {"net": NET, "table": cells, "steps": steps, "runs": rows})
+    return {"net": NET, "table": cells, "steps": steps, "picture": drawn.name, "runs": rows}

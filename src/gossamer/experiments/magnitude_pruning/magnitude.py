@@ -5,6 +5,7 @@ Han, Pool, Tran, Dally, NIPS 2015, tables 1 and 3, figures 4-6.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,16 @@ from gossamer import nets
 from gossamer.core.errors import one_of
 from gossamer.core.masks import Masks
 from gossamer.core.method import Masked
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
-from gossamer.experiments.shared.lenets import LENET_5, LENET_300_100, dense, error, mnist, pruned
+from gossamer.experiments import Claim, Context, experiment, spread
+from gossamer.experiments.shared.lenets import (
+    LENET_5,
+    LENET_300_100,
+    dense,
+    error,
+    lenets_folder,
+    mnist,
+    pruned,
+)
 from gossamer.prune import magnitude, sensitivity
 from gossamer.training import TrainConfig, evaluate, train
 
@@ -32,10 +41,6 @@ DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03)
 CURVE = TrainConfig(6, lr=0.02, schedule="cosine", nesterov=True)
 L2: dict[str, Any] = {"weight_decay": 5e-4}
 L1: dict[str, Any] = {"l1": 2e-5}
-
-
-def _work(context: Context) -> Path:
-    return context.work.parent / ("lenets-quick" if context.quick else "lenets")
 
 
 def kept_and_errors(net: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
@@ -53,22 +58,15 @@ def kept_and_errors(net: str, seed: int, work: Path, quick: bool) -> dict[str, A
     }
 
 
-@experiment("magnitude-lenets")
-def lenets(context: Context) -> Outcome:
-    """Magnitude pruning 1, 2: weights kept and errors of LeNet-300-100 and LeNet-5."""
-    work = _work(context)
-    jobs = [(net, seed, work, context.quick) for net in PLANS for seed in context.seeds]
-    rows = context.map(kept_and_errors, jobs)
-    claims, summary = [], {}
+def _judge_lenets(raw: Mapping[str, Any]) -> list[Claim]:
+    claims = []
     for number, net in enumerate(PLANS, 1):
-        mine = [r for r in rows if r["net"] == net]
-        after = spread([r["error_pruned"] for r in mine])
-        before = spread([r["error_dense"] for r in mine])
-        summary[net] = {"error_dense": before, "error_pruned": after}
+        before, after = (raw["summary"][net][key] for key in ("error_dense", "error_pruned"))
+        kept = max(r["kept"] for r in raw["runs"] if r["net"] == net)
         most, worst = BOUNDS[net]
         page = f"{PAGE}.{number}"
         claims += [
-            Claim(page, f"{net}: weights kept", max(r["kept"] for r in mine), "<=", most),
+            Claim(page, f"{net}: weights kept", kept, "<=", most),
             Claim(page, f"{net}: error, mean over seeds, percent", after["mean"], "<=", worst),
             Claim(
                 page,
@@ -78,7 +76,21 @@ def lenets(context: Context) -> Outcome:
                 0.0,
             ),
         ]
-    return Outcome(claims, {"summary": summary, "runs": rows})
+    return claims
+
+
+@experiment("magnitude-lenets", judge=_judge_lenets)
+def lenets(context: Context) -> dict[str, Any]:
+    """Magnitude pruning 1, 2: weights kept and errors of LeNet-300-100 and LeNet-5."""
+    work = lenets_folder(context)
+    jobs = [(net, seed, work, context.quick) for net in PLANS for seed in context.seeds]
+    rows = context.map(kept_and_errors, jobs)
+    keys = ("error_dense", "error_pruned")
+    summary = {
+        net: {key: spread([r[key] for r in rows if r["net"] == net]) for key in keys}
+        for net in PLANS
+    }
+    return {"summary": summary, "runs": rows}
 
 
 def curve(seed: int, work: Path, quick: bool) -> dict[str, dict[str, float]]:
@@ -129,48 +141,44 @@ def curve(seed: int, work: Path, quick: bool) -> dict[str, dict[str, float]]:
     return found
 
 
-@experiment("magnitude-curves")
-def curves(context: Context) -> Outcome:
-    """Magnitude pruning 3: error against density, one-shot, retrained, iterative; L1 against L2."""
-    work = _work(context)
-    runs = context.map(curve, [(seed, work, context.quick) for seed in context.seeds])
-    table = {way: {d: spread([r[way][d] for r in runs]) for d in runs[0][way]} for way in runs[0]}
+def _judge_curves(raw: Mapping[str, Any]) -> list[Claim]:
+    table = raw["error"]
     low = [f"{d:g}" for d in DENSITIES if d <= 0.1]
 
     def mean(way: str) -> float:
         return float(sum(table[way][d]["mean"] for d in low)) / len(low)
 
-    before = {d: table["L1, no retraining"][d]["mean"] - table["L2, no retraining"][d]["mean"]
-              for d in table["L2, no retraining"]}  # fmt: skip
-    after = {d: table["L1, retrained"][d]["mean"] - table["L2, retrained"][d]["mean"]
-             for d in table["L2, retrained"]}  # fmt: skip
-    page = f"{PAGE}.3"
-    return Outcome(
-        [
-            Claim(
-                page,
-                "error at densities <= 10 %: retrained minus not retrained, points",
-                mean("L2, retrained") - mean("L2, no retraining"),
-                "<",
-                0.0,
-            ),
-            Claim(
-                page,
-                "error at densities <= 10 %: iterative minus one-shot retrained, points",
-                mean("L2, iterative") - mean("L2, retrained"),
-                "<",
-                0.0,
-            ),
-            Claim(
-                page,
-                "densities at which the L1/L2 comparison is reported",
-                len(before),
-                "==",
-                len(DENSITIES),
-            ),
-        ],
-        {"error": table, "l1_minus_l2": {"no retraining": before, "retrained": after}},
-    )
+    at = "error at densities <= 10 %:"
+    return [
+        Claim(
+            f"{PAGE}.3",
+            f"{at} retrained minus not retrained, points",
+            mean("L2, retrained") - mean("L2, no retraining"),
+            "<",
+            0.0,
+        ),
+        Claim(
+            f"{PAGE}.3",
+            f"{at} iterative minus one-shot retrained, points",
+            mean("L2, iterative") - mean("L2, retrained"),
+            "<",
+            0.0,
+        ),
+    ]
+
+
+@experiment("magnitude-curves", judge=_judge_curves)
+def curves(context: Context) -> dict[str, Any]:
+    """Magnitude pruning 3: error against density, one-shot, retrained, iterative; L1 against L2."""
+    work = lenets_folder(context)
+    runs = context.map(curve, [(seed, work, context.quick) for seed in context.seeds])
+    table = {way: {d: spread([r[way][d] for r in runs]) for d in runs[0][way]} for way in runs[0]}
+    difference = {
+        way: {d: table[f"L1, {way}"][d]["mean"] - table[f"L2, {way}"][d]["mean"]
+              for d in table[f"L2, {way}"]}
+        for way in ("no retraining", "retrained")
+    }  # fmt: skip
+    return {"error": table, "l1_minus_l2": difference}
 
 
 def bands(kept: torch.Tensor) -> dict[str, float]:
@@ -198,30 +206,26 @@ def picture_of(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     return {"seed": seed, **bands(kept), "kept": kept.tolist()}
 
 
-@experiment("magnitude-picture")
-def picture(context: Context) -> Outcome:
+def _judge_picture(raw: Mapping[str, Any]) -> list[Claim]:
+    rows, page = raw["runs"], f"{PAGE}.4"
+    what = "weights kept for a border pixel over a centre pixel, largest of seeds"
+    return [
+        Claim(
+            page,
+            "seeds whose kept weights repeat every 28 inputs, fraction",
+            sum(r["lag"] == 28 for r in rows) / len(rows),
+            "==",
+            1.0,
+        ),
+        Claim(page, what, max(r["border"] / r["centre"] for r in rows), "<", 1.0),
+    ]
+
+
+@experiment("magnitude-picture", judge=_judge_picture)
+def picture(context: Context) -> dict[str, Any]:
     """Magnitude pruning 4: the first layer's mask has 28 bands and a thin border."""
-    rows = context.map(picture_of, [(s, _work(context), context.quick) for s in context.seeds])
-    page = f"{PAGE}.4"
-    return Outcome(
-        [
-            Claim(
-                page,
-                "seeds whose kept weights repeat every 28 inputs, fraction",
-                sum(r["lag"] == 28 for r in rows) / len(rows),
-                "==",
-                1.0,
-            ),
-            Claim(
-                page,
-                "weights kept for a border pixel over a centre pixel, largest of seeds",
-                max(r["border"] / r["centre"] for r in rows),
-                "<",
-                1.0,
-            ),
-        ],
-        {"runs": rows},
-    )
+    work = lenets_folder(context)
+    return {"runs": context.map(picture_of, [(s, work, context.quick) for s in context.seeds])}
 
 
 def nonzero_after(optimizer: str, seed: int, quick: bool) -> int:
@@ -247,36 +251,36 @@ def nonzero_after(optimizer: str, seed: int, quick: bool) -> int:
     return sum(int((state[n][~m] != 0).sum()) for n, m in masks.items())
 
 
-@experiment("magnitude-exact-zeros")
-def exact_zeros(context: Context) -> Outcome:
+def _judge_zeros(raw: Mapping[str, Any]) -> list[Claim]:
+    return [
+        Claim(f"{PAGE}.5", f"{how}: pruned weights not exactly 0 after 1000 steps", max(c), "==", 0)
+        for how, c in raw["counts"].items()
+    ]
+
+
+@experiment("magnitude-exact-zeros", judge=_judge_zeros)
+def exact_zeros(context: Context) -> dict[str, Any]:
     """Magnitude pruning 5: pruned weights stay exactly 0 under momentum, Adam and weight decay."""
     counts = {
         how: [nonzero_after(how, seed, context.quick) for seed in context.seeds]
         for how in ("sgd", "adam")
     }
-    claims = [
-        Claim(f"{PAGE}.5", f"{how}: pruned weights not exactly 0 after 1000 steps", max(c), "==", 0)
-        for how, c in counts.items()
-    ]
-    return Outcome(claims, {"counts": counts})
+    return {"counts": counts}
 
 
-@experiment("magnitude-sensitivity", seeds=(0,))
-def scan(context: Context) -> Outcome:
+@experiment("magnitude-sensitivity", seeds=(0,), judge=lambda raw: [])
+def scan(context: Context) -> dict[str, Any]:
     """Magnitude pruning 6: the sensitivity scan of both LeNets as table and plot."""
-    tables, complete, drawn = {}, True, True
-    for net, plan in PLANS.items():
-        data = mnist(context.quick)
-        model = dense(plan, context.seeds[0], _work(context), data, context.quick)
-        found = sensitivity.scan(model, data.validation)
-        context.say(found.table())
-        complete &= len(found.rows) == len(found.layers) * len(sensitivity.DENSITIES)
-        drawn &= found.plot(context.work / f"{net}.svg").stat().st_size > 1000
-        tables[net] = {"scan": found.as_dict(), "suggested": found.suggest(0.005)}
-    return Outcome(
-        [
-            Claim(f"{PAGE}.6", "every layer measured at every density", float(complete), "==", 1.0),
-            Claim(f"{PAGE}.6", "the scan drawn", float(drawn), "==", 1.0),
-        ],
-        tables,
-    )
+    jobs = [(net, context.seeds[0], lenets_folder(context), context.quick) for net in PLANS]
+    return dict(zip(PLANS, context.map(scanned, jobs), strict=True))
+
+
+def scanned(net: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
+    """One network's scan, what it suggests at half a point, and its picture's name."""
+    data = mnist(quick)
+    found = sensitivity.scan(dense(PLANS[net], seed, work, data, quick), data.validation)
+    return {
+        "scan": found.as_dict(),
+        "suggested": found.suggest(0.005),
+        "picture": found.plot(work / f"sensitivity-{net}.svg").name,
+    }

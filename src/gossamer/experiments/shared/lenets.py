@@ -22,6 +22,7 @@ from gossamer.core.errors import GossamerError
 from gossamer.core.masks import Masks
 from gossamer.core.method import Masked
 from gossamer.datasets import Dataset
+from gossamer.experiments import Context
 from gossamer.pack import pack, unpack
 from gossamer.prune import magnitude
 from gossamer.quantize import SharedWeights, share_model
@@ -33,6 +34,7 @@ __all__ = [
     "Plan",
     "dense",
     "error",
+    "lenets_folder",
     "mnist",
     "packed",
     "pruned",
@@ -88,6 +90,11 @@ LENET_5 = Plan(
     bits={"*": 5, "conv*": 8},
     finetune=TrainConfig(2, lr=1e-4, schedule="cosine"),
 )
+
+
+def lenets_folder(context: Context) -> Path:
+    """Where the stages of all these experiments lie; of this module's settings alone."""
+    return context.beside("lenets", __name__)
 
 
 def mnist(quick: bool) -> Dataset:

@@ -1,16 +1,14 @@
-"""Lines with error bars, a panel a figure; and figures of jobs that are kept over a restart."""
+"""Lines with error bars, a panel a figure."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from gossamer.core.errors import ArgumentError
-from gossamer.experiments import spread, write_json
+from gossamer.experiments import spread
 
-__all__ = ["Lines", "draw", "kept"]
+__all__ = ["Lines", "draw"]
 
 Lines = Mapping[str, Mapping[int, Sequence[float]] | Mapping[float, Sequence[float]]]
 """Label -> position across -> one value a seed."""
@@ -61,13 +59,3 @@ def draw(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
-
-
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``make`` found, from ``path`` where an earlier session left it there."""
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-    found = make()
-    write_json(path, found)
-    return found

@@ -7,6 +7,7 @@ and wide ResNets), 10,000 training and 1,000 validation images, 12 epochs of SGD
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gossamer import nets
 from gossamer.core import names
 from gossamer.core.errors import one_of
 from gossamer.core.method import Masked, Method
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.lottery_ticket.lottery import cifar
 from gossamer.prune import snip
 from gossamer.prune.deconstruct import apply_actions, criterion_masks
@@ -86,14 +87,8 @@ def _untrained(
     return best
 
 
-@experiment("sparse-cifar-reduced")
-def sparse_cifar(context: Context) -> Outcome:
-    """Sparse momentum, SNIP and untrained masks on a small Conv-2 and a part of CIFAR-10."""
-    jobs = [(way, seed, context.work, context.quick) for way in WAYS for seed in context.seeds]
-    rows = context.map(one, jobs)
-    accuracy = {w: spread([r["accuracy"] for r in rows if r["way"] == w]) for w in WAYS}
-    dense = [r["untrained"] for r in rows if r["way"] == "dense"]
-    untrained = {c: spread([r[c]["accuracy"] for r in dense]) for c in CRITERIA}
+def _judge(raw: Mapping[str, Any]) -> list[Claim]:
+    accuracy, untrained = raw["accuracy"], raw["untrained"]
     net = f"reduced Conv-2, CIFAR-10, {100 * DENSITY:g} %:"
 
     def over(page: str, way: str, other: str) -> Claim:
@@ -115,4 +110,15 @@ def sparse_cifar(context: Context) -> Outcome:
         )
         for way, other in (("large_final_same_sign", "large_final"), ("large_final", "random"))
     ]
-    return Outcome(claims, {"accuracy": accuracy, "untrained": untrained, "runs": rows})
+    return claims
+
+
+@experiment("sparse-cifar-reduced", judge=_judge)
+def sparse_cifar(context: Context) -> dict[str, Any]:
+    """Sparse momentum, SNIP and untrained masks on a small Conv-2 and a part of CIFAR-10."""
+    jobs = [(way, seed, context.work, context.quick) for way in WAYS for seed in context.seeds]
+    rows = context.map(one, jobs)
+    accuracy = {w: spread([r["accuracy"] for r in rows if r["way"] == w]) for w in WAYS}
+    dense = [r["untrained"] for r in rows if r["way"] == "dense"]
+    untrained = {c: spread([r[c]["accuracy"] for r in dense]) for c in CRITERIA}
+    return {"accuracy": accuracy, "untrained": untrained, "runs": rows}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -112,8 +113,7 @@ def trained(
 
 
 def _work(context: Context) -> Path:
-    name = "sparse-momentum-shared"
-    folder = context.work.parent / (f"{name}-quick" if context.quick else name)
+    folder = context.beside("sparse-momentum-shared", __name__)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -131,14 +131,8 @@ def _table(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
     return {r: {d: spread(v) for d, v in cells.items()} for r, cells in table.items()}
 
 
-@experiment("sparse-momentum-lenet-300-100")
-def lenet_300_100(context: Context) -> Outcome:
-    """Sparse momentum 1: LeNet-300-100 by density, against SET and dense."""
-    cells = [("dense", 1.0)]
-    cells += [("sparse-momentum", d) for d in (0.01, 0.05, 0.02, 0.1)]
-    cells += [(way, d) for way in SETS for d in (0.01, 0.02, 0.05)]
-    rows = _runs(context, "lenet-300-100", cells)
-    table, page = _table(rows), f"{PAGE}.1"
+def _judge_300(raw: Mapping[str, Any]) -> list[Claim]:
+    table, page = raw["accuracy"], f"{PAGE}.1"
     ours = table["sparse-momentum"]
     dense = table["dense"]["1"]["mean"]
     claims = [
@@ -158,26 +152,38 @@ def lenet_300_100(context: Context) -> Outcome:
         for way in SETS
         for d in table[way]
     ]
-    return Outcome(claims, {"accuracy": table, "runs": rows})
+    return claims
 
 
-@experiment("sparse-momentum-lenet-5")
-def lenet_5(context: Context) -> Outcome:
-    """Sparse momentum 2: LeNet-5-Caffe at 5 and 1 %, in 20 epochs instead of 100."""
-    rows = _runs(context, "lenet-5-caffe", [("sparse-momentum", 0.05), ("sparse-momentum", 0.01)])
-    table, page = _table(rows), f"{PAGE}.2"
+@experiment("sparse-momentum-lenet-300-100", judge=_judge_300)
+def lenet_300_100(context: Context) -> dict[str, Any]:
+    """Sparse momentum 1: LeNet-300-100 by density, against SET and dense."""
+    cells = [("dense", 1.0)]
+    cells += [("sparse-momentum", d) for d in (0.01, 0.05, 0.02, 0.1)]
+    cells += [(way, d) for way in SETS for d in (0.01, 0.02, 0.05)]
+    rows = _runs(context, "lenet-300-100", cells)
+    return {"accuracy": _table(rows), "runs": rows}
+
+
+def _judge_5(raw: Mapping[str, Any]) -> list[Claim]:
+    table, page = raw["accuracy"], f"{PAGE}.2"
     ours = table["sparse-momentum"]
-    claims = [
+    return [
         Claim(page, "5 %: test error, mean, percent", 100 - ours["0.05"]["mean"], "<=", 0.75),
         Claim(page, "1 %: test error, mean, percent", 100 - ours["0.01"]["mean"], "<=", 0.95),
     ]
-    return Outcome(
-        claims, {"accuracy": table, "runs": rows, "epochs": CONFIGS["lenet-5-caffe"].epochs}
-    )
 
 
-@experiment("sparse-momentum-ablation")
-def ablation(context: Context) -> Outcome:
+@experiment("sparse-momentum-lenet-5", judge=_judge_5)
+def lenet_5(context: Context) -> dict[str, Any]:
+    """Sparse momentum 2: LeNet-5-Caffe at 5 and 1 %, in 20 epochs instead of 100."""
+    rows = _runs(context, "lenet-5-caffe", [("sparse-momentum", 0.05), ("sparse-momentum", 0.01)])
+    epochs = CONFIGS["lenet-5-caffe"].epochs
+    return {"accuracy": _table(rows), "runs": rows, "epochs": epochs}
+
+
+@experiment("sparse-momentum-ablation", judge=lambda raw: [])
+def ablation(context: Context) -> dict[str, Any]:
     """Sparse momentum 5: growth by momentum or at random, with or without redistribution."""
     grid = [
         ("sparse-momentum", "momentum", "momentum"),
@@ -202,10 +208,7 @@ def ablation(context: Context) -> Outcome:
                     "interval_95": [found["mean"] - half, found["mean"] + half],
                 }
             )
-    claims = [
-        Claim(f"{PAGE}.5", "cells measured with an interval", len(cells), "==", 4 * len(densities))
-    ]
-    return Outcome(claims, {"cells": cells, "runs": rows})
+    return {"cells": cells, "runs": rows}
 
 
 _T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}

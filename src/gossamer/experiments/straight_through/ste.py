@@ -7,6 +7,8 @@ n = 8 inputs throughout.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +169,20 @@ def draw_landscape(rows: list[dict[str, Any]], path: Path, size: int) -> Path:
     return path
 
 
-@experiment("ste-landscape", seeds=(0,))
-def landscape(context: Context) -> Outcome:
+def _judge_landscape(raw: Mapping[str, Any]) -> list[Claim]:
+    def rises(estimator: str) -> list[float]:
+        return [r["largest_rise"] for r in raw["runs"] if r["estimator"] == estimator]
+
+    page, what = f"{PAGE}.2", "largest rise of f in a step"
+    return [
+        Claim(page, f"relu: {what}", max(rises("relu")), "<=", 1e-6),
+        Claim(page, f"identity: {what}", min(rises("identity")), ">=", 0.1),
+        Claim(page, f"clipped: {what} (not on the page)", max(rises("clipped")), "<=", 1e-6),
+    ]
+
+
+@experiment("ste-landscape", seeds=(0,), judge=_judge_landscape)
+def landscape(context: Context) -> dict[str, Any]:
     """Straight-through 2: near the spurious minimum the identity estimator's loss jumps."""
     steps = 2_000 if context.quick else 20_000
     jobs = [(e, seed, steps) for e in ste.ESTIMATORS for seed in context.seeds]
@@ -177,28 +191,10 @@ def landscape(context: Context) -> Outcome:
     drawn = draw_landscape(
         [r for r in rows if r["seed"] == context.seeds[0]], path, 15 if context.quick else 61
     )
-
-    def rises(estimator: str) -> list[float]:
-        return [r["largest_rise"] for r in rows if r["estimator"] == estimator]
-
-    return Outcome(
-        [
-            Claim(f"{PAGE}.2", "relu: largest rise of f in a step", max(rises("relu")), "<=", 1e-6),
-            Claim(
-                f"{PAGE}.2", "identity: largest rise of f in a step", min(rises("identity")),
-                ">=", 0.1,
-            ),
-            Claim(
-                f"{PAGE}.2",
-                "clipped: largest rise of f in a step (not on the page)",
-                max(rises("clipped")),
-                "<=",
-                1e-6,
-            ),
-            Claim(f"{PAGE}.2", "the picture drawn, bytes", drawn.stat().st_size, ">", 1000),
-        ],
-        {"runs": rows, "rate": RATE, "norm_at_minimum": float(ste.identity_norm(V_STAR))},
-    )  # fmt: skip
+    return {
+        "runs": rows, "rate": RATE, "norm_at_minimum": float(ste.identity_norm(V_STAR)),
+        "picture": drawn.name,
+    }  # fmt: skip
 
 
 SAMPLES = (10, 100, 1_000, 10_000)
@@ -251,8 +247,39 @@ def draw_lines(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-@experiment("ste-figure-1", seeds=tuple(range(10)))
-def figure_1(context: Context) -> Outcome:
+def _judge_figure_1(raw: Mapping[str, Any]) -> list[Claim]:
+    sizes, means, page = raw["samples"], raw["means"], f"{PAGE}.3"
+    what = {
+        "rises": "monotone: share of rises, mean over draws",
+        "jump": "smooth: largest jump over the range, mean over draws",
+    }
+    claims = [
+        Claim(page, f"{what[key]}, {b:,} less {a:,} samples", y - x, "<=", 0.0)
+        for key, found in means.items()
+        for (a, x), (b, y) in pairwise(zip(sizes, found, strict=True))
+    ]
+    first, last = sizes[0], sizes[-1]
+    claims += [
+        Claim(
+            page, f"{what[key]}, {last:,} over {first:,} samples", found[-1] / found[0], "<=", 0.5
+        )
+        for key, found in means.items()
+    ]
+    return [
+        *claims,
+        Claim(page, f"{what['rises']}, {last:,} samples", means["rises"][-1], "<=", 0.05),
+        Claim(
+            page,
+            "population loss along the expected step: largest rise",
+            max(r["population_rise"] for r in raw["runs"]),
+            "<=",
+            1e-12,
+        ),
+    ]
+
+
+@experiment("ste-figure-1", seeds=tuple(range(10)), judge=_judge_figure_1)
+def figure_1(context: Context) -> dict[str, Any]:
     """Straight-through 3: the empirical loss along one coarse step against the sample size."""
     points = 21 if context.quick else 101
     sizes = SAMPLES[:3] if context.quick else SAMPLES
@@ -262,37 +289,5 @@ def figure_1(context: Context) -> Outcome:
         key: [sum(r[key] for r in rows if r["samples"] == n) / len(context.seeds) for n in sizes]
         for key in ("rises", "jump")
     }
-    what = {
-        "rises": "monotone: share of rises, mean over draws",
-        "jump": "smooth: largest jump over the range, mean over draws",
-    }
-    claims = [
-        Claim(f"{PAGE}.3", f"{what[key]}, {b:,} less {a:,} samples", y - x, "<=", 0.0)
-        for key, found in means.items()
-        for a, b, x, y in zip(sizes, sizes[1:], found, found[1:], strict=False)
-    ]
-    claims += [
-        Claim(
-            f"{PAGE}.3",
-            f"{what[key]}, {sizes[-1]:,} over {sizes[0]:,} samples",
-            found[-1] / found[0],
-            "<=",
-            0.5,
-        )
-        for key, found in means.items()
-    ]
-    claims += [
-        Claim(
-            f"{PAGE}.3", f"{what['rises']}, {sizes[-1]:,} samples", means["rises"][-1], "<=", 0.05
-        ),
-        Claim(
-            f"{PAGE}.3",
-            "population loss along the expected step: largest rise",
-            max(r["population_rise"] for r in rows),
-            "<=",
-            1e-12,
-        ),
-        Claim(f"{PAGE}.3", "the picture drawn, bytes", drawn.stat().st_size, ">", 1000),
-    ]
     figures = [{k: v for k, v in r.items() if not isinstance(v, list)} for r in rows]
-    return Outcome(claims, {"samples": list(sizes), "means": means, "runs": figures})
+    return {"samples": list(sizes), "means": means, "picture": drawn.name, "runs": figures}

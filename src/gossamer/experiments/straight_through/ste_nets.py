@@ -8,6 +8,7 @@ from the trained float network. Schedules are shortened, and named as such.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from gossamer import datasets, nets
 from gossamer.datasets import Dataset
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.layout import channels_last_
 from gossamer.experiments.shared.lenets import error, mnist
 from gossamer.quantize import QuantizedReLU, normalize_, quantize_activations_
@@ -95,20 +96,8 @@ def lenet_cell(bits: int, estimator: str, seed: int, work: Path, quick: bool) ->
     }
 
 
-@experiment("ste-lenet")
-def lenet(context: Context) -> Outcome:
-    """Straight-through 4: LeNet-5, 2 and 4 bits, three estimators; 5 + 16 and 3 epochs (short)."""
-    grid = [(bits, estimator) for bits in BITS for estimator in ESTIMATORS]
-    where = (context.work, context.quick)
-    # the float networks first: every other job starts from one
-    context.map(_only_float, [(seed, *where) for seed in context.seeds])
-    rows = context.map(lenet_cell, [(b, e, s, *where) for b, e in grid for s in context.seeds])
-    table = {
-        f"{b} bits, {e}": spread(
-            [r["accuracy"] for r in rows if (r["bits"], r["estimator"]) == (b, e)]
-        )
-        for b, e in grid
-    }
+def _judge_lenet(raw: Mapping[str, Any]) -> list[Claim]:
+    table = raw["accuracy"]
     two = {e: table[f"2 bits, {e}"]["mean"] for e in ESTIMATORS}
     four = {e: table[f"4 bits, {e}"]["mean"] for e in ESTIMATORS}
     claims = [
@@ -129,18 +118,32 @@ def lenet(context: Context) -> Outcome:
         )
         for e in ("relu", "clipped")
     ]  # fmt: skip
-    return Outcome(
-        claims,
-        {
-            "accuracy": table,
-            "float_accuracy": spread(
-                [next(r["float_accuracy"] for r in rows if r["seed"] == s) for s in context.seeds]
-            ),
-            "epochs": {"float": FLOAT.epochs, **{f"{b} bits": c.epochs for b, c in CELL.items()}},
-            "lr": {f"{b} bits": c.lr for b, c in CELL.items()},
-            "runs": rows,
-        },
-    )
+    return claims
+
+
+@experiment("ste-lenet", judge=_judge_lenet)
+def lenet(context: Context) -> dict[str, Any]:
+    """Straight-through 4: LeNet-5, 2 and 4 bits, three estimators; 5 + 16 and 3 epochs (short)."""
+    grid = [(bits, estimator) for bits in BITS for estimator in ESTIMATORS]
+    where = (context.work, context.quick)
+    # the float networks first: every other job starts from one
+    context.map(_only_float, [(seed, *where) for seed in context.seeds])
+    rows = context.map(lenet_cell, [(b, e, s, *where) for b, e in grid for s in context.seeds])
+    table = {
+        f"{b} bits, {e}": spread(
+            [r["accuracy"] for r in rows if (r["bits"], r["estimator"]) == (b, e)]
+        )
+        for b, e in grid
+    }
+    return {
+        "accuracy": table,
+        "float_accuracy": spread(
+            [next(r["float_accuracy"] for r in rows if r["seed"] == s) for s in context.seeds]
+        ),
+        "epochs": {"float": FLOAT.epochs, **{f"{b} bits": c.epochs for b, c in CELL.items()}},
+        "lr": {f"{b} bits": c.lr for b, c in CELL.items()},
+        "runs": rows,
+    }
 
 
 def _only_float(seed: int, work: Path, quick: bool) -> None:
@@ -229,8 +232,34 @@ def restarted(estimator: str, seed: int, work: Path, quick: bool) -> dict[str, A
     }
 
 
-@experiment("ste-resnet20-reduced", seeds=(0,))
-def resnet_reduced(context: Context) -> Outcome:
+def _judge_resnet(raw: Mapping[str, Any]) -> list[Claim]:
+    table, restarts = raw["accuracy"], raw["restarts"]
+
+    def change(estimator: str) -> list[float]:
+        return [r["losses"][-1] - r["losses"][0] for r in restarts if r["estimator"] == estimator]
+
+    gap = table["2 bits, clipped"]["mean"] - table["2 bits, identity"]["mean"]
+    return [
+        Claim(f"{PAGE}.5", "2 bits: clipped less identity, points", gap, ">=", 20.0),
+        Claim(
+            f"{PAGE}.5",
+            "restart at 1e-5, identity: rise of the training loss, least of seeds",
+            min(change("identity")),
+            ">",
+            STILL,
+        ),
+        Claim(
+            f"{PAGE}.5",
+            "restart at 1e-5, clipped: rise of the training loss, most of seeds",
+            max(change("clipped")),
+            "<=",
+            STILL,
+        ),
+    ]
+
+
+@experiment("ste-resnet20-reduced", seeds=(0,), judge=_judge_resnet)
+def resnet_reduced(context: Context) -> dict[str, Any]:
     """Straight-through 5: ResNet-20 of half width on 10,000 CIFAR-10 images, 30 + 10 epochs."""
     where = (context.work, context.quick)
     context.map(_only_resnet, [(seed, *where) for seed in context.seeds])
@@ -246,30 +275,7 @@ def resnet_reduced(context: Context) -> Outcome:
         for b, e in cells
     }
 
-    def change(estimator: str) -> list[float]:
-        return [r["losses"][-1] - r["losses"][0] for r in restarts if r["estimator"] == estimator]
-
-    gap = table["2 bits, clipped"]["mean"] - table["2 bits, identity"]["mean"]
-    return Outcome(
-        [
-            Claim(f"{PAGE}.5", "2 bits: clipped less identity, points", gap, ">=", 20.0),
-            Claim(
-                f"{PAGE}.5",
-                "restart at 1e-5, identity: rise of the training loss, least of seeds",
-                min(change("identity")),
-                ">",
-                STILL,
-            ),
-            Claim(
-                f"{PAGE}.5",
-                "restart at 1e-5, clipped: rise of the training loss, most of seeds",
-                max(change("clipped")),
-                "<=",
-                STILL,
-            ),
-        ],
-        {"accuracy": table, "runs": rows, "restarts": restarts, "width": WIDTH, "images": IMAGES},
-    )
+    return {"accuracy": table, "runs": rows, "restarts": restarts, "width": WIDTH, "images": IMAGES}
 
 
 def _only_resnet(seed: int, work: Path, quick: bool) -> None:
