@@ -13,6 +13,9 @@ __all__ = [
     "MAX_BYTES",
     "MAX_DIMENSIONS",
     "MAX_HEADER",
+    "NAMES",
+    "SEEDS",
+    "VERSION",
     "Reader",
     "decoded_bytes",
     "expansion",
@@ -20,6 +23,15 @@ __all__ = [
     "varint",
     "zigzag",
 ]
+
+VERSION = 3
+"""The newest format version that is read; a file has the oldest that it needs."""
+
+SEEDS = 2
+"""The version that brought seeds in place of values."""
+
+NAMES = 3
+"""The version that brought symbol coders told by name, and further layouts."""
 
 MAX_BYTES = 16 << 30
 """Default bound on decoded bytes where the caller says the shapes (16 GiB)."""
@@ -91,11 +103,19 @@ class Reader:
         data: the bytes.
         where: what they are, for messages: ``"model.gsm: tensor 'fc.weight'"``.
         trusted: the user has said that the file may cost what it claims.
+        version: of the file's format, what it may use.
     """
 
-    def __init__(self, data: bytes | memoryview, where: str, trusted: bool = False) -> None:
+    def __init__(
+        self,
+        data: bytes | memoryview,
+        where: str,
+        trusted: bool = False,
+        version: int = VERSION,
+    ) -> None:
         self.data = memoryview(data)
         self.trusted = trusted
+        self.version = version
         self.where = where
         self.at = 0
 

@@ -12,14 +12,19 @@ from dataclasses import dataclass, field
 from importlib import metadata
 
 from gossamer.core.errors import ArgumentError, FormatError
-from gossamer.pack.coders.limits import MAX_DIMENSIONS, MAX_HEADER, Reader, expansion, varint
+from gossamer.pack.coders.limits import (
+    MAX_DIMENSIONS,
+    MAX_HEADER,
+    VERSION,
+    Reader,
+    expansion,
+    varint,
+)
 from gossamer.pack.format.raw import compress, decompress
 from gossamer.pack.format.values import BY_CODE, DType
 
 __all__ = [
     "MAGIC",
-    "SEEDS",
-    "VERSION",
     "Entry",
     "Header",
     "check_names",
@@ -31,12 +36,6 @@ __all__ = [
 ]
 
 MAGIC = b"\x89GSM"
-VERSION = 2
-"""The newest format version that is read; a file has the oldest that it needs."""
-
-SEEDS = 2
-"""The version that brought seeds in place of values."""
-
 try:
     WRITER = metadata.version("gossamer")
 except metadata.PackageNotFoundError:  # run from a source tree that was never installed

@@ -18,7 +18,6 @@ from gossamer.pack.coders.limits import MAX_HEADER, Reader, decoded_bytes, expan
 from gossamer.pack.format.container import (
     ALIAS,
     OWN,
-    SEEDS,
     SOLID,
     Entry,
     Header,
@@ -26,7 +25,6 @@ from gossamer.pack.format.container import (
     section_crc,
 )
 from gossamer.pack.format.raw import decode_raw, decompress
-from gossamer.pack.format.section import SEEDED
 from gossamer.pack.format.values import Bits, DType, from_bits, to_bits
 from gossamer.pack.read.decode import decode_section
 from gossamer.pack.read.rows import Row, grouped_row, own_row, tied_row
@@ -245,8 +243,6 @@ class Archive:
             bits[:] = solid[start : start + entry.numel]
         else:
             payload = self._section(self._sections[index], what)
-            if payload and payload[0] & 7 == SEEDED and self.header.version < SEEDS:
-                raise FormatError(f"{self.where}: {what} is seeded in a file of version 1")
             bits = decode_section(
                 payload,
                 entry.dtype,
@@ -255,6 +251,7 @@ class Archive:
                 f"{self.where}: {what}",
                 out,
                 trusted=self.trusted,
+                version=self.header.version,
             )
         if entry.dtype.torch == torch.bool and bits.size and bits.max() > 1:
             raise FormatError(f"{self.where}: {what} is bool but holds the byte {bits.max()}")

@@ -11,12 +11,14 @@ from gossamer.core.seeds import Seed, fill
 from gossamer.pack.coders import context
 from gossamer.pack.coders.bits import look_up
 from gossamer.pack.coders.gaps import bitmap_runs, fixed_runs, gap_runs
-from gossamer.pack.coders.limits import Reader
+from gossamer.pack.coders.limits import VERSION, Reader
+from gossamer.pack.format.lzma_bytes import decode_lzma
 from gossamer.pack.format.raw import decode_raw
 from gossamer.pack.format.section import (
     BITMAP,
     CONTEXT,
     DENSE,
+    LZMA,
     PAPER,
     RAW,
     RAW_VALUES,
@@ -44,6 +46,7 @@ def decode_section(
     out: Bits | None = None,
     *,
     trusted: bool = False,
+    version: int = VERSION,
 ) -> Bits:
     """The flat bit patterns of a tensor, C order; :class:`FormatError` for anything odd.
 
@@ -55,8 +58,9 @@ def decode_section(
         where: file and tensor, for messages.
         out: written and returned, if given: flat, contiguous bit patterns.
         trusted: the context coder may hold more entries than its bytes may make a reader work for.
+        version: of the file.
     """
-    reader = Reader(data, where, trusted)
+    reader = Reader(data, where, trusted, version)
     section = parse(reader, dtype, shape, numel)
     if section.seed is not None:
         return _seeded(reader, section, section.seed, numel, out)
@@ -90,6 +94,8 @@ def expand(reader: Reader, section: Section, dtype: DType, numel: int) -> Bits:
         bits = decode_raw(inner, dtype, numel)
         inner.done()
         return bits
+    if section.layout == LZMA:
+        return decode_lzma(section.raw, dtype, numel, reader)
     if section.layout == CONTEXT:
         bits = _context(reader, section, dtype)
     elif section.layout == PAPER:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,11 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.files import write_chunks
 from gossamer.core.names import Tensors
 from gossamer.core.seeds import Seed, fill
-from gossamer.pack.coders.limits import ANY_BYTES, MAX_DIMENSIONS, expansion, varint
-from gossamer.pack.coders.table import FIXED, HUFFMAN, RANS
+from gossamer.pack.coders.limits import ANY_BYTES, MAX_DIMENSIONS, Reader, expansion, varint
+from gossamer.pack.coders.table import CODERS, FIXED, HUFFMAN, NUMBERED, RANS
 from gossamer.pack.format.container import (
     ALIAS,
     OWN,
-    SEEDS,
     SOLID,
     Entry,
     Header,
@@ -30,7 +30,7 @@ from gossamer.pack.format.container import (
     file_chunks,
 )
 from gossamer.pack.format.raw import compress, encode_raw
-from gossamer.pack.format.section import SEEDED
+from gossamer.pack.format.section import SEEDED, parse
 from gossamer.pack.format.values import BY_TORCH, Bits, DType, nonfinite, to_bits
 from gossamer.pack.read.archive import Archive
 from gossamer.pack.write.encode import encode_section
@@ -40,11 +40,12 @@ __all__ = ["PROFILES", "named_tensors", "pack", "pack_bytes"]
 
 PROFILES = {
     "smallest": Settings(),
-    "fast": Settings(coders=(FIXED, RANS), context=0, level=3, slack=0.002, gain=0.15),
-    "huffman": Settings(coders=(HUFFMAN,), context=0, paper=True),
+    "fast": Settings(coders=(FIXED, RANS), context=0, level=3, slack=0.002, gain=0.15, lzma=False),
+    "huffman": Settings(coders=(HUFFMAN,), context=0, paper=True, lzma=False),
 }
-"""``smallest`` tries everything; ``fast`` keeps to what decodes fastest, without the context
-coder; ``huffman`` is Deep Compression's own coding."""
+"""``smallest`` tries everything, coders of other packages too
+(:func:`gossamer.pack.coders.table.register`); ``fast`` keeps to what decodes fastest, without the
+context coder and LZMA; ``huffman`` is Deep Compression's own coding."""
 
 _GROUPED = 1 << 16  # raw tensors below this many bytes share one section per dtype
 _SIGNS = 256  # a seed takes fewer bits than the signs of so many values; no need to compare
@@ -122,9 +123,12 @@ def _settings(profile: str, index_bits: int, context_entries: int | None) -> Set
     if not 1 <= index_bits <= 16:
         raise ArgumentError(f"index_bits is {index_bits}, allowed are 1 to 16")
     chosen = PROFILES[profile]
-    context = chosen.context if context_entries is None else context_entries
-    fields = {**chosen.__dict__, "index_bits": index_bits, "context": context}
-    return Settings(**fields)
+    return replace(
+        chosen,
+        coders=tuple(CODERS) if profile == "smallest" else chosen.coders,
+        context=chosen.context if context_entries is None else context_entries,
+        index_bits=index_bits,
+    )
 
 
 def named_tensors(source: nn.Module | Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str]]:
@@ -200,6 +204,7 @@ class _Coded:
     shape: tuple[int, ...]
     section: bytes | None  # of its own
     bits: Bits | None  # for the group of its dtype
+    version: int = 1  # that a file with it needs
 
 
 def _chunks(
@@ -233,8 +238,8 @@ def _chunks(
     for alias, name in aliases.items():
         target = entries[place[name]]
         entries.append(Entry(alias, target.dtype, target.shape, ALIAS, place[name]))
-    seeded = any(c.section is not None and c.section[0] & 7 == SEEDED for c in coded)
-    header = Header(entries, [], metadata is not None, version=SEEDS if seeded else 1)
+    version = max((c.version for c in coded), default=1)
+    header = Header(entries, [], metadata is not None, version=version)
     payloads = [] if metadata is None else [_metadata(metadata)]
     for dtype in header.solids():
         group = [c.bits for c in coded if c.bits is not None and c.dtype is dtype]
@@ -293,7 +298,15 @@ def _code(
     grouped = len(bits) * dtype.size * (0.75 if section[0] == 0 else 1)
     if small and len(section) + _OWN_COST >= grouped:
         return _Coded(dtype, shape, None, bits)
-    return _Coded(dtype, shape, section, None)
+    return _Coded(dtype, shape, section, None, _version(section, dtype, shape, settings))
+
+
+def _version(section: bytes, dtype: DType, shape: tuple[int, ...], settings: Settings) -> int:
+    """The oldest version that has what a section uses; most need not be looked at."""
+    if section[0] & 7 < SEEDED and set(settings.coders) <= set(NUMBERED):
+        return 1
+    where = Reader(section, "a section just written", trusted=True)
+    return parse(where, dtype, shape, math.prod(shape)).version
 
 
 def _seeded(
