@@ -133,12 +133,14 @@ def _cpu() -> str:
     return found[0] if found else platform.processor() or platform.machine()
 
 
-def file_figures(file: Path, data: Dataset) -> tuple[dict[str, Any], list[Any], Any]:
-    """Bytes, layers and the picture of the first layer's mask, all from the file itself."""
-    with Archive(file, max_bytes=1 << 62) as archive:
-        tensors = archive.tensors()
-        layers = tables.layer_rows(archive.rows(), tensors)
-        size, dense = archive.file_bytes, archive.dense_bytes
-        parts = archive.parts()
+def file_figures(archive: Archive, data: Dataset) -> tuple[dict[str, Any], list[Any], Any]:
+    """Bytes, layers and the picture of the first layer's mask, all from the file itself.
+
+    ``archive``: open with ``keep=True``, so that nothing is decoded twice.
+    """
+    tensors = archive.tensors()
+    layers = tables.layer_rows(archive.rows(), tensors)
+    size, dense = archive.file_bytes, archive.dense_bytes
+    parts = archive.parts()
     figures = {"dense": dense, "file": size, "ratio": dense / size, "parts": parts}
     return figures, layers, tables.first_layer_image(tensors, data.in_shape)

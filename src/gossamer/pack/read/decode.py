@@ -32,7 +32,7 @@ from gossamer.pack.format.section import (
 from gossamer.pack.format.values import BY_TORCH, Bits, DType
 from gossamer.pack.read.fused import can_fuse, expand_fused
 
-__all__ = ["decode_section", "expand"]
+__all__ = ["decode_parsed", "decode_section", "expand"]
 
 _AT_ONCE = 1 << 16  # entries moved at once where numpy indexes them, eight bytes each
 
@@ -61,7 +61,13 @@ def decode_section(
         version: of the file.
     """
     reader = Reader(data, where, trusted, version)
-    section = parse(reader, dtype, shape, numel)
+    return decode_parsed(reader, parse(reader, dtype, shape, numel), dtype, numel, out)
+
+
+def decode_parsed(
+    reader: Reader, section: Section, dtype: DType, numel: int, out: Bits | None = None
+) -> Bits:
+    """:func:`decode_section` of a section that was taken apart."""
     if section.seed is not None:
         return _seeded(reader, section, section.seed, numel, out)
     if can_fuse(section, dtype):
