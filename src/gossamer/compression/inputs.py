@@ -17,7 +17,7 @@ from gossamer.core.files import write_chunks
 from gossamer.datasets import Dataset
 from gossamer.pack import unpack
 from gossamer.pack.safetensors_io import safetensors_bytes
-from gossamer.pack.write.writer import named_tensors
+from gossamer.pack.write.state import named_tensors
 
 __all__ = [
     "build_options",

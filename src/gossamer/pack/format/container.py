@@ -7,7 +7,7 @@ even be written down.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 
@@ -31,6 +31,7 @@ __all__ = [
     "file_chunks",
     "read_body",
     "read_header",
+    "section_chunks",
     "section_crc",
     "write_header",
 ]
@@ -134,11 +135,15 @@ def write_header(header: Header) -> bytes:
 def file_chunks(header: Header, payloads: Sequence[bytes]) -> list[bytes]:
     """A whole file: the header, which gets its lengths here, and the checked sections."""
     header.lengths = [len(p) for p in payloads]
-    chunks = [write_header(header)]
+    return list(section_chunks(header, payloads))
+
+
+def section_chunks(header: Header, payloads: Iterable[bytes]) -> Iterator[bytes]:
+    """A whole file, of a header with its lengths and payloads that come one by one."""
+    yield write_header(header)
     for number, payload in enumerate(payloads):
-        crc = section_crc(header.crc, number, payload)
-        chunks += [payload, crc.to_bytes(4, "little")]
-    return chunks
+        yield payload
+        yield section_crc(header.crc, number, payload).to_bytes(4, "little")
 
 
 def section_crc(header_crc: int, number: int, payload: bytes | memoryview) -> int:
