@@ -1,11 +1,16 @@
 """Time to pack and to load a network of AlexNet's size (61 M weights), one thread.
 
 Run: python benchmarks/encode.py [--scale 1.0] [--json FILE]. Figures are this machine's.
+
+With --workers 1,2 only: time and memory of packing plain float32 weights (--tensors of 4 million
+each), a fresh process for each number of workers.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +20,8 @@ from record import record
 
 from gossamer.experiments import Claim
 from gossamer.pack import load_into, pack
+
+spawned = multiprocessing.get_context("spawn")
 
 # (out, in/groups, kh, kw) and the fraction kept by Deep Compression, Table 4.
 LAYERS = {
@@ -100,12 +107,39 @@ def measure(state: dict[str, torch.Tensor], profile: str, folder: Path) -> dict[
     }
 
 
+def plain(workers: int, tensors: int, folder: str) -> None:
+    """Seconds a weight, and the most memory over the network's own bytes, both in this process."""
+    generator = torch.Generator().manual_seed(0)
+    state = {f"{i}": torch.randn(2000, 2000, generator=generator) * 0.05 for i in range(tensors)}
+    size = sum(t.nbytes for t in state.values())
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter()
+    with pack(state, Path(folder, "plain.gsm"), workers=workers) as archive:
+        stored = archive.file_bytes
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(
+        f"{workers} workers: {size // 4:,} weights, {size:,} -> {stored:,} bytes in {seconds:.1f} s"
+        f" ({4e9 * seconds / size:.1f} ns a weight); most memory {peak / size:.2f} of the network "
+        f"({(peak - before) / size:.2f} of it while packing)",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="of the rows of the fc layers")
     parser.add_argument("--profiles", default="fast,smallest,huffman")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--workers", help="numbers, with commas between")
+    parser.add_argument("--tensors", type=int, default=25)
     args = parser.parse_args()
+    for workers in map(int, args.workers.split(",") if args.workers else ()):
+        with tempfile.TemporaryDirectory() as folder:
+            process = spawned.Process(target=plain, args=(workers, args.tensors, folder))
+            process.start()
+            process.join()
+    if args.workers:
+        return
     began = time.time()
     torch.set_num_threads(1)
     state = alexnet(args.scale)

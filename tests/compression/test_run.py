@@ -161,7 +161,7 @@ def test_restart_begins_anew(tmp_path: Path) -> None:
 RESUMED = """
 import json, os, signal, sys, torch
 torch.set_num_threads(1)
-from gossamer import pipeline, recipe
+from gossamer import compression, recipe
 from gossamer.compression.progress import Reporter
 from gossamer.training import run as training
 
@@ -176,7 +176,7 @@ class Killing(Reporter):  # kills its own process at a step of a training, or at
 
 kill = json.loads(sys.argv[3])
 training.time.monotonic = iter(range(10**9)).__next__  # a second a look: saves fall where they fell
-pipeline.run(recipe.load(json.loads(sys.argv[1])), None, None, sys.argv[2], progress=Killing())
+compression.run(recipe.load(json.loads(sys.argv[1])), None, None, sys.argv[2], progress=Killing())
 """
 
 

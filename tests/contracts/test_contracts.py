@@ -154,7 +154,7 @@ def test_a_weight_that_is_zero_costs_nothing_to_remove(how):
     assert all(bool((s >= 0).all()) for s in ranked(how)(model).values())
 
 
-ALL_CODERS = {**{c.id: c for c in CODERS.values()}, "huffman, own instance": Huffman()}
+ALL_CODERS = {**CODERS, "huffman, own instance": Huffman()}
 every_coder = pytest.mark.parametrize("coder", ALL_CODERS.values(), ids=ALL_CODERS.keys())
 
 

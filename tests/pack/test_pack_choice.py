@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gossamer.pack import pack_bytes
+from gossamer.pack import Archive, pack_bytes, unpack
 from gossamer.pack.format import raw
 from gossamer.pack.format.values import to_bits
 from gossamer.pack.write import encode
@@ -58,3 +58,38 @@ def test_a_slow_level_of_zstd_runs_where_a_fast_one_comes_near(
 def test_a_sample_never_costs_what_a_repeat_saves() -> None:
     noise = torch.randn(50, 4000, generator=torch.Generator().manual_seed(0))
     assert len(pack_bytes({"w": noise.repeat(10, 1)})) < 1.2 * noise.numel() * 4
+
+
+@pytest.mark.parametrize("profile", ["smallest", "fast"])
+def test_rows_that_repeat_go_through_lzma(profile: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(16, 256, generator=g)[torch.randint(0, 16, (128,), generator=g)]
+    data = pack_bytes({"w": rows}, profile=profile)
+    assert torch.equal(unpack(data)["w"], rows)
+    assert (data[4] == 3) is (profile == "smallest")
+    if profile == "smallest":
+        assert len(data) < 1.05 * 16 * 256 * 4
+        with Archive(data) as archive:
+            row = archive.info("w")
+        assert row["codec"] == "lzma"
+        assert (row["nonzeros"], row["distinct"]) == (rows.numel(), len(rows.unique()))
+        assert sum(row["parts"].values()) == row["bytes"]
+
+
+@pytest.mark.parametrize("kind", ["noise", "pruned", "shared", "half"])
+def test_lzma_does_not_run_on_weights_without_repeats(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    noise = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+    weights = {
+        "noise": noise,
+        "pruned": noise * (noise.abs() > 1.3),
+        "shared": drawn(300, 15, 0.3),
+        "half": noise.bfloat16(),
+    }
+
+    def never(*_: object) -> bytes:
+        raise AssertionError("it cannot pay here")
+
+    monkeypatch.setattr(encode, "encode_lzma", never)
+    pack_bytes({"w": weights[kind]})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 from gossamer.core.errors import FormatError
 from gossamer.pack import Archive, pack_bytes, unpack
 from gossamer.pack.coders.limits import Reader, varint
+from gossamer.pack.coders.table import CODERS
 from gossamer.pack.format.container import ALIAS, MAGIC, OWN, SOLID, Entry, Header, section_crc
+from gossamer.pack.format.lzma_bytes import encode_lzma
 from gossamer.pack.format.raw import compress
 from gossamer.pack.format.values import BY_TORCH, analyse, to_bits
 from gossamer.pack.read.decode import decode_section
@@ -28,6 +32,7 @@ from gossamer.pack.write.layouts import (
     row_scan,
     transposed,
 )
+from toy_coder import Toy
 
 F32 = BY_TORCH[torch.float32]
 QUICK = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
@@ -83,7 +88,7 @@ def test_what_the_messages_say(tmp_path) -> None:
         Archive(path)
     path.write_bytes(data[:4] + b"\x07" + data[5:])
     with pytest.raises(
-        FormatError, match=r"format version 7; gossamer .* reads versions 1 to 2.*install"
+        FormatError, match=r"format version 7; gossamer .* reads versions 1 to 3.*install"
     ):
         Archive(path)
     path.write_bytes(data[:-6])
@@ -114,8 +119,10 @@ def test_swapped_sections_do_not_pass() -> None:
 # Files with right checksums and wrong contents ---------------------------------------------------
 
 
-def file_of(body: bytes, payloads: list[bytes], *, packed: int | None = None) -> bytes:
-    head = MAGIC + b"\x01"
+def file_of(
+    body: bytes, payloads: list[bytes], *, packed: int | None = None, version: int = 1
+) -> bytes:
+    head = MAGIC + bytes([version])
     if packed is None:
         head += varint(len(body) << 1) + body
     else:
@@ -235,10 +242,59 @@ def test_forged_sections(payload: bytes, message: str) -> None:
         unpack(file_of(body, [payload]))
 
 
+LZMA_1_2 = encode_lzma(np.float32([1, 2]).tobytes(), 4)
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"\x07", "further layout needs 1 bytes"),
+        (b"\x07\x01" + LZMA_1_2, "layout 8 is not known here; install the gossamer release"),
+        (b"\x07" + varint(1 << 62), "layout 4611686018427387911 is not known here"),
+        (b"\x07\x80\x00", "further layout is not in its shortest form"),
+        (b"\x0f\x00" + LZMA_1_2, "layout byte 0x0f is unknown"),
+        (b"\x47\x00" + LZMA_1_2, "layout byte 0x47 is unknown"),
+        (b"\x07\x00", "LZMA data of 0 bytes is not the 8 bytes"),
+        (b"\x07\x00\x00", "LZMA data of 1 bytes is not the 8 bytes"),
+        (b"\x07\x00" + LZMA_1_2[:-1], "is not the 8 bytes of the tensor"),
+        (b"\x07\x00" + LZMA_1_2 + b"\x00", "is not the 8 bytes of the tensor"),
+        (b"\x07\x00\x03" + LZMA_1_2[1:], "LZMA data is damaged"),
+        (b"\x07\x00" + encode_lzma(bytes(1 << 20), 4), "expands beyond the 8 bytes"),
+        (b"\x07\x00" + encode_lzma(bytes(7), 4), "is not the 8 bytes of the tensor"),
+    ],
+)
+def test_forged_further_layouts(payload: bytes, message: str) -> None:
+    body = body_of([b"w"], b"\x00", dims(2), [len(payload)])
+    with pytest.raises(FormatError, match=message):
+        unpack(file_of(body, [payload], version=3))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_further_layout_takes_version_3_and_an_empty_tensor_has_none(version: int) -> None:
+    payload = b"\x07\x00" + LZMA_1_2
+    body = body_of([b"w"], b"\x00", dims(2), [len(payload)])
+    data = file_of(body, [payload], version=version)
+    if version == 3:
+        assert unpack(data)["w"].tolist() == [1, 2]
+        empty = body_of([b"w"], b"\x00", dims(0), [len(payload)])
+        with pytest.raises(FormatError, match="lzma cannot hold an empty tensor"):
+            unpack(file_of(empty, [payload], version=3))
+    else:
+        with pytest.raises(FormatError, match=f"byte 0x07 is unknown to version {version}"):
+            unpack(data)
+
+
 def test_bool_holds_only_true_and_false() -> None:
     body = body_of([b"m"], b"\x09", dims(2), [4])
     with pytest.raises(FormatError, match="'m' is bool but holds the byte 2"):
         unpack(file_of(body, [b"\0\0\1\2"]))
+
+
+@contextmanager
+def toy_registered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CODERS, "_entries", {**CODERS._entries, "toy": Toy()})
+        yield
 
 
 def sections() -> list[tuple[bytes, np.ndarray, tuple[int, ...]]]:
@@ -264,7 +320,12 @@ def sections() -> list[tuple[bytes, np.ndarray, tuple[int, ...]]]:
             made += [dense_section(v, s, scan, c) for c in (None, classes)]
             made += [dense_section(v, s, transposed(scan), rows)]
             made += [context_section(v), paper_section(v, s)]
+        made += [b"\x07\x00" + encode_lzma(bits.tobytes(), 4)]
         out += [(bytes(m), bits, (12, 40)) for m in made]
+    with toy_registered():  # a symbol coder told by its name
+        v, toy = analyse(*reversed(to_bits("t", tensor)), (12, 40)), Settings(coders=("toy",))
+        for section in (gaps_section, dense_section):
+            out.append((bytes(section(v, toy, row_scan(v), classes)), v.bits, (12, 40)))
     return out
 
 
@@ -272,17 +333,20 @@ SECTIONS = sections()
 
 
 def test_every_layout_decodes() -> None:
-    assert {data[0] & 7 for data, _, _ in SECTIONS} == {1, 2, 3, 4, 5}
+    assert {data[0] & 7 for data, _, _ in SECTIONS} == {1, 2, 3, 4, 5, 7}
     for data, bits, shape in SECTIONS:
-        np.testing.assert_array_equal(decode_section(data, F32, shape, 480, "x"), bits)
+        np.testing.assert_array_equal(outcome(data, shape), bits)
         out = np.full(480, 7, np.uint32)
-        assert decode_section(data, F32, shape, 480, "x", out) is out
+        with toy_registered():
+            assert decode_section(data, F32, shape, 480, "x", out) is out
         np.testing.assert_array_equal(out, bits)
+    assert sum(b"\x03toy" in data for data, _, _ in SECTIONS) == 2
 
 
 def outcome(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
-        bits = decode_section(data, F32, shape, 480, "x")
+        with toy_registered():
+            bits = decode_section(data, F32, shape, 480, "x")
     except FormatError:
         return None
     assert bits.shape == (480,)
@@ -351,7 +415,7 @@ def test_mutated_headers_give_an_error_or_tensors(data: st.DataObject) -> None:
 @QUICK
 @given(st.binary(max_size=200))
 def test_random_files(data: bytes) -> None:
-    for prefix in (b"", MAGIC, MAGIC + b"\x01"):
+    for prefix in (b"", MAGIC, MAGIC + b"\x01", MAGIC + b"\x03"):
         with pytest.raises(FormatError):
             unpack(prefix + data)
 

@@ -17,7 +17,8 @@ import torch
 from gossamer.pack import Archive, pack_bytes
 from gossamer.pack.coders.bits import BitWriter
 from gossamer.pack.coders.limits import varint
-from gossamer.pack.coders.table import RANS
+from gossamer.pack.coders.table import NUMBERED, RANS
+from gossamer.pack.format.lzma_bytes import encode_lzma
 from gossamer.pack.format.raw import compress
 from gossamer.pack.format.section import (
     BITMAP,
@@ -150,7 +151,7 @@ def one_symbol(symbol: int) -> bytes:
     writer = BitWriter()
     writer.golomb(np.array([symbol]), 4)
     data = CONSTANT + writer.bytes()
-    return varint(4 * len(data) + RANS) + data
+    return varint(4 * len(data) + NUMBERED.index(RANS)) + data
 
 
 def tiny(kind: str) -> tuple[DType, tuple[int, ...], bytes, int]:
@@ -181,6 +182,8 @@ def tiny(kind: str) -> tuple[DType, tuple[int, ...], bytes, int]:
         case "planes":
             plane = compress(bytes(n // 4), 3)
             return F32, (n // 4,), bytes([RAW, 6]) + (b"\1" + varint(len(plane)) + plane) * 4, 0
+        case "lzma":
+            return F32, (n // 4,), b"\x07\0" + encode_lzma(bytes(n), 4), 0
         case "grid":
             step = np.array([1], "<f4").tobytes()
             return F16, (n // 2,), bytes([RAW, 3]) + step + b"\0\0", 0
@@ -203,6 +206,7 @@ def tiny(kind: str) -> tuple[DType, tuple[int, ...], bytes, int]:
         "classes",
         "raw",
         "planes",
+        "lzma",
         "grid",
         "seeded",
     ],

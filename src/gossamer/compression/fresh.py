@@ -126,7 +126,7 @@ def _forget(prefix: str, module: nn.Module) -> None:
 
 
 def prove(
-    path: Path, empty: Skeleton, split: Split, expected: Tensor | None = None
+    path: Path | Archive, empty: Skeleton, split: Split, expected: Tensor | None = None
 ) -> dict[str, Any]:
     """Load a file into a network without values and evaluate it.
 
@@ -138,7 +138,7 @@ def prove(
     Raises what loading and evaluating raise.
     """
     # Values first: a change of structure may make other modules of these.
-    model = load(path, empty.model, max_bytes=1 << 62)
+    model = load(path, empty.model, max_bytes=1 << 62)  # an archive has a bound of its own
     figures: dict[str, Any] = {}
     if expected is not None:
         same, difference = _compare(model, split, expected)
@@ -273,9 +273,9 @@ def _main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    with Archive(given.path, max_bytes=1 << 62) as archive:
-        tied = archive.aliases
-        state = {name: archive.tensor(name) for name in archive.names if name not in tied}
+    archive = Archive(given.path, max_bytes=1 << 62, keep=True)  # for the digest and the network
+    tied = archive.aliases
+    state = {name: archive.tensor(name) for name in archive.names if name not in tied}
     figures: dict[str, Any] = {"digest": digest(state)}
     try:
         empty = _built(given)
@@ -290,7 +290,7 @@ def _main() -> None:
                 else datasets.load(given.dataset).test
             )
             expected = torch.load(given.expected, weights_only=True) if given.expected else None
-            figures |= prove(given.path, empty, test, expected)
+            figures |= prove(archive, empty, test, expected)
         except Exception as e:  # and when it is loaded or called
             figures["failed"] = _words(e)
     print(json.dumps(figures))

@@ -18,7 +18,7 @@ from gossamer.datasets import Dataset
 from gossamer.pack import unpack
 from gossamer.pack.netfile import NetLayer, net_tensors, read_net, write_net
 from gossamer.pack.safetensors_io import safetensors_bytes
-from gossamer.pack.write.writer import named_tensors
+from gossamer.pack.write.state import named_tensors
 
 __all__ = [
     "build_options",

@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,13 +132,15 @@ def environment() -> tuple[dict[str, Any], dict[str, Any]]:
     return versions, hardware
 
 
-def file_figures(file: Path, data: Dataset) -> tuple[dict[str, Any], list[Any], Any]:
-    """Bytes, layers and the picture of the first layer's mask, all from the file itself."""
-    with Archive(file, max_bytes=1 << 62) as archive:
-        tensors = archive.tensors()
-        layers = tables.layer_rows(archive.rows(), tensors)
-        size, dense = archive.file_bytes, archive.dense_bytes
-        parts = archive.parts()
+def file_figures(archive: Archive, data: Dataset) -> tuple[dict[str, Any], list[Any], Any]:
+    """Bytes, layers and the picture of the first layer's mask, all from the file itself.
+
+    ``archive``: open with ``keep=True``, so that nothing is decoded twice.
+    """
+    tensors = archive.tensors()
+    layers = tables.layer_rows(archive.rows(), tensors)
+    size, dense = archive.file_bytes, archive.dense_bytes
+    parts = archive.parts()
     figures = {"dense": dense, "file": size, "ratio": dense / size, "parts": parts}
     return figures, layers, tables.first_layer_image(tensors, data.in_shape)
 

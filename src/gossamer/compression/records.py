@@ -208,7 +208,7 @@ def recorded(path: str | Path | bytes, *, max_bytes: int | None = None) -> list[
 
 
 def load(
-    path: str | Path | bytes,
+    path: str | Path | bytes | Archive,
     model: nn.Module,
     *,
     strict: bool = True,
@@ -223,7 +223,10 @@ def load(
     Raises as :func:`gossamer.pack.load_into`, and :class:`ArgumentError` where the changes do not
     fit the network.
     """
-    records = recorded(path, max_bytes=max_bytes)
+    if isinstance(path, Archive):
+        records = parse(path.metadata.get(_KEY, []), path.where)
+    else:
+        records = recorded(path, max_bytes=max_bytes)
     if records:
         load_into(path, rebuild(_copy(model), records), strict=strict, max_bytes=max_bytes)
     return load_into(path, rebuild(model, records), strict=strict, max_bytes=max_bytes)

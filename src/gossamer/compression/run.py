@@ -43,7 +43,7 @@ from gossamer.core import names
 from gossamer.core.errors import ArgumentError, GossamerError
 from gossamer.core.plain import copied
 from gossamer.datasets import Dataset, contents
-from gossamer.pack import pack, pack_bytes
+from gossamer.pack import Archive, pack, pack_bytes
 from gossamer.quantize.emulated import Emulated
 from gossamer.report import promises
 from gossamer.training import Evaluation, evaluate, load_checkpoint, save_atomic
@@ -348,12 +348,13 @@ class _Job:
         builder = self.builder or proof.Builder(None, {}, state.origin)
         reloaded, after = proof.proved(builder, file, state.model, self.data, data_source)
         decoded, problems = state.model, []
-        try:
-            decoded = records.load(file, copied(state.origin), max_bytes=1 << 62)
-        except GossamerError as e:
-            reloaded["not_proved"] = reloaded["not_proved"] or f"the file does not load: {e}"
+        with Archive(file, max_bytes=1 << 62, keep=True) as archive:
+            try:
+                decoded = records.load(archive, copied(state.origin))
+            except GossamerError as e:
+                reloaded["not_proved"] = reloaded["not_proved"] or f"the file does not load: {e}"
+            size, layer_rows, picture = measure.file_figures(archive, self.data)
         after = after or evaluate(decoded, self.data.test).as_dict()
-        size, layer_rows, picture = measure.file_figures(file, self.data)
         size["reloaded"] = reloaded
         if reloaded["not_proved"]:
             problems.append(f"NOT PROVED: {reloaded['not_proved']}")

@@ -24,7 +24,7 @@ from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.files import write_chunks
 from gossamer.core.names import Tensors
 from gossamer.pack.format.values import analyse, from_bits, to_bits
-from gossamer.pack.write.writer import named_tensors
+from gossamer.pack.write.state import named_tensors
 
 __all__ = ["load_safetensors", "safetensors_bytes", "save_safetensors"]
 

@@ -1,4 +1,4 @@
-"""Write the golden files: python tests/pack/golden/make.py NAME... (all that are missing without).
+"""Write golden files: PYTHONPATH=tests python tests/pack/golden/make.py NAME... (or those missing).
 
 They were written once and are read by every later release; a file that no longer reads means a
 new format version, not a new golden file.
@@ -16,7 +16,9 @@ import torch
 
 from gossamer.core.seeds import SCHEMES, Seed
 from gossamer.pack import pack_bytes, unpack
+from gossamer.pack.coders.table import register
 from gossamer.pack.format.container import OWN, Entry, Header, file_chunks
+from gossamer.pack.format.lzma_bytes import encode_lzma
 from gossamer.pack.format.values import BY_TORCH, analyse, to_bits
 from gossamer.pack.write.layouts import (
     Settings,
@@ -29,6 +31,7 @@ from gossamer.pack.write.layouts import (
     seeded_section,
     transposed,
 )
+from toy_coder import Toy
 
 HERE = Path(__file__).parent
 
@@ -119,7 +122,7 @@ def seeded() -> bytes:
     scan, columns = row_scan(v), (np.arange(40) >= 20).astype(np.uint8)
     masks = {
         "raw": b"\0\0" + bits.tobytes(),
-        "dense": dense_section(v, s, None, False),
+        "dense": dense_section(v, s, scan, None),
         "gaps.classes": gaps_section(v, s, scan, columns),
         "bitmap.turned": bitmap_section(v, s, transposed(scan), None),
         "fixed": paper_section(v, s),
@@ -130,8 +133,39 @@ def seeded() -> bytes:
         scheme = SCHEMES[number % 3]
         seed = Seed(scheme, (1 << 64) - 1 - number, number << 40, 0.07, 1.0 + 0.5 * (number > 2))
         entries.append(Entry(f"{scheme}.{kind}", BY_TORCH[torch.float32], (12, 40), OWN))
-        payloads.append(seeded_section(seed, section))
+        payloads.append(seeded_section(seed, bytes(section)))
     return b"".join(file_chunks(Header(entries, [], False, "golden", version=2), payloads))
+
+
+def names() -> bytes:
+    """Version 3: a symbol coder told by name in every stream that there is, and LZMA."""
+    rng = np.random.default_rng(11)
+    book = np.array([-1.5, -0.2, 0.3, 0.7], np.float32)
+    keep = rng.random((12, 40)) < np.where(np.arange(40) < 20, 0.05, 0.5)
+    few = np.where(keep, book[rng.integers(0, 4, (12, 40))], np.float32(0))
+    columns, s = (np.arange(40) >= 20).astype(np.uint8), Settings(coders=("toy",))
+    dtype, bits = to_bits("few", torch.from_numpy(few))
+    v = analyse(bits, dtype, (12, 40))
+    mask_dtype, mask = to_bits("mask", torch.from_numpy(keep))
+    m = analyse(mask, mask_dtype, (12, 40))
+    rows = np.resize(rng.normal(size=(3, 40)).astype(np.float32).view(np.uint32), 480)
+    lzma = {t: b"\x07\x00" + encode_lzma(d, n) for t, d, n in (("f", rows, 4), ("m", mask, 1))}
+    seed = Seed("normal", 9, 1, 0.1, 1.0)
+    made = {
+        "dense": (dtype, dense_section(v, s, row_scan(v), None)),
+        "dense.classes": (dtype, dense_section(v, s, row_scan(v), columns)),
+        "gaps.classes": (dtype, gaps_section(v, s, row_scan(v), columns)),
+        "bitmap": (dtype, bitmap_section(v, Settings(coders=("fixed", "toy")), row_scan(v), None)),
+        "fixed": (dtype, paper_section(v, s)),
+        "lzma": (dtype, lzma["f"]),
+        "lzma.bool": (mask_dtype, lzma["m"]),
+        "seeded.lzma": (dtype, seeded_section(seed, lzma["m"])),
+        "seeded.gaps": (dtype, seeded_section(seed, bytes(gaps_section(m, s, row_scan(m), None)))),
+        "old": (dtype, gaps_section(v, Settings(), row_scan(v), None)),
+    }
+    entries = [Entry(name, kind, (12, 40), OWN) for name, (kind, _) in made.items()]
+    header = Header(entries, [], False, "golden", version=3)
+    return b"".join(file_chunks(header, [bytes(section) for _, section in made.values()]))
 
 
 FILES = {
@@ -143,6 +177,7 @@ FILES = {
     "layouts": lambda: layouts(context=False),
     "context": lambda: layouts(context=True),
     "seeded": seeded,
+    "names": names,
 }
 
 
@@ -158,6 +193,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
 
 
 def main() -> None:
+    register(Toy())
     wanted = sys.argv[1:] or [n for n in FILES if not (HERE / f"{n}.gsm").exists()]
     for name in wanted:
         data = FILES[name]()

@@ -31,7 +31,7 @@ from gossamer.pack.coders.bits import (
 )
 from gossamer.pack.coders.tables import read_signed, read_used, write_signed, write_used
 
-__all__ = ["Huffman", "code_lengths"]
+__all__ = ["Huffman", "code_lengths", "table_bytes"]
 
 Ints = NDArray[np.int64]
 
@@ -221,6 +221,15 @@ class Huffman:
             module.huffman_decode(data, order.astype(np.uint32), lengths.astype(np.uint8), out)
         except ValueError as e:
             raise FormatError(str(e)) from None
+
+
+def table_bytes(data: bytes | memoryview, count: int, alphabet: int) -> int:
+    """What comes before the codes of a stream that was decoded: mode, table and lengths."""
+    if not len(data) or data[0] == _ONE:
+        return len(data)
+    reader = BitReader(memoryview(data)[1:], 16 + 16 * min(alphabet, count))
+    _read_lengths(reader, alphabet, count)
+    return 1 + reader.finish() + (12 if data[0] == _FOUR else 0)
 
 
 def _one(used: Ints) -> bytes:

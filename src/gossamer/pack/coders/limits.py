@@ -15,6 +15,9 @@ __all__ = [
     "MAX_BYTES",
     "MAX_DIMENSIONS",
     "MAX_HEADER",
+    "NAMES",
+    "SEEDS",
+    "VERSION",
     "Allowance",
     "Reader",
     "decoded_bytes",
@@ -24,6 +27,15 @@ __all__ = [
     "varint",
     "zigzag",
 ]
+
+VERSION = 3
+"""The newest format version that is read; a file has the oldest that it needs."""
+
+SEEDS = 2
+"""The version that brought seeds in place of values."""
+
+NAMES = 3
+"""The version that brought symbol coders told by name, and further layouts."""
 
 MAX_BYTES = 16 << 30
 """Default bound on decoded bytes where the caller says the shapes (16 GiB)."""
@@ -131,10 +143,12 @@ class Reader:
     Args:
         data: the bytes.
         where: what they are, for messages: ``"model.gsm: tensor 'fc.weight'"``.
+        version: of the file's format, what it may use.
     """
 
-    def __init__(self, data: bytes | memoryview, where: str) -> None:
+    def __init__(self, data: bytes | memoryview, where: str, version: int = VERSION) -> None:
         self.data = memoryview(data)
+        self.version = version
         self.where = where
         self.at = 0
 

@@ -7,7 +7,7 @@ even be written down.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 
@@ -15,6 +15,7 @@ from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.pack.coders.limits import (
     MAX_DIMENSIONS,
     MAX_HEADER,
+    VERSION,
     Reader,
     expansion,
     tensors,
@@ -25,25 +26,18 @@ from gossamer.pack.format.values import BY_CODE, DType
 
 __all__ = [
     "MAGIC",
-    "SEEDS",
-    "VERSION",
     "Entry",
     "Header",
     "check_names",
     "file_chunks",
     "read_body",
     "read_header",
+    "section_chunks",
     "section_crc",
     "write_header",
 ]
 
 MAGIC = b"\x89GSM"
-VERSION = 2
-"""The newest format version that is read; a file has the oldest that it needs."""
-
-SEEDS = 2
-"""The version that brought seeds in place of values."""
-
 try:
     WRITER = metadata.version("gossamer")
 except metadata.PackageNotFoundError:  # run from a source tree that was never installed
@@ -143,11 +137,15 @@ def write_header(header: Header) -> bytes:
 def file_chunks(header: Header, payloads: Sequence[bytes]) -> list[bytes]:
     """A whole file: the header, which gets its lengths here, and the checked sections."""
     header.lengths = [len(p) for p in payloads]
-    chunks = [write_header(header)]
+    return list(section_chunks(header, payloads))
+
+
+def section_chunks(header: Header, payloads: Iterable[bytes]) -> Iterator[bytes]:
+    """A whole file, of a header with its lengths and payloads that come one by one."""
+    yield write_header(header)
     for number, payload in enumerate(payloads):
-        crc = section_crc(header.crc, number, payload)
-        chunks += [payload, crc.to_bytes(4, "little")]
-    return chunks
+        yield payload
+        yield section_crc(header.crc, number, payload).to_bytes(4, "little")
 
 
 def section_crc(header_crc: int, number: int, payload: bytes | memoryview) -> int:

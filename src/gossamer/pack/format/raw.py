@@ -11,7 +11,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from gossamer.core.errors import FormatError
-from gossamer.pack.coders.bits import pack_bits, pieces, unpack_bits
+from gossamer.pack.coders.bits import histogram, pack_bits, pieces, unpack_bits
 from gossamer.pack.coders.limits import Reader, unzigzag, varint, zigzag
 from gossamer.pack.coders.table import CODERS, RANS, entropy_bytes
 from gossamer.pack.format.book import find_grid, grid_values, read_step
@@ -211,8 +211,7 @@ def _planes(bits: Bits, dtype: DType, level: int) -> bytes:
     for i in range(dtype.size):
         plane = np.ascontiguousarray(bits.view(np.uint8)[i :: dtype.size])
         ways = [bytes([_STORED]) + plane.tobytes()]
-        histogram = np.bincount(plane, minlength=256)
-        if entropy_bytes(histogram) < _WORTH * len(plane):
+        if entropy_bytes(histogram(plane, 256)) < _WORTH * len(plane):
             coded = CODERS[RANS].encode(plane, 256)
             ways.append(bytes([_CODED]) + varint(len(coded)) + coded)
         if _promising(plane.data, level, _GAIN[dtype.kind == "float"] * min(map(len, ways))):

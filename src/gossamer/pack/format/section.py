@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gossamer.core.errors import FormatError
+from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.seeds import FACTORS, SCALES, SCHEMES, Seed
-from gossamer.pack.coders.bits import histogram
-from gossamer.pack.coders.limits import Reader
-from gossamer.pack.coders.table import CODERS
+from gossamer.pack.coders.bits import as_symbols, histogram
+from gossamer.pack.coders.limits import NAMES, SEEDS, Reader
+from gossamer.pack.coders.table import CODERS, NAMED, NUMBERED, named
 from gossamer.pack.format.book import decode_book
 from gossamer.pack.format.values import BY_TORCH, Bits, DType
 
@@ -21,8 +21,10 @@ __all__ = [
     "CLASSES",
     "CONTEXT",
     "DENSE",
+    "FURTHER",
     "GAPS",
     "LAYOUTS",
+    "LZMA",
     "PAPER",
     "RAW",
     "RAW_VALUES",
@@ -36,8 +38,11 @@ __all__ = [
     "symbols",
 ]
 
-RAW, DENSE, GAPS, BITMAP, PAPER, CONTEXT, SEEDED = range(7)
-LAYOUTS = ("raw", "dense", "gaps", "bitmap", "fixed gaps", "context", "seeded")
+RAW, DENSE, GAPS, BITMAP, PAPER, CONTEXT, SEEDED, LZMA = range(8)
+LAYOUTS = ("raw", "dense", "gaps", "bitmap", "fixed gaps", "context", "seeded", "lzma")
+
+FURTHER = 7
+"""In the first byte: what the layout exceeds this by follows as a varint."""
 
 # Flags in the first byte, above the three bits of the layout.
 TRANSPOSED, CLASSES, RAW_VALUES, ZERO = 8, 16, 32, 64
@@ -50,6 +55,7 @@ _ALLOWED = {
     PAPER: 0,
     CONTEXT: 0,
     SEEDED: 0,
+    LZMA: 0,
 }
 MAX_CLASSES = 8
 FACTOR = 128  # in the byte of a seed's scheme
@@ -57,9 +63,9 @@ FACTOR = 128  # in the byte of a seed's scheme
 
 @dataclass(frozen=True)
 class Stream:
-    """Encoded symbols: which coder, how many, below what, and the bytes."""
+    """Encoded symbols: the coder's name, how many, below what, and the bytes."""
 
-    coder: int
+    coder: str
     count: int
     alphabet: int
     data: memoryview
@@ -70,16 +76,17 @@ class Section:
     """A coded tensor before decoding.
 
     Attributes:
-        layout: one of ``RAW .. CONTEXT``.
+        layout: one of ``RAW .. LZMA``; of a seeded tensor its mask's.
         flags: the first byte's flags.
         shape: rows and columns of the scanned matrix (transposed already).
         kept: non-zero entries, per column class.
         book: distinct non-zero values, or ``None`` for raw ones.
         classes: of the columns; ``None`` when there is one.
+        classed: the stream that they came from.
         widths: columns of each class.
         positions: per class.
         codes: index into ``book`` per entry; ``None`` when there is nothing to tell.
-        raw: bytes with another coding (raw values, context coding).
+        raw: bytes with another coding (raw values, context coding, LZMA).
         index_bits: of the fixed gaps.
         seed: where the values come from; everything else is then the mask's.
         parts: bytes by purpose; they add up to the section.
@@ -91,6 +98,7 @@ class Section:
     kept: list[int] = field(default_factory=list)
     book: Bits | None = None
     classes: NDArray[np.unsignedinteger] | None = None
+    classed: Stream | None = None
     widths: list[int] = field(default_factory=list)
     positions: list[Stream | None] = field(default_factory=list)
     codes: Stream | None = None
@@ -100,10 +108,18 @@ class Section:
     parts: dict[str, int] = field(default_factory=dict)
 
     @property
+    def version(self) -> int:
+        """The oldest version of a file that can hold it."""
+        coders = {s.coder for s in (self.classed, *self.positions, self.codes) if s}
+        if self.layout >= FURTHER or not coders <= set(NUMBERED):
+            return NAMES
+        return 1 if self.seed is None else SEEDS
+
+    @property
     def chain(self) -> str:
         """The codecs in words, for tables: ``gaps(rans) codes(rans)``."""
         names = [LAYOUTS[self.layout]]
-        used = sorted({CODERS[s.coder].id for s in self.positions if s})
+        used = sorted({s.coder for s in self.positions if s})
         if used:
             names[0] += f"({','.join(used)})"
         if self.seed is not None:
@@ -113,7 +129,7 @@ class Section:
         if self.flags & CLASSES:
             names.append(f"classes({len(self.widths)})")
         if self.codes:
-            names.append(f"codes({CODERS[self.codes.coder].id})")
+            names.append(f"codes({self.codes.coder})")
         elif self.flags & RAW_VALUES:
             names.append("raw values")
         return " ".join(names)
@@ -130,8 +146,17 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
     before = reader.at
     first = reader.u8("layout")
     layout, flags = first & 7, first & ~7
-    if layout >= len(LAYOUTS) or flags & ~_ALLOWED[layout]:
-        raise reader.fail(f"layout byte {first:#04x} is unknown to this version")
+    if layout == SEEDED and reader.version < SEEDS:
+        raise FormatError(f"{reader.where} is seeded in a file of version {reader.version}")
+    if flags & ~_ALLOWED[layout] or (layout == FURTHER and reader.version < NAMES):
+        raise reader.fail(f"layout byte {first:#04x} is unknown to version {reader.version}")
+    if layout == FURTHER:
+        layout += reader.varint("further layout")
+        if layout >= len(LAYOUTS):
+            raise FormatError(
+                f"{reader.where}: layout {layout} is not known here; install the gossamer release "
+                "that wrote the file"
+            )
     section = Section(layout, flags)
     if layout == RAW:
         section.raw = reader.rest()
@@ -141,6 +166,10 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
         raise reader.fail(f"layout {LAYOUTS[layout]} cannot hold an empty tensor")
     if layout == SEEDED:
         return _seeded(reader, dtype, shape, numel)
+    if layout == LZMA:
+        section.raw = reader.rest()
+        section.parts = {"raw": len(section.raw), "framing": reader.at - before - len(section.raw)}
+        return section
     rows, cols = matrix(shape, numel)
     section.shape = (cols, rows) if flags & TRANSPOSED else (rows, cols)
     whole = len(reader.data) - before
@@ -197,10 +226,24 @@ def _between(reader: Reader, what: str, bounds: tuple[float, float]) -> float:
 
 def _stream(reader: Reader, what: str, count: int, alphabet: int) -> Stream:
     head = reader.varint(f"length of {what}")
-    coder = head & 3
-    if coder not in CODERS:
-        raise reader.fail(f"{what}: symbol coder {coder} is unknown to this version")
+    coder = _name(reader, what) if head & 3 == NAMED else NUMBERED[head & 3]
     return Stream(coder, count, alphabet, reader.take(head >> 2, what))
+
+
+def _name(reader: Reader, what: str) -> str:
+    """The name of a coder, which must be known here."""
+    if reader.version < NAMES:
+        raise reader.fail(f"{what}: symbol coder {NAMED} in a file of version {reader.version}")
+    length = reader.u8(f"{what}: coder's name")
+    name = bytes(reader.take(length, f"{what}: coder's name")).decode("latin-1")
+    if not named(name) or name in NUMBERED:
+        raise reader.fail(f"{what}: no symbol coder is told by the name {name!a}")
+    if name not in CODERS:
+        raise FormatError(
+            f'{reader.where}: {what}: symbol coder "{name}" is not known here; install the '
+            "package that registers it"
+        )
+    return name
 
 
 def _size(section: Section) -> int:
@@ -213,7 +256,7 @@ def _classes(reader: Reader, section: Section, parts: dict[str, int]) -> list[in
     if not 2 <= count <= MAX_CLASSES:
         raise reader.fail(f"{count} column classes, allowed are 2 to {MAX_CLASSES}")
     rows, cols = section.shape
-    stream = _stream(reader, "column classes", cols, count)
+    section.classed = stream = _stream(reader, "column classes", cols, count)
     section.classes = symbols(reader, stream, "column classes")
     section.widths = histogram(section.classes, count).tolist()
     parts["classes"] = reader.at - before
@@ -222,10 +265,23 @@ def _classes(reader: Reader, section: Section, parts: dict[str, int]) -> list[in
 
 def symbols(reader: Reader, stream: Stream, what: str) -> NDArray[np.unsignedinteger]:
     """Decode a stream, adding the place to the coder's message."""
+    coder = CODERS[stream.coder]
     try:
-        return CODERS[stream.coder].decode(stream.data, stream.count, stream.alphabet)
+        found = coder.decode(stream.data, stream.count, stream.alphabet)
     except FormatError as e:
         raise FormatError(f"{reader.where}: {what}: {e}") from None
+    if stream.coder in NUMBERED:
+        return found
+    try:  # another package's, which may not check
+        found = as_symbols(found, stream.alphabet)
+    except ArgumentError as e:
+        raise FormatError(f"{reader.where}: {what}: symbol coder {stream.coder!r}: {e}") from None
+    if len(found) != stream.count:
+        raise FormatError(
+            f"{reader.where}: {what}: symbol coder {stream.coder!r} gave {len(found)} of "
+            f"{stream.count} symbols"
+        )
+    return found
 
 
 def _dense(

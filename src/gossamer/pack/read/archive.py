@@ -18,7 +18,6 @@ from gossamer.pack.coders.limits import MAX_HEADER, Allowance, Reader, decoded_b
 from gossamer.pack.format.container import (
     ALIAS,
     OWN,
-    SEEDS,
     SOLID,
     Entry,
     Header,
@@ -26,9 +25,9 @@ from gossamer.pack.format.container import (
     section_crc,
 )
 from gossamer.pack.format.raw import decode_raw, decompress
-from gossamer.pack.format.section import SEEDED
+from gossamer.pack.format.section import Section, parse
 from gossamer.pack.format.values import Bits, DType, from_bits, to_bits
-from gossamer.pack.read.decode import decode_section
+from gossamer.pack.read.decode import decode_parsed
 from gossamer.pack.read.rows import Row, grouped_row, own_row, tied_row
 from gossamer.pack.read.source import Source
 
@@ -49,11 +48,16 @@ class Archive:
             file if that is more. Raise it for a larger model that you trust; given, it also
             lets the context coder take as long as it needs, beyond what the file's bytes pay for.
 
+        keep: what is decoded is kept, so that no tensor is decoded twice; tensors of the archive
+            then share its memory.
+
     Raises :class:`FormatError` when the file is not whole, is of another format or version, or
     claims more than ``max_bytes``. Nothing is allocated for a claim before it is checked.
     """
 
-    def __init__(self, source: str | Path | bytes, *, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, source: str | Path | bytes, *, max_bytes: int | None = None, keep: bool = False
+    ) -> None:
         self.path = None if isinstance(source, bytes) else Path(source)
         self.where = str(self.path) if self.path else "archive"
         self.trusted = max_bytes is not None
@@ -75,6 +79,8 @@ class Archive:
         self._firsts, self._starts, self._totals = self._group()
         self._solid: dict[int, Bits] = {}
         self._rows: dict[int, Row] = {}
+        self.keep = keep
+        self._kept: dict[int, Bits] = {}
         self._metadata: dict[str, Any] | None = None
 
     def _more(self, first: bytes) -> bytes:
@@ -216,6 +222,10 @@ class Archive:
             return entry.target, self.header.entries[entry.target]
         return self._index[name], entry
 
+    def __getitem__(self, name: str) -> Tensor:
+        """As :meth:`tensor`."""
+        return self.tensor(name)
+
     def tensor(self, name: str) -> Tensor:
         """Decode one tensor, on the CPU, bit for bit as it was packed.
 
@@ -238,7 +248,22 @@ class Archive:
         self._bits(index, entry, to_bits(name, out)[1])
 
     def _bits(self, index: int, entry: Entry, out: Bits | None = None) -> Bits:
-        what = f"tensor {entry.name!r}"
+        if index not in self._kept:
+            bits, section = self._decode(index, entry, None if self.keep else out)
+            if not self.keep:
+                return bits
+            self._rows[index] = self._row(index, entry, bits, section)
+            self._kept[index] = bits
+        if out is None:
+            return self._kept[index]
+        out[:] = self._kept[index]
+        return out
+
+    def _decode(
+        self, index: int, entry: Entry, out: Bits | None = None
+    ) -> tuple[Bits, Section | None]:
+        """The patterns, and the section that they came from if the tensor has its own."""
+        what, section = f"tensor {entry.name!r}", None
         if entry.place == SOLID:
             solid = self._solid_bits(entry.dtype)
             start = self._starts[index]
@@ -246,20 +271,19 @@ class Archive:
             bits[:] = solid[start : start + entry.numel]
         else:
             payload = self._section(self._sections[index], what)
-            if payload and payload[0] & 7 == SEEDED and self.header.version < SEEDS:
-                raise FormatError(f"{self.where}: {what} is seeded in a file of version 1")
-            bits = decode_section(
-                payload,
+            reader = Reader(payload, f"{self.where}: {what}", self.header.version)
+            section = parse(reader, entry.dtype, entry.shape, entry.numel)
+            bits = decode_parsed(
+                reader,
+                section,
                 entry.dtype,
-                entry.shape,
                 entry.numel,
-                f"{self.where}: {what}",
                 out,
                 allowed=lambda work: self.trusted or self._allowance.take(work, index),
             )
         if entry.dtype.torch == torch.bool and bits.size and bits.max() > 1:
             raise FormatError(f"{self.where}: {what} is bool but holds the byte {bits.max()}")
-        return bits
+        return bits, section
 
     def _solid_bits(self, dtype: DType) -> Bits:
         if dtype.code not in self._solid:
@@ -315,20 +339,19 @@ class Archive:
     def info(self, name: str) -> Row:
         """The row of one tensor; an alias takes no bytes."""
         index, entry = self._entry(name)
-        if index not in self._rows:
-            self._rows[index] = self._row(index, entry)
+        if index not in self._rows and self.keep:
+            self._bits(index, entry)
+        elif index not in self._rows:
+            self._rows[index] = self._row(index, entry, *self._decode(index, entry))
         row = self._rows[index]
         return (
             tied_row(name, row) if name != entry.name else Row(**row | {"parts": {**row["parts"]}})
         )
 
-    def _row(self, index: int, entry: Entry) -> Row:
-        bits = self._bits(index, entry)
-        if entry.place == SOLID:
+    def _row(self, index: int, entry: Entry, bits: Bits, section: Section | None) -> Row:
+        if section is None:
             return grouped_row(entry, bits, self._share(index, entry))
-        where = f"tensor {entry.name!r}"
-        payload = self._section(self._sections[index], where)
-        return own_row(entry, bits, payload, f"{self.where}: {where}")
+        return own_row(entry, bits, section)
 
     def _share(self, index: int, entry: Entry) -> int:
         """A grouped tensor's share of its section, by elements; shares add up exactly."""

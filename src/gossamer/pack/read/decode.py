@@ -13,12 +13,14 @@ from gossamer.core.seeds import Seed, fill
 from gossamer.pack.coders import context
 from gossamer.pack.coders.bits import look_up, pieces
 from gossamer.pack.coders.gaps import bitmap_runs, fixed_runs, gap_runs
-from gossamer.pack.coders.limits import Allowance, Reader
+from gossamer.pack.coders.limits import VERSION, Allowance, Reader
+from gossamer.pack.format.lzma_bytes import decode_lzma
 from gossamer.pack.format.raw import decode_raw
 from gossamer.pack.format.section import (
     BITMAP,
     CONTEXT,
     DENSE,
+    LZMA,
     PAPER,
     RAW,
     RAW_VALUES,
@@ -32,7 +34,7 @@ from gossamer.pack.format.section import (
 from gossamer.pack.format.values import BY_TORCH, Bits, DType
 from gossamer.pack.read.fused import can_fuse, expand_fused
 
-__all__ = ["decode_section", "expand"]
+__all__ = ["decode_parsed", "decode_section", "expand"]
 
 _AT_ONCE = 1 << 16  # entries moved at once where numpy indexes them, eight bytes each
 
@@ -46,6 +48,7 @@ def decode_section(
     out: Bits | None = None,
     *,
     allowed: Callable[[int], bool] | None = None,
+    version: int = VERSION,
 ) -> Bits:
     """The flat bit patterns of a tensor, C order; :class:`FormatError` for anything odd.
 
@@ -58,9 +61,23 @@ def decode_section(
         out: written and returned, if given: flat, contiguous bit patterns.
         allowed: whether the context coder may cost so much work (:func:`context.work`) beyond what
             the section's bytes pay for; by default what one :class:`Allowance` allows.
+        version: of the file.
     """
-    reader = Reader(data, where)
+    reader = Reader(data, where, version)
     section = parse(reader, dtype, shape, numel)
+    return decode_parsed(reader, section, dtype, numel, out, allowed=allowed)
+
+
+def decode_parsed(
+    reader: Reader,
+    section: Section,
+    dtype: DType,
+    numel: int,
+    out: Bits | None = None,
+    *,
+    allowed: Callable[[int], bool] | None = None,
+) -> Bits:
+    """:func:`decode_section` of a section that was taken apart."""
     if section.layout == CONTEXT:
         _check_work(reader, section, dtype.size, allowed or Allowance().take)
     if section.seed is not None:
@@ -111,6 +128,8 @@ def expand(reader: Reader, section: Section, dtype: DType, numel: int) -> Bits:
         bits = decode_raw(inner, dtype, numel)
         inner.done()
         return bits
+    if section.layout == LZMA:
+        return decode_lzma(section.raw, dtype, numel, reader)
     if section.layout == CONTEXT:
         bits = _context(reader, section, dtype)
     elif section.layout == PAPER:

@@ -12,7 +12,7 @@ import numpy as np
 from gossamer.core.errors import FormatError
 from gossamer.core.kernels import kernel
 from gossamer.pack.coders.limits import Reader
-from gossamer.pack.coders.table import CODERS, RANS
+from gossamer.pack.coders.table import CODERS, NUMBERED, RANS
 from gossamer.pack.format.section import (
     CLASSES,
     DENSE,
@@ -34,8 +34,10 @@ def can_fuse(section: Section, dtype: DType) -> bool:
     fused = section.layout in (GAPS, DENSE) and dtype.size == 4 and section.book is not None
     if not fused or section.flags & (TRANSPOSED | CLASSES | RAW_VALUES):
         return False
-    book = _book(section, dtype)
-    return section.positions[0] is not None and len(book) <= 256 and kernel("entropy") is not None
+    streams = [s for s in (section.positions[0], section.codes) if s is not None]
+    if section.positions[0] is None or any(s.coder not in NUMBERED for s in streams):
+        return False  # what another package decodes is checked first
+    return len(_book(section, dtype)) <= 256 and kernel("entropy") is not None
 
 
 def expand_fused(reader: Reader, section: Section, dtype: DType, out: Bits) -> None:

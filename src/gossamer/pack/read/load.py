@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ _SLACK = 64 << 20
 
 
 def load_into(
-    path: str | Path | bytes,
+    path: str | Path | bytes | Archive,
     model: nn.Module,
     *,
     strict: bool = True,
@@ -29,7 +30,7 @@ def load_into(
     Names, shapes, dtypes and all checksums are checked before anything is written.
 
     Args:
-        path: the file.
+        path: the file; or an archive, which stays open, and whose own bound counts.
         model: gets the values, on whatever device its tensors are.
         strict: refuse names that only one side has; otherwise they are left alone.
         max_bytes: bound on the decoded bytes of all tensors in the file. By default what is decoded
@@ -38,10 +39,15 @@ def load_into(
 
     Raises :class:`ArgumentError` when the model does not fit, :class:`FormatError` for damage.
     """
-    with Archive(path, max_bytes=ANY_BYTES if max_bytes is None else max_bytes) as archive:
-        archive.trusted = max_bytes is not None
+    with ExitStack() as stack:
+        if isinstance(path, Archive):
+            archive = path
+        else:
+            bound = ANY_BYTES if max_bytes is None else max_bytes
+            archive = stack.enter_context(Archive(path, max_bytes=bound))
+            archive.trusted = max_bytes is not None
         targets = _targets(archive, model, strict)
-        if max_bytes is None:
+        if not archive.trusted:
             _check_cost(archive, targets)
         archive.check_sections()
         aliases = archive.aliases

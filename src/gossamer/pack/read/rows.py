@@ -8,12 +8,10 @@ import numpy as np
 
 from gossamer.pack.coders.ans import Stream as RansStream
 from gossamer.pack.coders.ans import parse as parse_rans
-from gossamer.pack.coders.bits import histogram
-from gossamer.pack.coders.huffman import code_lengths
-from gossamer.pack.coders.limits import Reader
-from gossamer.pack.coders.table import CODERS, HUFFMAN, RANS
+from gossamer.pack.coders.huffman import table_bytes
+from gossamer.pack.coders.table import HUFFMAN, RANS
 from gossamer.pack.format.container import Entry
-from gossamer.pack.format.section import Section, Stream, parse
+from gossamer.pack.format.section import Section, Stream
 from gossamer.pack.format.values import Bits
 
 __all__ = ["Row", "grouped_row", "own_row", "tied_row"]
@@ -43,9 +41,8 @@ class Row(TypedDict):
     tied_to: str | None
 
 
-def own_row(entry: Entry, bits: Bits, payload: bytes | memoryview, where: str) -> Row:
+def own_row(entry: Entry, bits: Bits, section: Section) -> Row:
     """A tensor with a section of its own; its checksum counts as framing."""
-    section = parse(Reader(payload, where), entry.dtype, entry.shape, entry.numel)
     parts = _without_tables(section)
     parts["framing"] = parts.get("framing", 0) + 4
     # A code book says what sorting a large tensor would; a seeded one is the mask's.
@@ -110,13 +107,9 @@ def _without_tables(section: Section) -> dict[str, int]:
 def _table_bytes(stream: Stream) -> int:
     """What a stream spends on telling its code."""
     data = stream.data
-    if stream.coder == RANS:
+    if stream.coder == RANS and len(data) and data[0] & 7 > 1:  # else it has no table
         found = parse_rans(data, stream.count, stream.alphabet)
         return len(data) - len(found.payload) if isinstance(found, RansStream) else 0
     if stream.coder == HUFFMAN:
-        symbols = CODERS[HUFFMAN].decode(data, stream.count, stream.alphabet)
-        counts = histogram(symbols, stream.alphabet)
-        if np.count_nonzero(counts) < 2:
-            return len(data)
-        return len(data) - (int((counts * code_lengths(counts)).sum()) + 7) // 8
+        return table_bytes(data, stream.count, stream.alphabet)
     return 0

@@ -13,10 +13,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from gossamer.core.errors import ArgumentError
 from gossamer.pack.coders.bits import Symbols
 from gossamer.pack.coders.bits import histogram as count
 from gossamer.pack.coders.limits import varint
-from gossamer.pack.coders.table import CODERS
+from gossamer.pack.coders.table import CODERS, NAMED, NUMBERED
 
 __all__ = ["SMALL", "Draft", "Stream", "near"]
 
@@ -36,22 +37,22 @@ class Stream:
     Attributes:
         histogram: of the symbols; its length is the alphabet.
         symbols: gives them.
-        coders: those to choose from.
+        coders: those to choose from, by name.
         slack: the fraction that an estimate is off by at most.
     """
 
     histogram: NDArray[np.integer]
     symbols: Callable[[], Symbols]
-    coders: tuple[int, ...]
+    coders: tuple[str, ...]
     slack: float
 
     @cached_property
-    def sizes(self) -> list[tuple[float, int]]:
+    def sizes(self) -> list[tuple[float, str]]:
         """Bytes and coder; those that cannot be the smallest are left out."""
         costs = sorted((CODERS[c].estimate(self.histogram), c) for c in self.coders)
         small, most = self.histogram.sum() <= SMALL, costs[0][0] * (1 + self.slack)
         tried = [c for cost, c in costs if small or cost <= most]
-        return [(CODERS[c].measure(self.histogram), c) for c in tried]
+        return [(CODERS[c].measure(self.histogram) + _name_bytes(c), c) for c in tried]
 
     @property
     def size(self) -> float:
@@ -64,15 +65,29 @@ class Stream:
         small, most = len(symbols) <= SMALL, near(min(self.sizes)[0])
         tried = [c for size, c in self.sizes if small or size <= most]
         encoded = [(CODERS[c].encode(symbols, alphabet), c) for c in tried]
-        data, coder = min(encoded, key=lambda pair: len(pair[0]))
-        return varint(len(data) << 2 | coder) + data
+        told = [(len(data) + _name_bytes(c), c not in NUMBERED) for data, c in encoded]
+        data, coder = encoded[told.index(min(told))]
+        if coder in NUMBERED:
+            return varint(len(data) << 2 | NUMBERED.index(coder)) + data
+        found = CODERS[coder].decode(data, len(symbols), alphabet)
+        if not np.array_equal(found, symbols):  # another package's
+            raise ArgumentError(
+                f"symbol coder {coder!r} does not give back the {len(symbols)} symbols that it "
+                "encoded; repair it, or leave it unregistered"
+            )
+        return varint(len(data) << 2 | NAMED) + bytes([len(coder)]) + coder.encode() + data
+
+
+def _name_bytes(coder: str) -> int:
+    """What telling the coder takes beside its number."""
+    return 0 if coder in NUMBERED else 1 + len(coder)
 
 
 @dataclass(frozen=True, eq=False)
 class Draft:
     """Bytes, and streams in their place among them."""
 
-    coders: tuple[int, ...]
+    coders: tuple[str, ...]
     slack: float
     parts: list[bytes | Stream] = field(default_factory=list)
 

@@ -17,10 +17,12 @@ from gossamer.core.kernels import kernel
 from gossamer.pack.coders import context
 from gossamer.pack.coders.bits import histogram
 from gossamer.pack.coders.gaps import to_bitmap, to_gaps
+from gossamer.pack.coders.limits import varint
 from gossamer.pack.coders.table import CODERS, RANS, entropy_bytes
 from gossamer.pack.format.book import encode_book
-from gossamer.pack.format.raw import encode_raw
-from gossamer.pack.format.section import RAW
+from gossamer.pack.format.lzma_bytes import encode_lzma
+from gossamer.pack.format.raw import compress, encode_raw
+from gossamer.pack.format.section import FURTHER, LZMA, RAW
 from gossamer.pack.format.values import Bits, DType, Values, analyse
 from gossamer.pack.write.classes import column_classes
 from gossamer.pack.write.draft import SMALL, Draft, near
@@ -44,6 +46,7 @@ _MANY = 1 << 18  # non-zeros from which a sample must do
 _SURE = 1 << 17  # entries up to which the context coder is tried without a look at a sample
 _PART = 1 << 14  # entries of the sample
 _LEARNING = 1.1
+_WINDOW = 1 << 20  # bytes of the part that zstd looks at, for repeats across rows
 _LENGTHS = 8  # bytes of lengths and counts in a section, about
 
 
@@ -74,7 +77,22 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
         work = context.work(grid, len(values.positions), len(book), dtype.size)
         if not context.unpaid(work, len(section)):  # what a reader decodes unasked
             built.append(section)
+    if s.lzma and _lzma_pays(bits, dtype, min(map(len, built))):
+        head = bytes([FURTHER]) + varint(LZMA - FURTHER)
+        built.append(head + encode_lzma(bits.tobytes(), dtype.size))
     return min(built, key=len)
+
+
+def _lzma_pays(bits: Bits, dtype: DType, least: int) -> bool:
+    """Whether LZMA may beat ``least`` bytes: whether rows repeat, which no other layout sees.
+
+    zstd's fastest level looks at a part: without repeats it needs a tenth to three times more than
+    what was found (weights pruned, shared or neither), and where it comes near, LZMA gets below.
+    """
+    most = _WINDOW // dtype.size
+    start = max(0, len(bits) - most) // 2
+    part = bits[start : start + most]
+    return len(compress(part.tobytes(), 1)) < 1.05 * least * len(part) / len(bits)
 
 
 def _context_pays(v: Values, least: int) -> bool:

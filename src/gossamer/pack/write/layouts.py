@@ -54,22 +54,24 @@ class Settings:
     """How to choose among layouts and coders.
 
     Attributes:
-        coders: symbol coders to consider.
+        coders: symbol coders to consider, by name.
         context: entries up to which the context coder is tried, where it is compiled (0: never).
         paper: Deep Compression's own coding, with gaps of ``index_bits``.
         index_bits: of the paper's gaps.
         level: of zstd.
         slack: candidates estimated within this fraction of the best are drafted.
         gain: a layout that decodes slower must save this fraction.
+        lzma: whether the tensor's bytes are tried with LZMA.
     """
 
-    coders: tuple[int, ...] = (FIXED, HUFFMAN, RANS)
+    coders: tuple[str, ...] = (FIXED, HUFFMAN, RANS)
     context: int = 1 << 24
     paper: bool = False
     index_bits: int = 5
     level: int = 19
     slack: float = 0.1
     gain: float = 0.0
+    lzma: bool = True
 
 
 @dataclass(frozen=True, eq=False)

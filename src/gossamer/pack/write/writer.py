@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.files import write_chunks
 from gossamer.core.names import Tensors
 from gossamer.core.seeds import Seed, fill
-from gossamer.pack.coders.limits import ANY_BYTES, MAX_DIMENSIONS, expansion, varint
-from gossamer.pack.coders.table import FIXED, HUFFMAN, RANS
+from gossamer.pack.coders.limits import ANY_BYTES, MAX_DIMENSIONS, Reader, expansion, varint
+from gossamer.pack.coders.table import CODERS, FIXED, HUFFMAN, NUMBERED, RANS
 from gossamer.pack.format.container import (
     ALIAS,
     OWN,
-    SEEDS,
     SOLID,
     Entry,
     Header,
     check_names,
-    file_chunks,
+    section_chunks,
 )
 from gossamer.pack.format.raw import compress, encode_raw
-from gossamer.pack.format.section import SEEDED
+from gossamer.pack.format.section import SEEDED, parse
 from gossamer.pack.format.values import BY_TORCH, Bits, DType, nonfinite, to_bits
 from gossamer.pack.read.archive import Archive
 from gossamer.pack.write.encode import encode_section
 from gossamer.pack.write.layouts import Settings, seeded_section
+from gossamer.pack.write.state import maskable, named_tensors
 
-__all__ = ["PROFILES", "named_tensors", "pack", "pack_bytes"]
+__all__ = ["PROFILES", "pack", "pack_bytes"]
 
 PROFILES = {
     "smallest": Settings(),
-    "fast": Settings(coders=(FIXED, RANS), context=0, level=3, slack=0.002, gain=0.15),
-    "huffman": Settings(coders=(HUFFMAN,), context=0, paper=True),
+    "fast": Settings(coders=(FIXED, RANS), context=0, level=3, slack=0.002, gain=0.15, lzma=False),
+    "huffman": Settings(coders=(HUFFMAN,), context=0, paper=True, lzma=False),
 }
-"""``smallest`` tries everything; ``fast`` keeps to what decodes fastest, without the context
-coder; ``huffman`` is Deep Compression's own coding."""
+"""``smallest`` tries everything, coders of other packages too
+(:func:`gossamer.pack.coders.table.register`); ``fast`` keeps to what decodes fastest, without the
+context coder and LZMA; ``huffman`` is Deep Compression's own coding."""
 
+_SPOOLED = 1 << 24  # bytes of sections that wait in memory
 _GROUPED = 1 << 16  # raw tensors below this many bytes share one section per dtype
 _SIGNS = 256  # a seed takes fewer bits than the signs of so many values; no need to compare
 _OWN_COST = 8  # what a section of its own costs in the header, and its checksum
@@ -62,6 +69,7 @@ def pack(
     context_entries: int | None = None,
     allow_nonfinite: bool = False,
     seeds: Mapping[str, Seed] | None = None,
+    workers: int | None = None,
 ) -> Archive:
     """Write a model's tensors to a file, losslessly: bits in, the same bits out.
 
@@ -79,11 +87,14 @@ def pack(
         seeds: name -> the seed that a tensor's non-zero values come from
             (:func:`gossamer.core.seeds.init_`): the seed and a mask are stored where that is
             smallest, which takes a reader of format version 2.
+        workers: tensors that are coded at once, in threads; the bytes are the same for any number.
+            By default the cores that this process may use, or 1 where torch is held to one thread.
 
     Returns the archive, open for reading.
 
     Raises :class:`ArgumentError` for an unknown profile, a tensor that cannot be stored, NaN or
-    infinity, metadata that is no JSON, or a seed that does not give its tensor bit for bit.
+    infinity, metadata that is no JSON, a seed that does not give its tensor bit for bit, or
+    ``workers`` below 1.
 
     >>> import tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "w.gsm")
@@ -98,8 +109,10 @@ def pack(
         progress,
         allow_nonfinite,
         seeds or {},
+        _workers(workers),
+        str(Path(path).parent),
     )
-    write_chunks(path, chunks)
+    write_chunks(path, chunks)  # they are made as they are written
     return Archive(path, max_bytes=ANY_BYTES)
 
 
@@ -110,10 +123,23 @@ def pack_bytes(
     metadata: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,
     seeds: Mapping[str, Seed] | None = None,
+    workers: int | None = None,
 ) -> bytes:
     """As :func:`pack`, into memory."""
-    settings = _settings(profile, 5, None)
-    return b"".join(_chunks(model_or_state, settings, metadata, None, allow_nonfinite, seeds or {}))
+    settings, free, told = _settings(profile, 5, None), allow_nonfinite, seeds or {}
+    number = _workers(workers)
+    return b"".join(_chunks(model_or_state, settings, metadata, None, free, told, number, None))
+
+
+def _workers(workers: int | None) -> int:
+    if workers is not None:
+        if workers < 1:
+            raise ArgumentError(f"workers is {workers}, it must be 1 or more")
+        return workers
+    if torch.get_num_threads() == 1:
+        return 1
+    can = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(can(0)) if can else os.cpu_count() or 1
 
 
 def _settings(profile: str, index_bits: int, context_entries: int | None) -> Settings:
@@ -122,84 +148,21 @@ def _settings(profile: str, index_bits: int, context_entries: int | None) -> Set
     if not 1 <= index_bits <= 16:
         raise ArgumentError(f"index_bits is {index_bits}, allowed are 1 to 16")
     chosen = PROFILES[profile]
-    context = chosen.context if context_entries is None else context_entries
-    fields = {**chosen.__dict__, "index_bits": index_bits, "context": context}
-    return Settings(**fields)
-
-
-def named_tensors(source: nn.Module | Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str]]:
-    """Tensors to store once, and alias -> name.
-
-    Raises :class:`ArgumentError` for a module with state that is no tensor, or that its own
-    ``state_dict`` leaves out: a file of the rest would load without a word, as another network.
-    """
-    if isinstance(source, nn.Module):
-        _check_state(source)
-        state = names.clean_state_dict(source)
-        aliases = {a: n for a, n in names.tied(source).items() if n in state}
-        return state, aliases
-    if not isinstance(source, Mapping):
-        raise ArgumentError(
-            f"cannot pack a {type(source).__name__}; pass a torch module or a mapping of tensors"
-        )
-    state, aliases = {}, {}
-    seen: dict[tuple[object, ...], str] = {}
-    for name, tensor in source.items():
-        if not isinstance(tensor, Tensor):
-            raise ArgumentError(
-                f"{name!r} is a {type(tensor).__name__}, not a tensor; leave it out or put it "
-                "into metadata"
-            )
-        same: tuple[object, ...] = (id(tensor),)
-        if tensor.numel() and tensor.layout == torch.strided and not tensor.is_meta:
-            place = (tensor.device, tensor.data_ptr())
-            same = (*place, tensor.dtype, tensor.shape, tensor.stride())
-        first = seen.setdefault(same, name)
-        if first == name:
-            state[name] = tensor
-        else:
-            aliases[name] = first
-    return state, aliases
-
-
-def _check_state(model: nn.Module) -> None:
-    """Refuse what a file of tensors cannot hold, by name."""
-    known, stored = names.cleaned(model), set()
-    for raw, value in model.state_dict().items():
-        stored.add(known[raw])
-        if value is not None and not isinstance(value, Tensor):
-            extra = raw.rpartition(".")[2] == "_extra_state"
-            raise ArgumentError(
-                f"{known[raw]!r} is state of type {type(value).__name__}, and a .gsm file holds "
-                "tensors alone; "
-                + (
-                    "let get_extra_state return a tensor, or keep it in a buffer"
-                    if extra
-                    else "keep it in a buffer (of a network that torch quantized: pack the float "
-                    "network)"
-                )
-            )
-    kept = {known[raw]: raw for raw, _ in model.named_parameters(remove_duplicate=False)}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                raw = f"{prefix}.{name}".lstrip(".")
-                kept[known[raw]] = raw
-    missing = [raw for name, raw in kept.items() if name not in stored]
-    if missing:
-        raise ArgumentError(
-            f"{missing[0]!r} is a parameter or buffer that the network's own state_dict() leaves "
-            f"out ({len(missing)} in all; a hook of its own?), so that a file would lack it; pack "
-            "a mapping of names to tensors, or take the hook off"
-        )
+    return replace(
+        chosen,
+        coders=tuple(CODERS) if profile == "smallest" else chosen.coders,
+        context=chosen.context if context_entries is None else context_entries,
+        index_bits=index_bits,
+    )
 
 
 @dataclass(frozen=True)
 class _Coded:
     dtype: DType
     shape: tuple[int, ...]
-    section: bytes | None  # of its own
+    section: int | None  # of its own: its bytes, the next in the spool
     bits: Bits | None  # for the group of its dtype
+    version: int = 1  # that a file with it needs
 
 
 def _chunks(
@@ -209,8 +172,14 @@ def _chunks(
     progress: Callable[[str, int, int], None] | None,
     allow_nonfinite: bool,
     seeds: Mapping[str, Seed],
-) -> list[bytes]:
-    """The whole file, in pieces."""
+    workers: int,
+    folder: str | None,
+) -> Iterator[bytes]:
+    """The whole file, in pieces.
+
+    The header comes first and tells all lengths, so that sections wait in a spool: on the disk of
+    ``folder`` where they are many (None: in memory).
+    """
     state, aliases = named_tensors(source)
     check_names([*state, *aliases])
     odd = [name for name in seeds if name not in state]
@@ -219,12 +188,53 @@ def _chunks(
             f"seeds name {odd[0]!r}, which is no tensor to store; there are: {', '.join(state)}"
         )
     coded: list[_Coded] = []
-    masks = _masks(source) if isinstance(source, nn.Module) else set()
-    for done, (name, tensor) in enumerate(state.items()):
+    masks = maskable(source) if isinstance(source, nn.Module) else set()
+
+    def code(name: str) -> tuple[_Coded, bytes]:
+        tensor = state[name]
         free = allow_nonfinite or (name in masks and not bool(torch.isnan(tensor).any()))
-        coded.append(_code(name, tensor, settings, free, seeds.get(name)))
-        if progress is not None:
-            progress(name, done + 1, len(state))
+        return _code(name, tensor, settings, free, seeds.get(name))
+
+    with SpooledTemporaryFile(_SPOOLED if folder else 0, dir=folder) as spool:
+        for name, (one, section) in zip(state, _each(code, list(state), workers), strict=True):
+            coded.append(one)
+            spool.write(section)
+            if progress is not None:
+                progress(name, len(coded), len(state))
+        yield from _file(state, aliases, coded, spool, settings, metadata)
+
+
+def _each(
+    code: Callable[[str], tuple[_Coded, bytes]], todo: list[str], workers: int
+) -> Iterator[tuple[_Coded, bytes]]:
+    """``code`` of each, in order, ``workers`` at a time; what is slow in it leaves Python's lock.
+
+    Results wait for the one in front of them, so no more than twice ``workers`` are begun.
+    """
+    if workers == 1 or len(todo) < 2:
+        yield from map(code, todo)
+        return
+    pool, begun = ThreadPoolExecutor(workers, "pack"), deque[Future[tuple[_Coded, bytes]]]()
+    try:
+        for name in todo:
+            begun.append(pool.submit(code, name))
+            if len(begun) == 2 * workers:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _file(
+    state: Tensors,
+    aliases: Mapping[str, str],
+    coded: Sequence[_Coded],
+    spool: SpooledTemporaryFile[bytes],
+    settings: Settings,
+    metadata: Mapping[str, Any] | None,
+) -> Iterator[bytes]:
+    """Header and sections of tensors that are coded, each section with its checksum."""
     entries = [
         Entry(n, c.dtype, c.shape, SOLID if c.section is None else OWN)
         for n, c in zip(state, coded, strict=True)
@@ -233,8 +243,8 @@ def _chunks(
     for alias, name in aliases.items():
         target = entries[place[name]]
         entries.append(Entry(alias, target.dtype, target.shape, ALIAS, place[name]))
-    seeded = any(c.section is not None and c.section[0] & 7 == SEEDED for c in coded)
-    header = Header(entries, [], metadata is not None, version=SEEDS if seeded else 1)
+    version = max((c.version for c in coded), default=1)
+    header = Header(entries, [], metadata is not None, version=version)
     payloads = [] if metadata is None else [_metadata(metadata)]
     for dtype in header.solids():
         group = [c.bits for c in coded if c.bits is not None and c.dtype is dtype]
@@ -242,31 +252,17 @@ def _chunks(
             payloads.append(b"\0" + b"".join(g.tobytes() for g in group))
         else:
             payloads.append(encode_raw(np.concatenate(group), dtype, level=settings.level))
-    payloads += [c.section for c in coded if c.section is not None]
-    return file_chunks(header, payloads)
-
-
-def _masks(model: nn.Module) -> set[str]:
-    """Buffers, where infinity may be meant; in running statistics a training has diverged.
-
-    >>> net = nn.BatchNorm1d(2)
-    >>> net.register_buffer("mask", torch.zeros(2))
-    >>> _masks(net)
-    {'mask'}
-    """
-    known = names.cleaned(model)
-    return {
-        known[f"{prefix}.{name}".lstrip(".")]
-        for prefix, module in model.named_modules(remove_duplicate=False)
-        for name, buffer in module._buffers.items()
-        if buffer is not None and buffer.is_floating_point()
-        if not (isinstance(module, nn.modules.batchnorm._NormBase) and "running" in name)
-    }
+    own = [c.section for c in coded if c.section is not None]
+    header.lengths = [*map(len, payloads), *own]
+    spool.seek(0)
+    sections = itertools.chain(payloads, map(spool.read, own))
+    yield from section_chunks(header, sections)
 
 
 def _code(
     name: str, tensor: Tensor, settings: Settings, allow_nonfinite: bool, seed: Seed | None
-) -> _Coded:
+) -> tuple[_Coded, bytes]:
+    """A tensor, and its section if it has its own."""
     dtype, bits = to_bits(name, tensor)
     shape = tuple(tensor.shape)
     if len(shape) > MAX_DIMENSIONS:
@@ -292,8 +288,17 @@ def _code(
     # In the group a float takes most of its bytes: only its exponents have something to share.
     grouped = len(bits) * dtype.size * (0.75 if section[0] == 0 else 1)
     if small and len(section) + _OWN_COST >= grouped:
-        return _Coded(dtype, shape, None, bits)
-    return _Coded(dtype, shape, section, None)
+        return _Coded(dtype, shape, None, bits), b""
+    version = _version(section, dtype, shape, settings)
+    return _Coded(dtype, shape, len(section), None, version), section
+
+
+def _version(section: bytes, dtype: DType, shape: tuple[int, ...], settings: Settings) -> int:
+    """The oldest version that has what a section uses; most need not be looked at."""
+    if section[0] & 7 < SEEDED and set(settings.coders) <= set(NUMBERED):
+        return 1
+    where = Reader(section, "a section just written")
+    return parse(where, dtype, shape, math.prod(shape)).version
 
 
 def _seeded(
