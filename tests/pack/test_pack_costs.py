@@ -98,13 +98,13 @@ def test_sections_are_named_without_a_search() -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the tensors decoded, in order."""
     seen: list[str] = []
-    whole = Archive._bits
+    whole = Archive._decode
 
     def bits(self: Archive, index: int, entry: Entry, *rest: Any) -> Any:
         seen.append(entry.name)
         return whole(self, index, entry, *rest)
 
-    monkeypatch.setattr(archive.Archive, "_bits", bits)
+    monkeypatch.setattr(archive.Archive, "_decode", bits)
     return seen
 
 
