@@ -119,10 +119,8 @@ def test_swapped_sections_do_not_pass() -> None:
 # Files with right checksums and wrong contents ---------------------------------------------------
 
 
-def file_of(
-    body: bytes, payloads: list[bytes], *, packed: int | None = None, version: int = 1
-) -> bytes:
-    head = MAGIC + bytes([version])
+def file_of(body: bytes, payloads: list[bytes], *, packed: int | None = None) -> bytes:
+    head = MAGIC + b"\x01"
     if packed is None:
         head += varint(len(body) << 1) + body
     else:
@@ -240,48 +238,6 @@ def test_forged_sections(payload: bytes, message: str) -> None:
     body = body_of([b"w"], b"\x00", dims(2), [len(payload)])
     with pytest.raises(FormatError, match=message):
         unpack(file_of(body, [payload]))
-
-
-LZMA_1_2 = encode_lzma(np.float32([1, 2]).tobytes(), 4)
-
-
-@pytest.mark.parametrize(
-    ("payload", "message"),
-    [
-        (b"\x07", "further layout needs 1 bytes"),
-        (b"\x07\x01" + LZMA_1_2, "layout 8 is not known here; install the gossamer release"),
-        (b"\x07" + varint(1 << 62), "layout 4611686018427387911 is not known here"),
-        (b"\x07\x80\x00", "further layout is not in its shortest form"),
-        (b"\x0f\x00" + LZMA_1_2, "layout byte 0x0f is unknown"),
-        (b"\x47\x00" + LZMA_1_2, "layout byte 0x47 is unknown"),
-        (b"\x07\x00", "LZMA data of 0 bytes is not the 8 bytes"),
-        (b"\x07\x00\x00", "LZMA data of 1 bytes is not the 8 bytes"),
-        (b"\x07\x00" + LZMA_1_2[:-1], "is not the 8 bytes of the tensor"),
-        (b"\x07\x00" + LZMA_1_2 + b"\x00", "is not the 8 bytes of the tensor"),
-        (b"\x07\x00\x03" + LZMA_1_2[1:], "LZMA data is damaged"),
-        (b"\x07\x00" + encode_lzma(bytes(1 << 20), 4), "expands beyond the 8 bytes"),
-        (b"\x07\x00" + encode_lzma(bytes(7), 4), "is not the 8 bytes of the tensor"),
-    ],
-)
-def test_forged_further_layouts(payload: bytes, message: str) -> None:
-    body = body_of([b"w"], b"\x00", dims(2), [len(payload)])
-    with pytest.raises(FormatError, match=message):
-        unpack(file_of(body, [payload], version=3))
-
-
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_a_further_layout_takes_version_3_and_an_empty_tensor_has_none(version: int) -> None:
-    payload = b"\x07\x00" + LZMA_1_2
-    body = body_of([b"w"], b"\x00", dims(2), [len(payload)])
-    data = file_of(body, [payload], version=version)
-    if version == 3:
-        assert unpack(data)["w"].tolist() == [1, 2]
-        empty = body_of([b"w"], b"\x00", dims(0), [len(payload)])
-        with pytest.raises(FormatError, match="lzma cannot hold an empty tensor"):
-            unpack(file_of(empty, [payload], version=3))
-    else:
-        with pytest.raises(FormatError, match=f"byte 0x07 is unknown to version {version}"):
-            unpack(data)
 
 
 def test_bool_holds_only_true_and_false() -> None:

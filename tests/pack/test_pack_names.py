@@ -1,4 +1,4 @@
-"""Coders of other packages, told by name: version 3 of the format."""
+"""Version 3 of the format: coders of other packages, told by name, and further layouts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.pack import Archive, pack_bytes, unpack
 from gossamer.pack.coders.limits import Reader, varint
 from gossamer.pack.coders.table import CODERS, NUMBERED, register
+from gossamer.pack.format.container import OWN, Entry, Header, file_chunks
+from gossamer.pack.format.lzma_bytes import encode_lzma
 from gossamer.pack.format.section import parse
 from gossamer.pack.format.values import BY_TORCH
 from toy_coder import Toy
@@ -156,3 +158,50 @@ def test_what_another_packages_coder_decodes_is_checked(toy: Toy, found: np.ndar
     toy.decode = lambda data, count, alphabet: found  # type: ignore
     with pytest.raises(FormatError, match="symbol coder 'toy'"):
         unpack(data)
+
+
+# Further layouts ---------------------------------------------------------------------------------
+
+
+def file_of(payload: bytes, shape: tuple[int, ...] = (2,), version: int = 3) -> bytes:
+    header = Header([Entry("w", F32, shape, OWN)], [], False, "test", version=version)
+    return b"".join(file_chunks(header, [payload]))
+
+
+LZMA_1_2 = encode_lzma(np.float32([1, 2]).tobytes(), 4)
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b"\x07", "further layout needs 1 bytes"),
+        (b"\x07\x01" + LZMA_1_2, "layout 8 is not known here; install the gossamer release"),
+        (b"\x07" + varint(1 << 62), "layout 4611686018427387911 is not known here"),
+        (b"\x07\x80\x00", "further layout is not in its shortest form"),
+        (b"\x0f\x00" + LZMA_1_2, "layout byte 0x0f is unknown"),
+        (b"\x47\x00" + LZMA_1_2, "layout byte 0x47 is unknown"),
+        (b"\x07\x00", "LZMA data of 0 bytes is not the 8 bytes"),
+        (b"\x07\x00\x00", "LZMA data of 1 bytes is not the 8 bytes"),
+        (b"\x07\x00" + LZMA_1_2[:-1], "is not the 8 bytes of the tensor"),
+        (b"\x07\x00" + LZMA_1_2 + b"\x00", "is not the 8 bytes of the tensor"),
+        (b"\x07\x00\x03" + LZMA_1_2[1:], "LZMA data is damaged"),
+        (b"\x07\x00" + encode_lzma(bytes(1 << 20), 4), "expands beyond the 8 bytes"),
+        (b"\x07\x00" + encode_lzma(bytes(7), 4), "is not the 8 bytes of the tensor"),
+    ],
+)
+def test_forged_further_layouts(payload: bytes, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        unpack(file_of(payload))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_further_layout_takes_version_3_and_an_empty_tensor_has_none(version: int) -> None:
+    payload = b"\x07\x00" + LZMA_1_2
+    data = file_of(payload, version=version)
+    if version == 3:
+        assert unpack(data)["w"].tolist() == [1, 2]
+        with pytest.raises(FormatError, match="lzma cannot hold an empty tensor"):
+            unpack(file_of(payload, shape=(0,)))
+    else:
+        with pytest.raises(FormatError, match=f"byte 0x07 is unknown to version {version}"):
+            unpack(data)
