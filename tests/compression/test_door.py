@@ -250,7 +250,7 @@ def test_mistakes_are_one_sentence_without_a_traceback(
 def test_a_full_disk_is_one_sentence_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: Any) -> Any:
+    def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(inputs, "read_state", full)

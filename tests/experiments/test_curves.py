@@ -72,9 +72,11 @@ def test_the_deconstruction_points_are_read_off_the_means() -> None:
     after |= {"random": {"mean": 97.0}, "small_final": {"mean": 96.5}}
     after |= {f"{k}, unsigned": {"mean": 97.5} for k in ("reinit", "reshuffle", "constant")}
     after["removed: freeze"] = {"mean": 97.9}
-    assert all(c.holds for c in deconstruct._claims(start, after))
+    assert all(c.holds for c in deconstruct._judge({"untrained": start, "trained": after}))
     after["removed: freeze"], start["random"] = {"mean": 98.1}, {"mean": 30.0}
-    failed = [c.id for c in deconstruct._claims(start, after) if not c.holds]
+    failed = [
+        c.id for c in deconstruct._judge({"untrained": start, "trained": after}) if not c.holds
+    ]
     assert failed == ["deconstructing.1", "deconstructing.5"]
 
 
