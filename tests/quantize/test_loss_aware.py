@@ -286,3 +286,34 @@ def test_packs_to_its_true_size(name: str, bits: float, tmp_path) -> None:
     with Archive(tmp_path / "n.gsm") as archive:
         (row,) = archive.rows()
     assert row["bytes"] <= bits * 60_000 / 8 + 64
+
+
+def test_the_own_average_of_squares_by_hand() -> None:
+    seen: list[Tensor] = []
+
+    def rule(weight: Tensor, d: Tensor) -> Tensor:
+        seen.append(d.clone())
+        return weight.sign()
+
+    model = nn.Linear(3, 2, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    LossAware(rule, beta=0.75, clip=None, ends=True).attach(model, optimizer)
+    latent = model.parametrizations.weight.original0  # type: ignore[union-attr,index]
+    for value in (2.0, 4.0):
+        latent.grad = torch.full_like(latent, value)
+        optimizer.step()
+    # v = .25 * 4 = 1, then .75 * 1 + .25 * 16 = 4.75
+    ratio = (seen[-1] / seen[-2]).square()
+    assert torch.allclose(ratio, torch.full_like(ratio, 4.75), rtol=1e-3)
+
+
+def test_bits_at_their_edges_and_what_the_names_mean() -> None:
+    w, d = pair(64, 0)
+    for bits in (1, 9):
+        with pytest.raises(ArgumentError, match=f"bits={bits} is outside 2 to 8"):
+            linear(w, d, bits=bits)
+    assert len(linear(w, d, bits=8).unique()) > 32
+    assert torch.equal(PROJECTIONS["lat"](w, d), ternary(w, d, scales=1))
+    assert torch.equal(PROJECTIONS["lat2"](w, d), ternary(w, d, scales=2))
+    assert len(PROJECTIONS["lat"](w, d).abs().unique()) == 2
+    assert len(PROJECTIONS["lat2"](w, d).abs().unique()) == 3
