@@ -204,7 +204,7 @@ def state():
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the functions above, of one path: a module's name is taken once a process."""
     folder = tmp_path_factory.mktemp("door")

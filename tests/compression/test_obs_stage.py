@@ -67,7 +67,7 @@ def test_rounding_costs_less_than_to_nearest(
 
 
 def test_a_rate_makes_a_small_file_without_any_training(trained: nn.Module, tmp_path: Path) -> None:
-    whole, _, before = job([], trained, tmp_path / "w").stages()
+    before = evaluate(trained, DATA.test).accuracy
     sizes, accuracies = [], []
     for i, rate in enumerate((0.01, 0.1)):
         state, row = after({"rate": rate}, trained, tmp_path / str(i))
@@ -75,13 +75,12 @@ def test_a_rate_makes_a_small_file_without_any_training(trained: nn.Module, tmp_
         accuracies.append(evaluate(state.model, DATA.test).accuracy)
         for w in names.weights(state.model).values():
             kept = w.detach()[w != 0].abs()
-            codes = kept.double() / float(kept.min())
-            assert len(kept.unique()) < 64
-            assert (codes > 0.99).all()
+            gaps = kept.unique().double().diff(prepend=kept.new_zeros(1).double())
+            codes = kept.unique().double() / float(gaps.min())  # of the grid's step
+            torch.testing.assert_close(codes, codes.round(), rtol=1e-4, atol=0)
     assert sizes[0] > sizes[1]
     assert sizes[0] < 4 * sum(p.numel() for p in trained.parameters()) / 5
-    assert accuracies[0] > before["accuracy"] - 0.02
-    assert whole.model is not None
+    assert accuracies[0] > before - 0.02
 
 
 def test_what_was_pruned_stays_pruned(trained: nn.Module, tmp_path: Path) -> None:

@@ -7,12 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from gossamer.compression import recipe
-from gossamer.core.errors import ArgumentError, RecipeError
+from gossamer.core.errors import ArgumentError, FormatError, RecipeError
 from gossamer.distribute import by_name
+from gossamer.pack import unpack
 
 TOYS = Path(__file__).parent / "toys"
+# the coder serves other tests too, in whose processes it must not be registered
+EVERY = [*sorted(TOYS.glob("toy_*.py")), TOYS.parents[1] / "toy_coder.py"]
+REGISTERED = {
+    "toy_coder": "\n\nfrom gossamer.pack.coders.table import register\n\nregister(Toy())\n"
+}
 RECIPE = """\
 name: toys
 model: mlp-64-32-16-10
@@ -34,9 +42,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     info = place / "toys-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
-    names = [path.stem for path in sorted(TOYS.glob("toy_*.py"))]
-    for name in names:
-        (place / f"{name}.py").write_text((TOYS / f"{name}.py").read_text())
+    for path in EVERY:
+        (place / path.name).write_text(path.read_text() + REGISTERED.get(path.stem, ""))
+    names = [path.stem for path in EVERY]
     rows = "\n".join(f"{name} = {name}" for name in names)
     (info / "entry_points.txt").write_text(f"[gossamer.plugins]\n{rows}\n")
     # a checkout may itself stand on the path
@@ -52,9 +60,9 @@ def shell(installed: dict[str, str], *arguments: str, cwd: Path) -> str:
 
 
 def test_every_toy_is_one_short_module() -> None:
-    toys = sorted(TOYS.glob("toy_*.py"))
-    assert len(toys) >= 3
-    assert [p.name for p in toys if len(p.read_text().splitlines()) >= 40] == []
+    assert [p.stem for p in EVERY] == ["toy_codec", "toy_quantizer", "toy_score", "toy_coder"]
+    lines = {p.stem: len((p.read_text() + REGISTERED.get(p.stem, "")).splitlines()) for p in EVERY}
+    assert max(lines.values()) < 45
 
 
 def test_a_score_a_quantizer_and_a_stage_from_yaml(installed, tmp_path: Path) -> None:
@@ -80,6 +88,20 @@ def test_a_gradient_codec_from_the_shell(installed, tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert (tmp_path / "net.safetensors").exists()
+
+
+def test_a_symbol_coder_from_the_shell(installed, tmp_path: Path) -> None:
+    # half are the smallest of 13 values, a quarter the next: what the toy's lengths fit
+    counts = torch.tensor([*(1 << n for n in range(11, -1, -1)), 1])
+    codes = torch.arange(13).repeat_interleave(counts)[torch.randperm(4096)]
+    weight = torch.randn(13).sort().values[codes].view(64, 64)
+    save_file({"w": weight}, tmp_path / "w.safetensors")
+    shell(installed, "pack", "w.safetensors", "w.gsm", cwd=tmp_path)
+    assert "toy" in shell(installed, "inspect", "w.gsm", cwd=tmp_path)
+    shell(installed, "unpack", "w.gsm", "back.safetensors", cwd=tmp_path)
+    assert torch.equal(load_file(tmp_path / "back.safetensors")["w"], weight)
+    with pytest.raises(FormatError, match="toy"):
+        unpack(tmp_path / "w.gsm")
 
 
 def test_without_the_package_its_names_are_unknown() -> None:

@@ -122,6 +122,17 @@ def test_what_is_no_product_is_not_seen() -> None:
     assert readers(turned, torch.randn(1, 2, 4, 4), ["weight"]) == {}
 
 
+def test_weights_that_lie_in_one_storage_are_told_apart() -> None:
+    flat = torch.randn(24)
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 4, bias=False))
+    model[0].weight = nn.Parameter(flat[:12].view(3, 4))
+    model[1].weight = nn.Parameter(flat[12:].view(4, 3))
+    x, seen = torch.randn(5, 4), {}
+    inputs_of(model, x, weighted(model), lambda n, t, y: seen.setdefault(n, y[0]))
+    assert torch.equal(seen["0.weight"], x)
+    assert torch.equal(seen["1.weight"], model[0](x))
+
+
 def test_batches_of_several_arguments_and_mappings() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

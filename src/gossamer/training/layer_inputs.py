@@ -41,7 +41,10 @@ class _Watch(TorchDispatchMode):
     def __init__(self, weights: Mapping[str, Tensor], see: See) -> None:
         super().__init__()
         self._see = see
-        self._by_place = {w.untyped_storage().data_ptr(): (n, w) for n, w in weights.items()}
+        # Several weights may lie in one storage, as those of flattened recurrent layers do.
+        self._places: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, weight in weights.items():
+            self._places.setdefault(weight.untyped_storage().data_ptr(), []).append((name, weight))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -57,7 +60,11 @@ class _Watch(TorchDispatchMode):
     def _of(self, operand: Any) -> tuple[str, Tensor] | None:
         if not isinstance(operand, Tensor) or not operand.numel():
             return None
-        return self._by_place.get(operand.untyped_storage().data_ptr())
+        for name, weight in self._places.get(operand.untyped_storage().data_ptr(), ()):
+            begin = weight.data_ptr()
+            if begin <= operand.data_ptr() < begin + weight.numel() * weight.element_size():
+                return name, weight
+        return None
 
     def _product(self, left: Tensor, right: Tensor) -> None:
         for x, w, turned in ((left, right, False), (right, left, True)):
