@@ -10,7 +10,7 @@ module as an entry point, so that recipes and the command line know it::
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TypeVar
@@ -42,7 +42,7 @@ def plugins() -> tuple[str, ...]:
     return tuple(entry.name for entry in found)
 
 
-def near(word: object, allowed: Iterator[str] | Mapping[str, object] | list[str]) -> str:
+def near(word: object, allowed: Iterable[str]) -> str:
     """``; did you mean 'x'?`` where one of the allowed words is close, else nothing."""
     close = difflib.get_close_matches(str(word), list(allowed), 1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,7 +1,7 @@
 """The smallest files at the reference's accuracy, and what a killed run leaves.
 
-The recipes are the library's own (``gossamer recipes``); everything runs through the pipeline as
-a user's run would, and every file is decoded and evaluated in a fresh process.
+The recipes are the library's own (``gossamer recipes``); everything runs as a user's
+run would, and every file is decoded and evaluated in a fresh process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PAGE = "deep-compression.1"
 
 
 def _figures(recipe: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
-    """One recipe with one seed, through the pipeline."""
+    """One recipe with one seed."""
     overrides = [f"seed={seed}"]
     if quick:
         overrides.append("subset=2000")
