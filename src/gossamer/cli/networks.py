@@ -19,10 +19,11 @@ from gossamer.cli.options import (
     Model,
     Pretrained,
     Seed,
+    TaskName,
     Threads,
     Weights,
-    accuracy,
     load,
+    scored,
     settle,
     smaller,
 )
@@ -59,6 +60,7 @@ def train(
     timeout: Annotated[
         float, typer.Option(help="Seconds before a process that hangs ends the others.")
     ] = 300.0,
+    task: TaskName = None,
     threads: Threads = None,
 ) -> None:
     """Train a network. Killed, the same command goes on where it was.
@@ -73,6 +75,7 @@ def train(
 
     from gossamer import datasets, training
     from gossamer.compression import door, inputs
+    from gossamer.training.tasks import chosen
 
     config = training.TrainConfig(
         epochs=epochs,
@@ -85,7 +88,13 @@ def train(
     )
     data = datasets.load(dataset)
     network = inputs.network(model, data, seed=seed, weights=weights, key=key)
-    door.check_fit(network, data)
+    aim, _ = chosen(task, data)
+    if not aim.labelled:
+        raise ArgumentError(
+            f"dataset {data.name!r} has no labels: there is nothing to train an untrained network "
+            "on; give labels"
+        )
+    door.check_fit(network, data, aim)
     settle(threads, network, data)
     with contextlib.ExitStack() as stack:
         workers = None
@@ -108,6 +117,7 @@ def train(
             network,
             data,
             config,
+            task=aim,
             checkpoint=out.with_name(out.name + ".checkpoint.pt"),
             metrics=out.with_name(out.name + ".metrics.jsonl"),
             tensorboard=tensorboard,
@@ -117,16 +127,24 @@ def train(
     if not first:
         return
     inputs.save_safetensors(network, out)
-    print(f"{accuracy(training.evaluate(network, data.test), 'test')}\nweights  {out}")
+    found = training.evaluate(network, data.test, task=aim)
+    print(f"{scored(found, 'test')}\nweights  {out}")
 
 
 @app.command()
 def compress(
+    network: Annotated[str | None, typer.Argument(help=f"As --model: {MODEL}")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL)] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help=DATASET)] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "--data", "-d", help=DATASET)] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="A built-in recipe or a YAML file.")
-    ] = "deep-compression",
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="A built-in recipe or a YAML file; left out: post-training, which needs neither "
+            "labels nor training.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/compress"),
     weights: Weights = None,
     key: Key = None,
@@ -140,8 +158,8 @@ def compress(
         typer.Option(
             min=0,
             max=1,
-            help="Validation accuracy that the whole run may cost, a fraction; in place of the "
-            "recipe's, 0.005 where it names none.",
+            help="What the whole run may cost on validation data, a fraction: of accuracy, or of "
+            "a loss a part; in place of the recipe's, 0.005 where it names none.",
         ),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an older run away.")] = False,
@@ -152,13 +170,14 @@ def compress(
             help="Run functions that a recipe from outside this folder names as model or dataset.",
         ),
     ] = False,
+    task: TaskName = None,
     threads: Threads = None,
 ) -> None:
     """Compress a network by a recipe: a small file, and a report that proves it.
 
     Killed, the same command goes on where it was, to the same bytes.
 
-    Exit codes: 0 all well, 1 an error, 3 the file is there but validation accuracy fell by more
+    Exit codes: 0 all well, 1 an error, 3 the file is there but the validation score fell by more
     than max-drop, 4 the file is there but could not be proved.
     """
     from gossamer import compression
@@ -166,6 +185,8 @@ def compress(
     from gossamer.compression import threads as choice
     from gossamer.report import promises
 
+    if network is not None and model is not None:
+        raise ArgumentError(f"network {network!r} and --model {model!r}: give one of them")
     given = {
         "weights": weights and str(weights),
         "weights_key": key,
@@ -174,11 +195,13 @@ def compress(
         "max_drop": max_drop,
     }
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    plan = recipes.load(recipe, [*(set_ or []), *extra])
+    plan = recipes.load(recipe or compression.GENTLE, [*(set_ or []), *extra])
     with console() as show:
+        if recipe is None:
+            show.say(compression.WHY_GENTLE)
         result = compression.run(
             plan,
-            model,
+            model or network,
             dataset,
             out,
             command=shlex.join(["gossamer", *sys.argv[1:]]),
@@ -186,6 +209,7 @@ def compress(
             progress=show,
             threads=threads if threads or choice.asked_for() else "auto",
             trust_recipe_code=trust_recipe_code,
+            task=task,
         )
     kept = sum(layer["kept"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
     total = sum(layer["numel"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
@@ -195,13 +219,13 @@ def compress(
     print(f"weights  {kept:,} of {total:,} kept")
     if result.run["coverage"]:
         print(f"network  the recipe {promises.covers(result.run['coverage'])}")
-    print(f"before   {accuracy(result.before, 'test')}")
+    print(f"before   {scored(result.before, 'test')}")
     back = result.run["bytes"]["reloaded"]
-    print(f"after    {accuracy(result.after, 'test')}")
+    print(f"after    {scored(result.after, 'test')}")
     if back["not_proved"] is None:
         print(
-            "reload   every bit the same in a fresh process; accuracy measured in "
-            f"{back['evaluated_in']}, network built anew from {back['built']}"
+            f"reload   every bit the same in a fresh process; {result.after.metric.name} measured "
+            f"in {back['evaluated_in']}, network built anew from {back['built']}"
         )
     if timing := result.run["latency"]:
         from gossamer.report import words
@@ -212,7 +236,8 @@ def compress(
         print(f"latency  {took} ({timing['engine']}, batch 1, 1 thread). {words.speed(timing)}")
     print(f"report   {result.report}")
     if result.run["floor"]["kept"]:
-        print(promises.keeps(result.run["floor"]).replace("floor kept:", "floor    kept:"))
+        kept = promises.keeps(result.run["floor"], result.after.metric)
+        print(kept.replace("floor kept:", "floor    kept:"))
     for problem in result.problems:
         print(problem, file=sys.stderr)
     if back["not_proved"] is not None:
@@ -230,20 +255,22 @@ def sensitivity(
     pretrained: Pretrained = False,
     density: Annotated[list[float] | None, typer.Option(help="Densities to try.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Layer patterns.")] = None,
-    max_drop: Annotated[float, typer.Option(help="Accuracy a layer may cost on its own.")] = 0.005,
+    max_drop: Annotated[float, typer.Option(help="What a layer may cost on its own.")] = 0.005,
     plot: Annotated[Path | None, typer.Option(help="PNG or SVG to draw.")] = None,
+    task: TaskName = None,
     as_json: AsJson = False,
     threads: Threads = None,
 ) -> None:
-    """Accuracy against density, one layer at a time, on the validation split."""
+    """Score against density, one layer at a time, on the validation split."""
     from gossamer.prune import sensitivity as sensitivities
 
-    network, data = load(model, dataset, weights, pretrained, key)
+    network, data, aim = load(model, dataset, weights, pretrained, key, task)
     settle(threads, network, data)
     with console() as show:
         found = sensitivities.scan(
             network,
             data.validation,
+            task=aim,
             densities=density or sensitivities.DENSITIES,
             include=include,
             progress=lambda done, total: show.count("scan", done, total),
@@ -255,7 +282,7 @@ def sensitivity(
         print(json.dumps({"base": found.base, "scan": found.as_dict(), "suggested": suggested}))
         return
     print(found.table())
-    print(f"densities that cost at most {100 * max_drop:g} points each:")
+    print(f"densities that cost at most {found.metric.show_drop(max_drop)} each:")
     print("\n".join(f"  {name}: {value:g}" for name, value in suggested.items()))
 
 
@@ -269,18 +296,19 @@ def evaluate_(
     key: Key = None,
     pretrained: Pretrained = False,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    task: TaskName = None,
     as_json: AsJson = False,
     threads: Threads = None,
 ) -> None:
-    """Accuracy of a file's network on a dataset, with its confidence interval."""
+    """Score of a file's network on a dataset, with its confidence interval."""
     from gossamer.training import evaluate
 
     if split not in ("train", "validation", "test"):
         raise ArgumentError(f"split {split!r} is not one of train, validation, test")
-    network, data = load(model, dataset, file, pretrained, key)
+    network, data, aim = load(model, dataset, file, pretrained, key, task)
     settle(threads, network, data)
-    found = evaluate(network, getattr(data, split))
-    print(json.dumps(found.as_dict()) if as_json else accuracy(found, split))
+    found = evaluate(network, getattr(data, split), task=aim)
+    print(json.dumps(found.as_dict()) if as_json else scored(found, split))
 
 
 @app.command("report")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from gossamer.core.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from gossamer.datasets import Dataset
+    from gossamer.training import Evaluation, Task
 
 __all__ = [
     "DATASET",
@@ -21,20 +24,32 @@ __all__ = [
     "Model",
     "Pretrained",
     "Seed",
+    "TaskName",
     "Threads",
     "Weights",
-    "accuracy",
     "load",
+    "scored",
     "settle",
     "smaller",
 ]
 
 MODEL = "A network's name, module:function or file.py:function."
-DATASET = "digits, mnist, cifar10, text:NAME, module:function or file.py:function."
+DATASET = (
+    "digits, mnist, cifar10, text:NAME, module:function, file.py:function, or a file of inputs: "
+    ".npy, .npz, .safetensors, .pt."
+)
 Model = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
 Data = Annotated[str, typer.Option("--dataset", "-d", help=DATASET)]
 Weights = Annotated[
     Path | None, typer.Option(help="Trained tensors: .safetensors, .gsm, .pt or .pth.")
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="What the network is for: classification, language-model, regression, multi-label, "
+        "embedding, fidelity or fidelity-logits; left out: by the data.",
+    ),
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="The network's published weights.")]
 Key = Annotated[
@@ -75,16 +90,28 @@ def settle(threads: int | None, model: nn.Module, data: Dataset) -> None:
 
 
 def load(
-    model: str, dataset: str, weights: Path | None, pretrained: bool, key: str | None = None
-) -> tuple[nn.Module, Dataset]:
-    """The network and the data that options name, tried on two examples."""
+    model: str,
+    dataset: str,
+    weights: Path | None,
+    pretrained: bool,
+    key: str | None = None,
+    task: str | None = None,
+) -> tuple[nn.Module, Dataset, Task]:
+    """The network, data and task that options name, tried on two examples."""
     from gossamer import datasets
     from gossamer.compression import door, inputs
+    from gossamer.training.tasks import chosen
 
     data = datasets.load(dataset)
+    aim, _ = chosen(task, data)
+    if not aim.labelled:
+        raise ArgumentError(
+            f"dataset {data.name!r} has no labels, so one network on its own has no score; give "
+            "labels, or compress it: a run compares with the network before"
+        )
     network = inputs.network(model, data, pretrained=pretrained, weights=weights, key=key)
-    door.check_fit(network, data)
-    return network, data
+    door.check_fit(network, data, aim)
+    return network, data, aim
 
 
 def smaller(dense: int, size: int) -> str:
@@ -96,10 +123,12 @@ def smaller(dense: int, size: int) -> str:
     return f"{dense / size:.1f}x smaller" if dense > size else "not smaller"
 
 
-def accuracy(found: Any, split: str) -> str:
-    """An accuracy with its interval, in words."""
-    low, high = found.interval()
-    return (
-        f"{100 * found.accuracy:.2f} % {split} accuracy ({found.correct:,}/{found.total:,}, "
-        f"95 %: {100 * low:.2f} to {100 * high:.2f})"
-    )
+def scored(found: Evaluation, split: str) -> str:
+    """A score with its interval, in words."""
+    metric, ends = found.metric, found.interval()
+    counted = "" if found.correct is None else f"{found.correct:,}/"
+    between = ""
+    if ends is not None:
+        low, high = (metric.show(end).partition(" ")[0] for end in ends)
+        between = f", 95 %: {low} to {high}"
+    return f"{metric.show(found.score)} {split} {metric.name} ({counted}{found.total:,}{between})"

@@ -13,20 +13,21 @@ from torch import Tensor, nn
 from gossamer import datasets
 from gossamer.compression.layers import PatternError
 from gossamer.compression.recipe import Recipe
-from gossamer.core.errors import ArgumentError, DatasetError, RecipeError
+from gossamer.core import nest
+from gossamer.core.errors import ArgumentError, RecipeError
 from gossamer.core.locate import failure
 from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Dataset, Split
+from gossamer.training.tasks import Classification, Fidelity, MultiLabel, Task, logits
 
-__all__ = ["check_data", "check_fit", "check_patterns", "check_trained"]
+__all__ = ["check_data", "check_fit", "check_labels", "check_patterns", "check_trained"]
 
 
 def check_data(data: Dataset) -> Dataset:
     """The dataset when a run can use it.
 
     Raises :class:`ArgumentError` for an empty split, :class:`DatasetError` as
-    :func:`gossamer.datasets.check` does, and for targets that are no class indices: a run measures
-    accuracy.
+    :func:`gossamer.datasets.check` does.
     """
     for part in ("train", "validation", "test"):
         datasets.check_split(getattr(data, part), f"dataset {data.name!r}, {part}")
@@ -35,45 +36,42 @@ def check_data(data: Dataset) -> Dataset:
                 f"dataset {data.name!r} has no {part} examples; choices are made on validation "
                 "data and figures taken on test data, so hold some back for both"
             )
-    datasets.check(data)
-    for part in ("train", "validation", "test"):
-        targets = getattr(data, part).targets
-        if targets.is_floating_point():
-            raise DatasetError(
-                f"dataset {data.name!r}, {part}: targets are {targets.dtype}; a run measures "
-                "accuracy, so give class indices as torch.int64 (.long())"
-            )
-    return data
+    return datasets.check(data)
 
 
-def check_fit(model: nn.Module, data: Dataset) -> None:
+def check_fit(model: nn.Module, data: Dataset, task: Task) -> None:
     """Run the network on two examples, as they are and without a trace left.
 
-    Raises :class:`ArgumentError` where it cannot take them, or gives something else than logits
-    that the targets fit.
+    Raises :class:`ArgumentError` where it cannot take them, or gives something else than what the
+    task reads and the targets fit.
     """
-    found = _outputs(model, data)
+    if data.test.in_memory and isinstance(data.test.stored, Tensor):
+        examples, targets = _examples(data), data.test.batch(slice(0, 2))[1]
+    else:
+        examples, targets = data.test.batch(slice(0, 2))
+    found = _outputs(model, data, task, examples)
     what, name = type(model).__name__, data.name
-    if not isinstance(found, Tensor):
-        raise ArgumentError(
-            f"network {what} returns {type(found).__name__}; a run needs one tensor of logits, "
-            "so wrap it in a module whose forward gives that"
-        )
-    targets = data.test.targets[: len(_examples(data))]
-    if targets.is_floating_point():
-        return  # a regression: the user's own loss judges it
-    if found.shape[:-1] != targets.shape:
-        raise ArgumentError(
-            f"network {what} gives outputs of shape {tuple(found.shape)} for targets of shape "
-            f"{tuple(targets.shape)} of dataset {name!r}; give (N,) targets for (N, C) logits, "
-            "(N, T) for (N, T, V)"
-        )
+    try:
+        if targets is not None:
+            task.check(found, targets)
+        if isinstance(task, Fidelity):  # against itself: what cannot be compared shows
+            Fidelity(model, task.outputs).loss(found, None, nest.moved(examples, device_of(model)))
+    except ArgumentError as e:
+        raise ArgumentError(f"network {what} on dataset {name!r}, task {task.name!r}: {e}") from e
+    if isinstance(task, Classification) and not isinstance(task, MultiLabel):
+        _check_classes(what, logits(found), data)
+
+
+def _check_classes(what: str, found: Tensor, data: Dataset) -> None:
+    """Whether there is an output for every class index."""
     splits = [s for s in (data.train, data.validation, data.test) if len(s)]
-    top = max(int(split.targets.max()) for split in splits)
-    if found.shape[-1] <= top:
+    tops = [int(s.targets.max()) for s in splits if isinstance(s.targets, Tensor)]
+    top, wide = max(tops), found.shape[1 if data.test.targets.ndim >= 3 else -1]
+    if wide <= top:
+        fix = f"; give it {data.classes} outputs" if data.classes else ""
         raise ArgumentError(
-            f"network {what} has {found.shape[-1]} outputs, but the targets of dataset {name!r} "
-            f"reach {top}; give it {data.classes} outputs"
+            f"network {what} has {wide} outputs, but the targets of dataset {data.name!r} "
+            f"reach {top}{fix}"
         )
 
 
@@ -81,29 +79,48 @@ def _examples(data: Dataset) -> Tensor:
     """Two test examples; of token ids, the first is the one with the largest id of all splits."""
     test: Split = data.test
     if test.stored.dtype != torch.int64 or test.stored.ndim < 2:
-        return test.batch(slice(0, 2))[0]
+        found: Tensor = test.batch(slice(0, 2))[0]
+        return found
     highest = [s.stored for s in (data.train, data.validation, test) if len(s)]
     most = max(highest, key=lambda ids: int(ids.max()))
     row = int(most.flatten(1).max(1).values.argmax())
     return torch.cat([most[row : row + 1], test.stored[:1]])[: len(test.stored[:2])]
 
 
-def _outputs(model: nn.Module, data: Dataset) -> Any:
-    device = device_of(model)
-    inputs = _examples(data).to(device)
+def _outputs(model: nn.Module, data: Dataset, task: Task, examples: Any) -> Any:
+    inputs = nest.moved(examples, device_of(model))
     with modes_kept(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         model.eval()
         try:
-            return model(inputs)
+            return task.feed(model, inputs)
         except Exception as e:  # the user's own code may raise anything
             kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
             fix = ""
-            if inputs.is_floating_point() and kinds and inputs.dtype not in kinds:
+            given = {t.dtype for t in nest.leaves(inputs) if t.is_floating_point()}
+            if given and kinds and not given <= kinds:
                 fix = f"; its weights are {kinds.pop()}, so give network.float()"
+            shape = nest.shown(data.test.one()[0])
+            if isinstance(inputs, Tensor):
+                shape = f"{tuple(inputs.shape[1:])} each, {inputs.dtype}"
             raise ArgumentError(
                 f"network {type(model).__name__} cannot take the inputs of dataset {data.name!r}, "
-                f"{tuple(inputs.shape[1:])} each, {inputs.dtype}{fix}: it {failure(e)}"
+                f"{shape}{fix}: it {failure(e)}"
             ) from e
+
+
+def check_labels(recipe: Recipe, data: Dataset, task: Task) -> None:
+    """Raise :class:`RecipeError` for a stage that reads labels, where there are none."""
+    if task.labelled or data.train.targets is not None:
+        return
+    for i, stage in enumerate(recipe.stages):
+        why = stage.labels
+        if i == 0 and stage.stage == "train":
+            why = "it trains a network with nothing to learn from: no labels, no network before it"
+        if why:
+            raise RecipeError(
+                f"{recipe.place('stages', i)}: dataset {data.name!r} has no labels, and {why}; "
+                "leave the stage out, or give labels"
+            )
 
 
 def check_trained(recipe: Recipe, spec: str) -> None:

@@ -1,4 +1,4 @@
-"""The floor of a run: what all its stages together may cost in validation accuracy."""
+"""The floor of a run: what all its stages together may cost of the validation score."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ import torch
 from gossamer.compression import measure
 from gossamer.compression.state import State
 from gossamer.core.masks import Masks
-from gossamer.training import evaluate
+from gossamer.training.metric import ACCURACY, Metric
 
-__all__ = ["Rounds", "lowest", "verdict"]
-
-_EXACT = 1e-9  # of a fraction of examples: 0.005 of 1000 is 5 of them
+__all__ = ["Rounds", "verdict"]
 
 
-def lowest(reference: float, max_drop: float) -> float:
-    """The least validation accuracy that keeps the floor, both fractions."""
-    return reference - max_drop - _EXACT
-
-
-def verdict(reference: float, accuracy: float, max_drop: float) -> dict[str, Any]:
+def verdict(
+    reference: float, score: float, max_drop: float, metric: Metric = ACCURACY
+) -> dict[str, Any]:
     """What run.json says of the floor.
 
     >>> verdict(0.9, 0.895, 0.005)["kept"], verdict(0.9, 0.894, 0.005)["kept"]
@@ -30,8 +25,9 @@ def verdict(reference: float, accuracy: float, max_drop: float) -> dict[str, Any
     return {
         "max_drop": max_drop,
         "reference": reference,
-        "accuracy": accuracy,
-        "kept": accuracy >= lowest(reference, max_drop),
+        "score": score,
+        "drop": metric.drop(reference, score),
+        "kept": metric.keeps(reference, score, max_drop),
     }
 
 
@@ -53,7 +49,8 @@ class Rounds:
         state = self.state
         if self.count < 2 or state.floor is None:
             return
-        self.reached = evaluate(state.model, state.data.validation).accuracy >= state.floor
+        before, most = state.floor
+        self.reached = state.task.metric.keeps(before, state.judge().score, most)
         if self.reached and number < self.count:
             copies = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
             masks = Masks({n: m.clone() for n, m in state.masks.items()})

@@ -29,13 +29,15 @@ from torch import Tensor, nn
 
 from gossamer import datasets, nets
 from gossamer.compression.records import load
+from gossamer.core import nest
 from gossamer.core.errors import ArgumentError, GossamerError
-from gossamer.core.modes import device_of, modes_kept
+from gossamer.core.modes import device_of, evaluating
 from gossamer.core.names import clean
 from gossamer.core.plain import copied, plain
 from gossamer.datasets import Split
 from gossamer.pack import Archive
-from gossamer.training import evaluate
+from gossamer.training import Task, evaluate
+from gossamer.training.tasks import Classification
 
 __all__ = ["Skeleton", "check", "digest", "outputs", "prove", "skeleton"]
 
@@ -74,18 +76,21 @@ class Skeleton:
     others: dict[str, Tensor]
 
 
-def outputs(model: nn.Module, split: Split) -> Tensor:
-    """What the network gives in evaluation mode on the split's first examples, on the CPU."""
-    inputs = split.batch(slice(0, _COMPARED))[0].to(device_of(model))
-    with modes_kept(model), torch.no_grad():
-        model.eval()
-        found = model(inputs)
-    if not isinstance(found, Tensor):
+def outputs(model: nn.Module, split: Split, task: Task) -> list[Tensor]:
+    """What the network gives in evaluation mode on the split's first examples, on the CPU.
+
+    Raises :class:`ArgumentError` where no tensor is among it.
+    """
+    inputs = nest.moved(split.batch(slice(0, _COMPARED))[0], device_of(model))
+    with evaluating(model), torch.no_grad():
+        given = task.feed(model, inputs)
+    found = [t.detach().cpu() for t in nest.leaves(given)]
+    if not found:
         raise ArgumentError(
-            f"the network gives a {type(found).__name__}; return one tensor of logits, (N, C) or "
-            "(N, T, V) (wrap the network in a module that picks them)"
+            f"the network gives {nest.shown(given)}, no tensor; return tensors, alone or in a "
+            "tuple or mapping"
         )
-    return found.detach().cpu()
+    return found
 
 
 def skeleton(model: nn.Module) -> Skeleton:
@@ -126,7 +131,11 @@ def _forget(prefix: str, module: nn.Module) -> None:
 
 
 def prove(
-    path: Path | Archive, empty: Skeleton, split: Split, expected: Tensor | None = None
+    path: Path | Archive,
+    empty: Skeleton,
+    split: Split,
+    task: Task,
+    expected: list[Tensor] | None = None,
 ) -> dict[str, Any]:
     """Load a file into a network without values and evaluate it.
 
@@ -141,29 +150,38 @@ def prove(
     model = load(path, empty.model, max_bytes=1 << 62)  # an archive has a bound of its own
     figures: dict[str, Any] = {}
     if expected is not None:
-        same, difference = _compare(model, split, expected)
+        same, difference = _compare(model, split, task, expected)
         figures["carried"] = []
         if not same and empty.others:
             _put_back(model, empty.others)
-            same, difference = _compare(model, split, expected)
+            same, difference = _compare(model, split, task, expected)
             figures["carried"] = sorted(empty.others)
         figures |= {"same": same, "difference": difference}
-    figures["test"] = evaluate(model, split).as_dict()
+    figures["test"] = evaluate(model, split, task=task).as_dict()
     return figures
 
 
-def _compare(model: nn.Module, split: Split, expected: Tensor) -> tuple[bool, float | None]:
+def _compare(
+    model: nn.Module, split: Split, task: Task, expected: list[Tensor]
+) -> tuple[bool, float | None]:
     """Whether outputs agree to rounding, and their largest difference (None: none was taken)."""
     try:
-        found = outputs(model, split)
+        found = outputs(model, split, task)
     except (ArithmeticError, LookupError, RuntimeError, ValueError):
         return False, None  # zeros where a constant should be may be no valid input
-    if found.shape != expected.shape:
+    if [t.shape for t in found] != [t.shape for t in expected]:
         return False, None
-    a, b = found.double(), expected.double()
-    largest = float(torch.nan_to_num(b).abs().max()) if b.numel() else 0.0
-    same = torch.allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING * largest, equal_nan=True)
-    return same, float(torch.nan_to_num(a - b, nan=0.0).abs().max()) if b.numel() else 0.0
+    same, most = True, 0.0
+    for one, other in zip(found, expected, strict=True):
+        a, b = one.double(), other.double()
+        if not b.numel():
+            continue
+        largest = float(torch.nan_to_num(b).abs().max())
+        same = same and torch.allclose(
+            a, b, rtol=_ROUNDING, atol=_ROUNDING * largest, equal_nan=True
+        )
+        most = max(most, float(torch.nan_to_num(a - b, nan=0.0).abs().max()))
+    return same, most
 
 
 def _put_back(model: nn.Module, others: Mapping[str, Tensor]) -> None:
@@ -181,8 +199,9 @@ def check(
     dataset: Split | str | None = None,
     *,
     threads: int = 1,
+    task: Task | None = None,
     model_options: Mapping[str, Any] | None = None,
-    expected: Tensor | None = None,
+    expected: list[Tensor] | None = None,
 ) -> dict[str, Any]:
     """Decode a file in a fresh process: its digest, and with model and data its test figures.
 
@@ -191,6 +210,7 @@ def check(
         model: what :func:`gossamer.nets.build` makes there by name or function; or a module, which
             is sent over as its :func:`skeleton`, so that all values come from the file.
         dataset: a dataset's name, whose test split is used; or a split.
+        task: by which it is evaluated; None: class indices.
         model_options: keyword arguments for ``nets.build``.
         expected: :func:`outputs` of the packed network, to compare with.
 
@@ -209,7 +229,7 @@ def check(
         "--threads",
         str(threads),
     ]
-    unbuilt = ""
+    unbuilt = unsent = ""
     with tempfile.TemporaryDirectory(prefix="gossamer-") as folder:
         if isinstance(model, nn.Module):
             try:
@@ -219,13 +239,16 @@ def check(
                 unbuilt = str(e)
         elif model is not None:
             command += ["--model", model, "--options", json.dumps(dict(model_options or {}))]
-        if isinstance(dataset, Split):
-            fields = {"inputs": dataset.stored, "targets": dataset.targets}
-            norm = {"mean": dataset.mean, "std": dataset.std} if dataset.mean else {}
-            torch.save({**fields, **norm}, f"{folder}/split.pt")
-            command += ["--split", f"{folder}/split.pt"]
-        elif dataset is not None:
-            command += ["--dataset", dataset]
+        try:
+            if isinstance(dataset, Split):
+                _sent(dataset, f"{folder}/split.pkl", "the data")
+                command += ["--split", f"{folder}/split.pkl"]
+            elif dataset is not None:
+                command += ["--dataset", dataset]
+            _sent(task or Classification(), f"{folder}/task.pkl", "the task")
+            command += ["--task", f"{folder}/task.pkl"]
+        except _Stays as e:
+            unsent = str(e)
         if expected is not None:
             torch.save(expected, f"{folder}/expected.pt")
             command += ["--expected", f"{folder}/expected.pt"]
@@ -237,7 +260,7 @@ def check(
     if done.returncode:
         raise GossamerError(f"{path} fails in a fresh process: {done.stderr.strip()[-800:]}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures | ({"unbuilt": unbuilt} if unbuilt else {})
+    return figures | {k: v for k, v in (("unbuilt", unbuilt), ("unsent", unsent)) if v}
 
 
 class _Stays(Exception):
@@ -256,6 +279,21 @@ def _pickled(empty: Skeleton) -> bytes:
         raise _Stays(f"it cannot be pickled ({_words(e)})") from e
 
 
+def _sent(thing: Split | Task, path: str, what: str) -> None:
+    """Write it for the other process; raises :class:`_Stays` where it could not be read there."""
+    parts = [thing, *vars(thing).values()]
+    if any(getattr(part, "__module__", "") == "__main__" for part in parts) or any(
+        type(part).__module__ == "__main__" for part in parts
+    ):
+        raise _Stays(
+            f"{what} is made with a class or function of the script itself; move it into a module"
+        )
+    try:
+        Path(path).write_bytes(pickle.dumps(thing))
+    except Exception as e:  # a lambda, a local function, an open file
+        raise _Stays(f"{what} cannot be pickled ({_words(e)})") from e
+
+
 def _words(e: BaseException) -> str:
     told = (str(e).strip().splitlines() or [""])[0][:200]
     return f"{type(e).__name__}: {told}" if told else type(e).__name__
@@ -268,6 +306,7 @@ def _main() -> None:
     parser.add_argument("--skeleton", type=Path)
     parser.add_argument("--dataset")
     parser.add_argument("--split", type=Path)
+    parser.add_argument("--task", type=Path)
     parser.add_argument("--expected", type=Path)
     parser.add_argument("--options", type=json.loads, default={})
     parser.add_argument("--threads", type=int, default=1)
@@ -282,15 +321,18 @@ def _main() -> None:
     except Exception as e:  # whatever a user's module or function raises when it is made here
         empty = None
         figures["unbuilt"] = _words(e)
-    if empty is not None and (given.split or given.dataset):
+    if empty is not None and given.task and (given.split or given.dataset):
         try:
-            test = (
-                Split(**torch.load(given.split, weights_only=True))
-                if given.split
-                else datasets.load(given.dataset).test
-            )
+            # Written a moment ago by the process that started this one.
+            test = pickle.loads(given.split.read_bytes()) if given.split else None
+            task = pickle.loads(given.task.read_bytes())
+        except Exception as e:  # whatever a user's own class raises when it is imported here
+            print(json.dumps(figures | {"unsent": _words(e)}))
+            return
+        try:
+            test = test if given.split else datasets.load(given.dataset).test
             expected = torch.load(given.expected, weights_only=True) if given.expected else None
-            figures |= prove(archive, empty, test, expected)
+            figures |= prove(archive, empty, test, task, expected)
         except Exception as e:  # and when it is loaded or called
             figures["failed"] = _words(e)
     print(json.dumps(figures))

@@ -62,7 +62,8 @@ def build_options(
     """What :func:`gossamer.nets.build` takes for a network in the shape of the data."""
     options: dict[str, Any] = {"seed": seed, "pretrained": pretrained}
     if ":" not in spec:
-        options["classes"] = data.classes
+        if data.classes is not None:
+            options["classes"] = data.classes
         if len(data.in_shape) == 3:
             options["in_shape"] = data.in_shape
     return options

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gossamer.core import machine, names
+from gossamer.core import machine, names, nest
 from gossamer.core.modes import device_of, modes_kept
 from gossamer.core.timing import paired
 from gossamer.datasets import Dataset, Split, batches
@@ -79,14 +79,14 @@ def latency(
     (:func:`same_operations`) get no ratio: whatever the clock says of them is noise.
     """
     device = device_of(decoded)
-    example = data.test.batch(slice(0, 1))[0].to(device)
+    example = nest.moved(data.test.batch(slice(0, 1))[0], device)
     same = same_operations(dense, decoded)
     with torch.inference_mode(), modes_kept(dense), modes_kept(decoded):
         dense.eval()
         decoded.eval()
         found = paired(
-            lambda: dense(example),
-            lambda: decoded(example),
+            lambda: nest.feed(dense, example),
+            lambda: nest.feed(decoded, example),
             pairs=_MOST_PAIRS,
             seconds=_MOST_SECONDS,
             device=device,
@@ -147,13 +147,21 @@ def file_figures(archive: Archive, data: Dataset) -> tuple[dict[str, Any], list[
 
 @torch.no_grad()
 def integer_figures(model: Emulated, split: Split) -> dict[str, Any]:
-    """The network on integers alone over a split: right answers, and whether every bit agrees."""
+    """The network on integers alone over a split: whether every bit agrees, and of class indices
+    the right answers.
+    """
     integers = IntegerNetwork(model.net())
     correct, total, same = 0, 0, True
+    labels = split.targets
+    counted = (
+        isinstance(labels, torch.Tensor) and labels.ndim == 1 and not (labels.is_floating_point())
+    )
     for inputs, targets in batches(split, 500, generator=None):
-        x, y = inputs.cpu(), targets.cpu()
+        x, y = inputs.cpu(), nest.moved(targets, "cpu")
         found = integers(x)
         same = same and torch.equal(found, model(x))
-        correct += int((found.argmax(-1) == y).sum())
-        total += len(y)
-    return {"identical": same, "correct": correct, "total": total, "accuracy": correct / total}
+        total += len(x)
+        if counted:
+            correct += int((found.argmax(-1) == y).sum())
+    figures = {"identical": same, "total": total}
+    return figures | ({"correct": correct, "accuracy": correct / total} if counted else {})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from gossamer.compression.settings import Training
 from gossamer.compression.state import State
@@ -27,10 +27,11 @@ _BATCHES, _PATTERNS = 4, 128
 def scan(
     state: State, weights: Mapping[str, object], densities: Sequence[float]
 ) -> sensitivity.Sensitivity:
-    """Accuracy against density, one layer at a time; kept for the report."""
+    """Score against density, one layer at a time; kept for the report."""
     found = sensitivity.scan(
         state.model,
         state.data.validation,
+        task=state.task,
         densities=densities,
         include=list(weights),
         progress=lambda done, total: state.progress.count(f"{state.name} scan", done, total),
@@ -39,7 +40,7 @@ def scan(
     return found
 
 
-def random_batches(state: State, part: int) -> Iterator[tuple[Tensor, Tensor]]:
+def random_batches(state: State, part: int) -> Iterator[tuple[Any, Any]]:
     """A few random training batches."""
     split, generator = state.data.train, state.generator(part)
     order = torch.randperm(len(split), generator=generator)[: _BATCHES * _PATTERNS]
@@ -47,7 +48,7 @@ def random_batches(state: State, part: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield split.batch(rows, None, generator)
 
 
-def examples(split: Split, count: int, generator: torch.Generator) -> list[Tensor]:
+def examples(split: Split, count: int, generator: torch.Generator) -> list[Any]:
     """Random examples of a split, in batches."""
     rows = torch.randperm(len(split), generator=generator)[:count]
     return [split.batch(part)[0] for part in rows.split(_BATCH)]

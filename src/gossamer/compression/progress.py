@@ -41,8 +41,9 @@ class Reporter:
     def training(self, name: str, p: Progress) -> None:
         """A training run's progress, as :func:`gossamer.training.train` tells it."""
         figures = f"epoch {p.epoch}/{p.epochs}, loss {p.loss:.4f}"
-        if p.row and "validation_accuracy" in p.row:
-            figures += f", validation {p.row['validation_accuracy']:.4f}"
+        found = (p.row or {}).get("validation_score", (p.row or {}).get("validation_accuracy"))
+        if found is not None:
+            figures += f", validation {found:.4f}"
         self.count(name, p.step, p.steps, figures)
 
 

@@ -22,12 +22,12 @@ from gossamer.compression import fresh, inputs
 from gossamer.compression.progress import Reporter
 from gossamer.compression.recipe import Recipe
 from gossamer.compression.stage import trainings
-from gossamer.core import names
+from gossamer.core import names, nest
 from gossamer.core.errors import ArgumentError, GossamerError
 from gossamer.core.plain import copied, plain, unwrapped
 from gossamer.datasets import Dataset, Split
 from gossamer.pack import pack
-from gossamer.training import evaluate
+from gossamer.training import Task, evaluate
 
 __all__ = ["Builder", "infinite_buffers", "preflight", "proved", "taken"]
 
@@ -127,7 +127,9 @@ def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Build
     return Builder(source, options, network, time.monotonic() - begun), told
 
 
-def preflight(builder: Builder, data: Dataset, recipe: Recipe, progress: Reporter) -> list[str]:
+def preflight(
+    builder: Builder, data: Dataset, task: Task, recipe: Recipe, progress: Reporter
+) -> list[str]:
     """Try the end of a run with the untouched network; what is to be said of it, in words.
 
     In a fresh process where the recipe trains, so that this is worth its seconds now.
@@ -142,15 +144,15 @@ def preflight(builder: Builder, data: Dataset, recipe: Recipe, progress: Reporte
     )
     kind = type(model).__name__
     try:
-        expected = fresh.outputs(model, few)
-        evaluate(model, few)
+        expected = fresh.outputs(model, few, task)
+        evaluate(model, few, task=task)
     except ArgumentError:
         raise
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
         raise ArgumentError(
             f"the network ({kind}) cannot be evaluated on {data.name!r} (inputs "
-            f"{tuple(few.stored.shape[1:])}, {data.classes} classes): {reason}"
+            f"{nest.shown(few.one()[0])}, task {task.name!r}): {reason}"
         ) from e
     fresh.skeleton(model)  # copies it, and refuses extra state that no file holds
     with tempfile.TemporaryDirectory(prefix="gossamer-") as place:
@@ -159,9 +161,9 @@ def preflight(builder: Builder, data: Dataset, recipe: Recipe, progress: Reporte
         if trains:
             progress.say("check: the untouched network is packed, built anew and compared")
         found = _attempts(
-            builder, file, few, few, expected, elsewhere=trains, call=builder.seconds < _LONG
+            builder, file, few, few, task, expected, elsewhere=trains, call=builder.seconds < _LONG
         )
-    steady = _same_twice(model, few, expected)
+    steady = _same_twice(model, few, task, expected)
     if found.problem and not found.figures.get("carried") and steady:
         raise ArgumentError(
             f"a file of this network would not give it back, found before any work: "
@@ -174,7 +176,12 @@ def preflight(builder: Builder, data: Dataset, recipe: Recipe, progress: Reporte
 
 
 def proved(
-    builder: Builder, file: Path, live: nn.Module, data: Dataset, data_source: Dataset | str | None
+    builder: Builder,
+    file: Path,
+    live: nn.Module,
+    data: Dataset,
+    task: Task,
+    data_source: Any,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Decode and evaluate the file of a compressed network: ``reloaded`` for run.json, and figures.
 
@@ -185,11 +192,11 @@ def proved(
     split: Split | str = data.test
     if isinstance(data_source, str) and data_source in datasets.DATASETS:
         split = data_source
-    expected = fresh.outputs(live, data.test)
+    expected = fresh.outputs(live, data.test, task)
     wanted = fresh.digest(names.clean_state_dict(live))
-    found = _attempts(builder, file, split, data.test, expected, elsewhere=True, call=True)
+    found = _attempts(builder, file, split, data.test, task, expected, elsewhere=True, call=True)
     problem, same = found.problem, found.figures.get("same")
-    if same is False and not _same_twice(live, data.test, expected):
+    if same is False and not _same_twice(live, data.test, task, expected):
         problem, same = None, None
         found.notes.append("outputs were not compared: they differ from call to call")
     identical = found.figures.get("digest") == wanted
@@ -207,8 +214,12 @@ def proved(
     return reloaded, found.figures.get("test")
 
 
-def _same_twice(model: nn.Module, split: Split, expected: Tensor) -> bool:
-    return torch.equal(torch.nan_to_num(fresh.outputs(model, split)), torch.nan_to_num(expected))
+def _same_twice(model: nn.Module, split: Split, task: Task, expected: list[Tensor]) -> bool:
+    again = fresh.outputs(model, split, task)
+    return all(
+        torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        for a, b in zip(again, expected, strict=True)
+    )
 
 
 def _attempts(
@@ -216,7 +227,8 @@ def _attempts(
     file: Path,
     split: Split | str,
     own: Split,
-    expected: Tensor,
+    task: Task,
+    expected: list[Tensor],
     *,
     elsewhere: bool,
     call: bool,
@@ -236,6 +248,7 @@ def _attempts(
                 file,
                 made,
                 split,
+                task=task,
                 threads=torch.get_num_threads(),
                 model_options=options,
                 expected=expected,
@@ -243,6 +256,9 @@ def _attempts(
         except GossamerError as e:
             return _Found({"failed": str(e), "built": "not built"}, notes=notes)
         digest = figures["digest"]
+        if unsent := figures.get("unsent"):
+            notes.append(f"data and task could not be sent to another process: {unsent}")
+            break
         if not figures.get("unbuilt"):
             what = made if isinstance(made, str) else "its modules, without any value"
             return _Found({**figures, "built": what}, notes=notes)
@@ -252,7 +268,7 @@ def _attempts(
     if digest is not None:
         here["digest"] = digest
     try:
-        here |= fresh.prove(file, fresh.skeleton(builder.origin), own, expected)
+        here |= fresh.prove(file, fresh.skeleton(builder.origin), own, task, expected)
     except Exception as e:  # the user's network may raise anything
         here["failed"] = f"{type(e).__name__}: {str(e)[:300]}"
     return _Found(here, HERE, notes)

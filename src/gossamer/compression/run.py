@@ -8,7 +8,6 @@ split; the test split is evaluated before and after, and decides nothing.
 
 from __future__ import annotations
 
-import html
 import json
 import time
 import warnings
@@ -38,6 +37,7 @@ from gossamer.compression import recipe as recipes
 from gossamer.compression import threads as threading
 from gossamer.compression.progress import Reporter, shown
 from gossamer.compression.recipe import Recipe
+from gossamer.compression.result import Result
 from gossamer.compression.state import State
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError, GossamerError
@@ -46,100 +46,65 @@ from gossamer.datasets import Dataset, contents
 from gossamer.pack import Archive, pack, pack_bytes
 from gossamer.quantize.emulated import Emulated
 from gossamer.report import promises
-from gossamer.training import Evaluation, evaluate, load_checkpoint, save_atomic
+from gossamer.training import (
+    Evaluation,
+    Fidelity,
+    Task,
+    evaluate,
+    load_checkpoint,
+    save_atomic,
+)
+from gossamer.training.tasks import chosen
 
-__all__ = ["Result", "compress", "run"]
+__all__ = ["GENTLE", "WHY_GENTLE", "Result", "compress", "run"]
+
+GENTLE = "post-training"
+WHY_GENTLE = (
+    f"no recipe was named: {GENTLE}, which needs inputs alone, no labels and no training; others "
+    "train and get smaller (gossamer recipes)"
+)
+"""The recipe where none is named, and why."""
 
 _ESTIMATED = 1 << 19  # up to so many tensor entries the packed size is known after every stage
 
 
-@dataclass(frozen=True, repr=False)
-class Result:
-    """What a run leaves.
-
-    Attributes:
-        out, file, report: the run directory, the packed file and the HTML page in it.
-        bytes, dense_bytes: of the file, and of the tensors in it without any coding.
-        before, after: test figures of the network before the first stage that compresses, and of
-            the file decoded again.
-        model: the compressed network, decoded from the file.
-        run: all that run.json holds.
-    """
-
-    out: Path
-    file: Path
-    report: Path
-    bytes: int
-    dense_bytes: int
-    before: Evaluation
-    after: Evaluation
-    model: nn.Module
-    run: dict[str, Any]
-
-    def __repr__(self) -> str:
-        return f"<Result {self.out}: {self._told()}>"
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: a line, and where file and page are."""
-        place = html.escape(str(self.report))
-        return f"<p><b>{html.escape(str(self.file))}</b>: {self._told()}. Page: {place}</p>"
-
-    def _told(self) -> str:
-        smaller = f"{self.ratio:.1f}x smaller" if self.ratio > 1 else "not smaller"
-        return (
-            f"{self.bytes:,} bytes for {self.dense_bytes:,}, {smaller}; test accuracy "
-            f"{100 * self.accuracy_before:.2f} % before, {100 * self.accuracy_after:.2f} % after"
-        )
-
-    @property
-    def ratio(self) -> float:
-        """Dense bytes over file bytes."""
-        return self.dense_bytes / self.bytes
-
-    @property
-    def accuracy_before(self) -> float:
-        """Test accuracy of the uncompressed network, a fraction."""
-        return self.before.accuracy
-
-    @property
-    def accuracy_after(self) -> float:
-        """Test accuracy of the file, a fraction."""
-        return self.after.accuracy
-
-    @property
-    def problems(self) -> list[str]:
-        """What the run did not keep or could not prove, in words; empty where all is well."""
-        found: list[str] = self.run["problems"]
-        return found
-
-
 def compress(
     model: nn.Module | str,
-    dataset: Dataset | str,
+    dataset: Any,
     *,
-    recipe: str | Path | Mapping[str, Any] | Recipe = "deep-compression",
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
     out: str | Path,
     overrides: tuple[str, ...] | list[str] = (),
     restart: bool = False,
     progress: Reporter | bool | None = None,
     max_drop: float | None = None,
+    task: Task | str | None = None,
+    classes: int | None = None,
 ) -> Result:
     """Compress a network in one call.
 
     Args:
         model: a trained network, which is left as it is; or a name for
             :func:`gossamer.nets.build`, ``module:function`` or ``file.py:function`` among them.
-        dataset: data in memory, or a name for :func:`gossamer.datasets.load`.
-        recipe: a built-in recipe's name, a YAML file, or the same as a mapping.
+        dataset: a dataset, a name for :func:`gossamer.datasets.load`, or what
+            :func:`gossamer.datasets.as_dataset` takes: tensors, batches, a ``DataLoader``, a
+            dataset of torch or Hugging Face, with labels or without.
+        recipe: a built-in recipe's name, a YAML file, or the same as a mapping. None:
+            ``post-training``, which needs neither labels nor training.
         out: run directory; started again, a killed run goes on from it, to the same bytes.
         overrides: ``KEY=VALUE``, such as ``stages.prune.density=0.05``.
         restart: throw an older run in ``out`` away.
         progress: None shows how far it is on a terminal and in a notebook, and nothing elsewhere;
             False nothing, True always; or a :class:`gossamer.compression.progress.Reporter` of
             one's own.
-        max_drop: in place of the recipe's: the fraction of validation accuracy (0.005: half a
-            point) that the whole run may cost. Rounds of pruning that end below go back; where
-            the file is below all the same, :attr:`Result.problems` says so, with a warning.
+        max_drop: in place of the recipe's: what the whole run may cost on the validation split,
+            a fraction (0.005: half a point of accuracy, or half a percent of a loss). Rounds of
+            pruning that end below go back; where the file is below all the same,
+            :attr:`Result.problems` says so, with a warning.
+        task: what the network is for: a :class:`gossamer.training.Task` or a name of
+            :data:`gossamer.training.tasks.TASKS`; None: the recipe's, else the dataset's, else by
+            the targets; without any it is fidelity, agreement with the network as it is.
+        classes: of data that are no dataset yet: the outputs are logits of so many.
 
     A recipe's own ``model`` and ``dataset`` are not looked at here, so no code that it names runs.
 
@@ -148,9 +113,13 @@ def compress(
     done; and what the stages raise: finished stages stay on disk.
     """
     given = [] if max_drop is None else [f"max_drop={max_drop!r}"]
-    plan = recipes.load(recipe, [*overrides, *given])
+    plan = recipes.load(GENTLE if recipe is None else recipe, [*overrides, *given])
+    if not isinstance(dataset, (Dataset, str)):
+        dataset = datasets.as_dataset(dataset, classes=classes, seed=plan.seed)
     with shown(progress) as show:
-        result = run(plan, model, dataset, out, restart=restart, progress=show)
+        if recipe is None:
+            show.say(WHY_GENTLE)
+        result = run(plan, model, dataset, out, restart=restart, progress=show, task=task)
     for problem in result.problems:
         warnings.warn(f"{result.out}: {problem}", stacklevel=2)
     return result
@@ -167,6 +136,7 @@ def run(
     progress: Reporter | None = None,
     threads: int | Literal["auto"] | None = None,
     trust_recipe_code: bool = False,
+    task: Task | str | None = None,
 ) -> Result:
     """Run a recipe; as :func:`compress`, but model and dataset may be the recipe's own.
 
@@ -174,7 +144,7 @@ def run(
     them; ``auto``: :func:`gossamer.compression.threads.chosen`; None: those the process has. A run
     that is gone on with keeps the number that it began with. ``trust_recipe_code``: run functions
     that a recipe from outside the current folder's tree names
-    (:func:`gossamer.compression.trust.check`).
+    (:func:`gossamer.compression.trust.check`). ``task``: as for :func:`compress`.
     """
     trust.check(recipe, model=model is None, dataset=dataset is None, trusted=trust_recipe_code)
     say = progress or Reporter()
@@ -192,9 +162,12 @@ def run(
         else datasets.load(data_source, subset=recipe.subset)
     )
     door.check_data(data)
+    aim, told = chosen(task or recipe.task, data)
+    door.check_labels(recipe, data, aim)
     builder, taken = proof.taken(recipe, source, data)
+    taken = [*data.notes, *told, *taken]
     network = copied(builder.origin)
-    door.check_fit(network, data)
+    door.check_fit(network, data, aim)
     door.check_patterns(recipe, network)
     key = {
         "recipe": recipe.model_dump(mode="json"),
@@ -204,15 +177,16 @@ def run(
         if isinstance(source, nn.Module) or recipe.weights
         else None,
         "dataset": contents.identity(data),
+        "task": aim.settings(),
     }
     out = Path(out)
-    job = _Job(recipe, network, data, out, key, command, say, builder=builder, notes=taken)
+    job = _Job(recipe, network, data, aim, out, key, command, say, builder=builder, notes=taken)
     with folder.held(out):
         resumed = folder.look(out, key, restart) and (out / "stage-0.pt").exists()
         began = load_checkpoint(out / "stage-0.pt").get("threads") if resumed else None
         with threading.kept(threading.settled(threads, began, network, data, say)):
             if not resumed:
-                job.notes += proof.preflight(builder, data, recipe, say)
+                job.notes += proof.preflight(builder, data, job.aimed(network), recipe, say)
             for note in job.notes:
                 say.say(f"note: {note}")
             job.begin(restart)
@@ -226,13 +200,19 @@ class _Job:
     recipe: Recipe
     model: nn.Module
     data: Dataset
+    task: Task
     out: Path
     key: dict[str, Any]
     command: str | None
     progress: Reporter
     builder: proof.Builder | None = None
     notes: list[str] = field(default_factory=list)
-    validation: float = 0.0  # accuracy of the network before the first stage that compresses
+    validation: float = 0.0  # score of the network before the first stage that compresses
+
+    def aimed(self, network: nn.Module) -> Task:
+        """The task; fidelity is that to the network as the run began with it."""
+        unset = isinstance(self.task, Fidelity) and self.task.reference is None
+        return self.task.of(copied(network)) if unset else self.task
 
     def begin(self, restart: bool) -> None:
         """Begin, or go on with, the run that the directory is of."""
@@ -252,7 +232,10 @@ class _Job:
     def stages(self) -> tuple[State, list[dict[str, Any]], dict[str, Any]]:
         """Do what is not done yet: the state, a row a stage, and the figures before."""
         origin = copied(self.model)
-        state = State(self.model, origin, self.data, self.out, self.recipe.seed, self.progress)
+        self.task = self.aimed(self.model)
+        state = State(
+            self.model, origin, self.data, self.out, self.recipe.seed, self.progress, self.task
+        )
         rows: list[dict[str, Any]] = []
         before: dict[str, Any] = {}
         count = len(self.recipe.work)
@@ -280,10 +263,10 @@ class _Job:
 
     def _row(self, state: State, seconds: float) -> dict[str, Any]:
         infinite = proof.infinite_buffers(state.model)  # refuses NaN where it came up
-        found = evaluate(state.model, self.data.validation)
+        found = state.judge()
         row = {
             "stage": state.name,
-            "accuracy": found.accuracy,
+            "score": found.score,
             "density": measure.density(state.model),
             "bytes": None,
             "seconds": round(seconds, 2),
@@ -302,8 +285,8 @@ class _Job:
             )
             size = f", {row['bytes']:,} bytes packed"
         self.progress.say(
-            f"  validation accuracy {found.accuracy:.4f}, density {row['density']:.4f}{size}, "
-            f"{seconds:.1f} s"
+            f"  validation {found.metric.name} {found.metric.show(found.score)}, density "
+            f"{row['density']:.4f}{size}, {seconds:.1f} s"
         )
         return row
 
@@ -313,22 +296,26 @@ class _Job:
         if not path.exists():
             reference = {
                 "model": state.model.state_dict(),
-                "test": evaluate(state.model, self.data.test).as_dict(),
-                "validation": evaluate(state.model, self.data.validation).accuracy,
+                "test": self._test(state.model).as_dict(),
+                "validation": state.judge().score,
             }
             save_atomic(reference, path)
         found = load_checkpoint(path)
         state.reference = found["model"]
         self.validation = found["validation"]
-        state.floor = floor.lowest(found["validation"], self.recipe.max_drop)
+        state.floor = found["validation"], self.recipe.max_drop
         test: dict[str, Any] = found["test"]
-        self.progress.say(f"before: test accuracy {test['accuracy']:.4f}")
+        metric = self.task.metric
+        self.progress.say(f"before: test {metric.name} {metric.show(Evaluation.of(test).score)}")
         return test
+
+    def _test(self, model: nn.Module) -> Evaluation:
+        return evaluate(model, self.data.test, task=self.task)
 
     def finish(
         self,
         done: tuple[State, list[dict[str, Any]], dict[str, Any]],
-        data_source: Dataset | str,
+        data_source: Any,
     ) -> Result:
         """Pack, decode in a fresh process, measure, and write run.json and the report."""
         state, rows, before = done
@@ -346,7 +333,9 @@ class _Job:
             pass
         self.progress.say("decode and evaluate in a fresh process")
         builder = self.builder or proof.Builder(None, {}, state.origin)
-        reloaded, after = proof.proved(builder, file, state.model, self.data, data_source)
+        reloaded, after = proof.proved(
+            builder, file, state.model, self.data, self.task, data_source
+        )
         decoded, problems = state.model, []
         with Archive(file, max_bytes=1 << 62, keep=True) as archive:
             try:
@@ -354,17 +343,15 @@ class _Job:
             except GossamerError as e:
                 reloaded["not_proved"] = reloaded["not_proved"] or f"the file does not load: {e}"
             size, layer_rows, picture = measure.file_figures(archive, self.data)
-        after = after or evaluate(decoded, self.data.test).as_dict()
+        after = after or self._test(decoded).as_dict()
         size["reloaded"] = reloaded
         if reloaded["not_proved"]:
             problems.append(f"NOT PROVED: {reloaded['not_proved']}")
-        validation = (
-            rows[-1]["accuracy"] if rows else evaluate(decoded, self.data.validation).accuracy
-        )
+        score = _score(rows[-1]) if rows else state.judge(decoded).score
         rows.append(
             {
                 "stage": f"{len(self.recipe.work) + 1}-pack",
-                "accuracy": validation,
+                "score": score,
                 "density": measure.density(decoded),
                 "bytes": size["file"],
                 "seconds": round(time.monotonic() - begun, 2),
@@ -379,9 +366,9 @@ class _Job:
                 timing = measure.latency(dense, decoded, self.data)
             except (RuntimeError, ValueError) as e:  # the user's network, with one example
                 self.notes.append(f"latency was not measured: {str(e)[:200]}")
-        held = floor.verdict(self.validation, validation, self.recipe.max_drop)
+        held = floor.verdict(self.validation, score, self.recipe.max_drop, self.task.metric)
         if not held["kept"]:
-            problems.append(promises.keeps(held))
+            problems.append(promises.keeps(held, self.task.metric))
         versions, hardware = measure.environment()
         figures: dict[str, Any] = {
             "name": self.recipe.name,
@@ -393,7 +380,8 @@ class _Job:
             "recipe": recipes.dump(self.recipe),
             "model": self.key["model"],
             "dataset": data_source if isinstance(data_source, str) else self.data.name,
-            "accuracy": {"before": before, "after": after},
+            "task": self.task.settings(),
+            "evaluation": {"before": before, "after": after},
             "floor": held,
             "problems": problems,
             "notes": self.notes,
@@ -417,12 +405,14 @@ class _Job:
             report=page,
             bytes=size["file"],
             dense_bytes=size["dense"],
-            before=_evaluation(before),
-            after=_evaluation(after),
+            before=Evaluation.of(before),
+            after=Evaluation.of(after),
             model=decoded,
             run=figures,
         )
 
 
-def _evaluation(figures: Mapping[str, Any]) -> Evaluation:
-    return Evaluation(figures["correct"], figures["total"], figures["loss"])
+def _score(row: Mapping[str, Any]) -> float:
+    """Of a stage's row; those of a run begun by an earlier version say accuracy."""
+    found: float = row["score"] if "score" in row else row["accuracy"]
+    return found

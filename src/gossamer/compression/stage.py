@@ -55,6 +55,11 @@ class Stage(Strict):
         return False
 
     @property
+    def labels(self) -> str:
+        """Why it cannot do without labels, in words; empty where it can."""
+        return ""
+
+    @property
     def retrains(self) -> bool:
         """Whether it trains weights without holding the values that are shared."""
         return False

@@ -16,22 +16,25 @@ from gossamer.compression import inputs
 from gossamer.compression.progress import Reporter
 from gossamer.compression.records import parse, rebuild
 from gossamer.compression.settings import Training
-from gossamer.core import names
+from gossamer.core import names, nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
 from gossamer.core.method import Masked, Method
+from gossamer.core.modes import device_of
 from gossamer.core.seeds import Seed
 from gossamer.datasets import Dataset
-from gossamer.training import History, load_checkpoint, soft_targets, train
+from gossamer.training import Evaluation, History, Task, evaluate, load_checkpoint, train
+from gossamer.training.tasks import Distilled
 
 __all__ = ["State", "ends_of"]
 
 
 def ends_of(history: History) -> dict[str, dict[str, Any]]:
-    """The final and the best epoch of a training, with their validation accuracy."""
-    keys = ("epoch", "validation_accuracy")
+    """The final and the best epoch of a training, with their validation score."""
     rows = {"final": history.epochs[-1], "best": history.best}
-    return {when: {key: row[key] for key in keys} for when, row in rows.items()}
+    return {
+        when: {"epoch": row["epoch"], "score": history.score(row)} for when, row in rows.items()
+    }
 
 
 @dataclass
@@ -42,15 +45,17 @@ class State:
         model: changed in place, or replaced where a stage changes its modules.
         origin: the network as the user's class makes it, for :func:`rebuild`.
         out: run directory.
+        task: what the network is for; all figures and choices are by it.
         masks: what is pruned so far; later training keeps it pruned.
         reference: the state before the first stage that compresses; a distillation's teacher.
-        scan: layer -> [[density, accuracy], ...] of the last sensitivity scan.
+        scan: layer -> [[density, score], ...] of the last sensitivity scan.
         curves: a row an epoch, for the report.
         seeds: weights that are still a seed's under a mask, by clean name.
         fixed: few-bit weights, by clean name: later trainings leave them as they are.
         structure: how ``model`` differs from ``origin``, for the file.
         notes: what the present stage reports besides, for its row.
-        floor: validation accuracy that the run has to keep; None before anything compresses.
+        floor: the validation score before, and what may be lost of it; None before anything
+            compresses.
     """
 
     model: nn.Module
@@ -59,6 +64,7 @@ class State:
     out: Path
     seed: int
     progress: Reporter
+    task: Task
     masks: Masks = field(default_factory=Masks)
     reference: dict[str, Tensor] = field(default_factory=dict)
     scan: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -67,26 +73,17 @@ class State:
     fixed: set[str] = field(default_factory=set)
     structure: list[Any] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
-    floor: float | None = None
+    floor: tuple[float, float] | None = None
     number: int = 0
     name: str = ""
 
     def train(self, settings: Training, methods: list[Method], part: int | None = None) -> History:
         """Train inside a stage, with a checkpoint and metrics of its own."""
         name = self.name if part is None else f"{self.name}-{part}"
-        loss, teacher, teaching = None, None, settings.teaching
+        objective, teaching = None, settings.teaching
         if teaching.weight:
             teacher = self.teacher(teaching.teacher)
-
-            def loss(outputs: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
-                return soft_targets(
-                    outputs,
-                    targets,
-                    wanted,
-                    temperature=teaching.temperature,
-                    weight=teaching.weight,
-                )
-
+            objective = Distilled(self.task, teacher, teaching.weight, teaching.temperature)
         with self._held():
             history = train(
                 self.model,
@@ -94,15 +91,26 @@ class State:
                 # Another seed in every training: none sees the data in another one's order.
                 settings.config(self.seed * 10_000 + self.number * 100 + (part or 0)),
                 methods=methods,
-                loss=loss,
-                teacher=teacher,
+                task=self.task,
+                objective=objective,
                 checkpoint=self.out / f"{name}.train.pt",
                 metrics=self.out / "metrics" / f"{name}.jsonl",
                 progress=lambda p: self.progress.training(name, p),
             )
-        keys = ("epoch", "train_loss", "validation_accuracy")
-        self.curves += [{"stage": name, **{k: row[k] for k in keys}} for row in history.epochs]
+        self.curves += [
+            {
+                "stage": name,
+                "epoch": row["epoch"],
+                "train_loss": row["train_loss"],
+                "score": history.score(row),
+            }
+            for row in history.epochs
+        ]
         return history
+
+    def judge(self, model: nn.Module | None = None) -> Evaluation:
+        """The task's figures of a network (None: the present one) on the validation split."""
+        return evaluate(model or self.model, self.data.validation, task=self.task)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -140,10 +148,10 @@ class State:
         self.model = model
         self.structure = [*self.structure, record]
 
-    def example(self, count: int = 8) -> Tensor:
+    def example(self, count: int = 8) -> Any:
         """The first training inputs, on the model's device, to compare rewritten networks on."""
         inputs, _ = self.data.train.batch(torch.arange(min(count, len(self.data.train))))
-        return inputs.to(next((p.device for p in self.model.parameters()), inputs.device))
+        return nest.moved(inputs, device_of(self.model))
 
     def generator(self, part: int = 0) -> torch.Generator:
         """Randomness of the present stage."""

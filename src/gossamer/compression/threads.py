@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.compression.progress import Reporter
+from gossamer.core import nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Dataset
@@ -68,7 +69,7 @@ def multiply_adds(model: nn.Module, data: Dataset) -> int:
     try:
         with modes_kept(model), torch.no_grad():
             model.eval()
-            model(data.test.batch(slice(0, 1))[0].to(device_of(model)))
+            nest.feed(model, nest.moved(data.test.batch(slice(0, 1))[0], device_of(model)))
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError):
         return 0
     finally:

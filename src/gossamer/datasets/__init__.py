@@ -14,18 +14,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from gossamer.core.errors import ArgumentError, DatasetError
+from gossamer.core.errors import ArgumentError
 from gossamer.core.locate import called, function
-from gossamer.datasets.base import Dataset, Split, balanced, batches, carve, check, check_split
+from gossamer.datasets.base import Dataset, Split, balanced, batches, carve
+from gossamer.datasets.checks import check, check_split
 from gossamer.datasets.cifar10 import cifar10, crop_and_flip
 from gossamer.datasets.digits import digits
+from gossamer.datasets.files import FILES, read
+from gossamer.datasets.given import Collated, as_dataset, as_split
 from gossamer.datasets.mnist import mnist, read_idx
 from gossamer.datasets.text import text
 
 __all__ = [
     "DATASETS",
+    "Collated",
     "Dataset",
     "Split",
+    "as_dataset",
+    "as_split",
     "balanced",
     "batches",
     "carve",
@@ -61,7 +67,8 @@ def load(
             ``text:PATH``, with options after a question mark if wanted
             (``text:war-and-peace?level=word&bptt=35``, see :func:`text`); or ``module:function``
             (the current directory is importable; the function may take any of these keyword
-            arguments).
+            arguments, and returns what :func:`as_dataset` takes); or a file of inputs
+            (:func:`gossamer.datasets.files.read`).
         root: folder with the data; None: ``$GOSSAMER_DATA``, ``../shared/data``, the user cache.
         validation: fraction or number of training examples held back; None: the dataset's own
             default. The test split is never touched.
@@ -75,8 +82,8 @@ def load(
     """
     if not isinstance(name, str):
         raise ArgumentError(
-            f"dataset is of type {type(name).__name__}; give a gossamer.Dataset (its splits are "
-            "gossamer.Split(inputs, targets), all examples as two tensors) or a name"
+            f"dataset is of type {type(name).__name__}; give a name, or data themselves through "
+            "gossamer.datasets.as_dataset"
         )
     if seed < 0:
         raise ArgumentError(f"seed={seed} must be 0 or more")
@@ -98,10 +105,13 @@ def load(
                     raise ArgumentError(f"dataset {name!r}: {key}={given[key]!r} is no number")
                 given[key] = int(given[key])
         return _call(text, f"dataset {name!r}", source=source, **common, **given)
+    if Path(name).suffix in FILES:
+        made = as_dataset(read(name), name=Path(name).name, seed=seed, **options)
+        return replace(check(made), train=balanced(made.train, subset, None, seed=seed))
     if ":" not in name:
         raise ArgumentError(
             f"dataset {name!r} is not one of {', '.join(DATASETS)}, 'text:NAME-or-FILE', "
-            "'module:function'"
+            f"'module:function', a file of inputs ({', '.join(FILES)})"
         )
     make, shrink = function(name, "dataset"), None
     accepted = inspect.signature(make).parameters
@@ -114,12 +124,7 @@ def load(
             )
         shrink = None if "subset" in accepted else subset
         common = {k: v for k, v in common.items() if k in accepted}
-    made = _call(make, f"dataset {name!r}", **common, **options)
-    if not isinstance(made, Dataset):
-        raise DatasetError(
-            f"dataset {name!r} returned {type(made).__name__}; return a gossamer.Dataset of "
-            "three gossamer.Split(inputs, targets)"
-        )
+    made = as_dataset(_call(make, f"dataset {name!r}", **common, **options), name=name, seed=seed)
     check(made)
     if shrink is None:
         return made

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.core import nest
 from gossamer.datasets.base import Dataset, Split
 
 __all__ = ["digest", "identity", "of_split"]
 
+_SAMPLED = 64  # examples of a split that is not in memory
 _AT_ONCE = 1 << 20  # entries that are hashed together
 
 
@@ -28,12 +30,22 @@ def digest(tensor: Tensor) -> str:
     return total.hexdigest()
 
 
+def _nest(value: Any) -> Any:
+    """Digests of tensors in a nest; of a tensor its own."""
+    return nest.mapped(digest, value)
+
+
 def of_split(split: Split) -> dict[str, Any]:
     """Examples, digests of inputs and targets, and the normalisation."""
+    if not split.in_memory:
+        # all of it would be fetched: some examples, evenly spaced, stand for the rest
+        some = torch.linspace(0, max(0, len(split) - 1), min(len(split), _SAMPLED)).long()
+        inputs, targets = split.batch(some) if len(split) else (None, None)
+        return {"examples": len(split), "inputs": _nest(inputs), "targets": _nest(targets)}
     return {
         "examples": len(split),
-        "inputs": digest(split.stored),
-        "targets": digest(split.targets),
+        "inputs": _nest(split.stored),
+        "targets": _nest(split.targets),
         "mean": None if split.mean is None else [float(v) for v in split.mean],
         "std": None if split.std is None else [float(v) for v in split.std],
     }
@@ -49,6 +61,8 @@ def identity(data: Dataset) -> dict[str, Any]:
         own[part] = of_split(getattr(data, part))
     if data.augment is not None:
         own["augment"] = getattr(data.augment, "__qualname__", type(data.augment).__qualname__)
+    if data.task is not None:
+        own["task"] = data.task if isinstance(data.task, str) else data.task.settings()
     if data.vocabulary is not None:
         own["vocabulary"] = hashlib.sha256("\0".join(data.vocabulary).encode()).hexdigest()
     return own

@@ -100,6 +100,7 @@ def text(
         part(rest, windows),
         len(known),
         vocabulary=tuple(known),
+        task="language-model",
     )
 
 

@@ -30,7 +30,7 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks, keep_top, warn_empty
 from gossamer.core.modes import device_of, modes_kept
 from gossamer.core.names import Tensors
-from gossamer.training.evaluation import cross_entropy
+from gossamer.training.tasks import cross_entropy
 
 __all__ = ["prune", "scores"]
 

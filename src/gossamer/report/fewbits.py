@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from gossamer.report import plots, tables, words
+from gossamer.training.metric import Metric
 
 __all__ = ["activations", "fixed_point", "svd", "weights"]
 
@@ -26,10 +27,11 @@ def _noted(run: Run, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield str(stage["stage"]), stage[key]
 
 
-def _ends(notes: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+def _ends(run: Run, notes: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     """Final and best epoch, where there was a training."""
+    of = words.metric(run)
     return [
-        (when, words.percent(notes[when]["validation_accuracy"]), notes[when]["epoch"])
+        (when, f"{of.name} {words.score(of, notes[when]['score'])}", notes[when]["epoch"])
         for when in ("final", "best")
         if when in notes
     ]
@@ -64,7 +66,7 @@ def weights(run: Run) -> Section | None:
                 "title": f"{stage}: {notes['method']}",
                 "density": words.percent(dense, 1),
                 "weights": f"{count:,}",
-                "epochs": _ends(notes),
+                "epochs": _ends(run, notes),
                 "warnings": notes.get("warnings") or [],
                 "head": _HEAD,
                 "rows": rows,
@@ -109,7 +111,7 @@ def activations(run: Run) -> Section | None:
                 "title": stage,
                 "bits": notes["bits"],
                 "estimator": notes["estimator"],
-                "epochs": _ends(notes),
+                "epochs": _ends(run, notes),
                 "head": ("Activation", "Alpha at the start", "Alpha", "Largest level"),
                 "rows": [
                     [
@@ -140,12 +142,16 @@ def fixed_point(run: Run) -> Section | None:
             "input": notes["input_length"],
             "integer": {
                 "identical": integer["identical"],
-                "correct": f"{integer['correct']:,} of {integer['total']:,}",
+                "correct": f"{integer['correct']:,} of {integer['total']:,}"
+                if integer.get("correct") is not None
+                else None,
                 "split": "test" if run.get("integer") else "validation",
             },
             "head": ("Layer", "Weight bits", "Weight length", "Bias length", "Output length"),
             "rows": [[cell.replace("-", "−") for cell in row] for row in rows],
-            "compare": _compared(compared, notes["float_accuracy"]) if compared else None,
+            "compare": _compared(compared, notes["float_score"], words.metric(run))
+            if compared
+            else None,
         }
     return None
 
@@ -153,15 +159,15 @@ def fixed_point(run: Run) -> Section | None:
 _LENGTHS = ("bits", "weight", "bias", "output")
 
 
-def _compared(rows: list[Mapping[str, Any]], whole: float) -> Section:
+def _compared(rows: list[Mapping[str, Any]], whole: float, of: Metric) -> Section:
     rows = sorted(rows, key=lambda r: r["bits"])
     values = [r[mode] for r in rows for mode in ("dynamic", "static")]
     # evenly apart: few bits are where they differ
     x = plots.Axis(0, len(rows) - 1, tuple((i, f"{r['bits']}") for i, r in enumerate(rows)))
-    y = plots.axis([*values, whole], percent=True)
+    y = plots.axis([*values, whole], percent=of.unit == "%")
     curves = {m: [(i, r[m]) for i, r in enumerate(rows)] for m in ("dynamic", "static")}
     told = ", ".join(
-        f"{r['bits']} bits {words.percent(r['dynamic'])} against {words.percent(r['static'])}"
+        f"{r['bits']} bits {words.score(of, r['dynamic'])} against {words.score(of, r['static'])}"
         for r in rows
     )
     behind = plots.shared_lines({"": curves["static"]}, x, y, "static-lengths", second=True)
@@ -169,15 +175,16 @@ def _compared(rows: list[Mapping[str, Any]], whole: float) -> Section:
         curves["dynamic"],
         x,
         y,
-        label=f"Validation accuracy by bits, dynamic against static: {told}",
+        label=f"Validation {of.name} by bits, dynamic against static: {told}",
         behind="static-lengths",
     )
     return {
-        "whole": words.percent(whole),
+        "name": of.name,
+        "whole": words.score(of, whole),
         "plot": Markup(behind + svg),
         "head": ("Bits", "Dynamic", "Static"),
         "rows": [
-            [str(r["bits"]), words.percent(r["dynamic"]), words.percent(r["static"])]
+            [str(r["bits"]), words.score(of, r["dynamic"]), words.score(of, r["static"])]
             for r in reversed(rows)
         ],
     }
@@ -200,7 +207,7 @@ def svd(run: Run) -> Section | None:
         blocks.append(
             {
                 "title": stage,
-                "epochs": _ends(notes),
+                "epochs": _ends(run, notes),
                 "head": ("Layer", "Rank", "Weights before", "Weights after", "Ratio"),
                 "rows": rows,
             }

@@ -51,15 +51,28 @@ class _Part(BaseModel):
 
 
 class _Evaluation(_Part):
-    correct: Count
     total: Annotated[int, Strict(), Field(ge=1, le=1 << 62)]
-    accuracy: Fraction
-    low: Fraction | None = None
-    high: Fraction | None = None
+    score: Number
+    correct: Count | None = None
+    accuracy: Fraction | None = None
+    low: Number | None = None
+    high: Number | None = None
     loss: Maybe = None
 
 
-class _Accuracy(_Part):
+class _Metric(_Part):
+    name: Text
+    unit: Text
+    higher_is_better: Flag
+    relative: Flag
+
+
+class _Task(_Part):
+    name: Text
+    metric: _Metric
+
+
+class _Pair(_Part):
     before: _Evaluation
     after: _Evaluation
 
@@ -76,8 +89,8 @@ class _Reloaded(_Part):
 
 class _Floor(_Part):
     max_drop: Fraction
-    reference: Fraction
-    accuracy: Fraction
+    reference: Number
+    score: Number
     kept: Flag
 
 
@@ -134,7 +147,7 @@ class _Layer(_Part):
 class _End(_Part):
     """Where a training ended, or stood best."""
 
-    validation_accuracy: Maybe
+    score: Maybe
     epoch: Count
 
 
@@ -146,7 +159,7 @@ class _Trained(_Part):
     def _there_or_not(self) -> _Trained:
         for key in ("final", "best"):
             if key in self.model_fields_set and getattr(self, key) is None:
-                raise ValueError(f"{key} is null; leave it out, or give epoch and accuracy")
+                raise ValueError(f"{key} is null; leave it out, or give epoch and score")
         return self
 
 
@@ -198,7 +211,7 @@ class _Activations(_Trained):
 
 class _Integer(_Part):
     identical: Flag
-    correct: Count
+    correct: Count | None = None
     total: Count
 
 
@@ -212,8 +225,8 @@ class _Lengths(_Part):
 
 class _Modes(_Part):
     bits: Count
-    dynamic: Fraction
-    static: Fraction
+    dynamic: Number
+    static: Number
 
 
 class _FixedPoint(_Part):
@@ -221,7 +234,7 @@ class _FixedPoint(_Part):
     activation_bits: Whole | None
     input_length: Whole | None
     integer: _Integer
-    float_accuracy: Fraction
+    float_score: Number
     layers: list[_Lengths]
     compare: list[_Modes] | None = None
 
@@ -244,13 +257,13 @@ class _Svd(_Trained):
 
 
 class _Ticket(_Part):
-    validation_accuracy: Maybe
+    score: Maybe
     density: Fraction
 
 
 class _Stage(_Part):
     stage: Text
-    accuracy: Maybe = None
+    score: Maybe = None
     density: Maybe = None
     bytes: Count | None = None
     seconds: Maybe = None
@@ -278,7 +291,7 @@ class _Latency(_Part):
 class _Epoch(_Part):
     stage: Text
     train_loss: Maybe = None
-    validation_accuracy: Maybe = None
+    score: Maybe = None
 
 
 class _Mask(_Part):
@@ -296,7 +309,8 @@ class _Run(_Part):
     model: Text
     dataset: Text
     bytes: _Bytes
-    accuracy: _Accuracy | None = None
+    evaluation: _Pair | None = None
+    task: _Task | None = None
     created: Text | None = None
     command: Text | None = None
     seed: Count | None = None
@@ -330,6 +344,7 @@ def checked(run: object, where: str = "run") -> Mapping[str, Any]:
         raise ArgumentError(
             f"{where} lacks {', '.join(missing)}; give the contents of a run directory's run.json"
         )
+    run = _renamed(run)
     try:
         _Run.model_validate(run)
     except ValidationError as e:
@@ -342,6 +357,41 @@ def checked(run: object, where: str = "run") -> Mapping[str, Any]:
             "run directory anew, or run the same command again"
         ) from e
     return run
+
+
+_OLD = {
+    "accuracy": "score",
+    "validation_accuracy": "score",
+    "float_accuracy": "float_score",
+}
+"""Keys of earlier versions, which knew no other score, where they are not the evaluation's own."""
+
+
+def _renamed(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures under the keys of this version."""
+    found = dict(run)
+    if "accuracy" in found:
+        found["evaluation"] = found.pop("accuracy")
+        if isinstance(found["evaluation"], Mapping):
+            found["evaluation"] = {
+                when: {**value, "score": value.get("score", value.get("accuracy"))}
+                if isinstance(value, Mapping)
+                else value
+                for when, value in found["evaluation"].items()
+            }
+    for key in ("stages", "curves", "floor"):
+        found[key] = _deep(found.get(key))
+    return {key: value for key, value in found.items() if key in run or value is not None}
+
+
+def _deep(value: Any, depth: int = 0) -> Any:
+    """Keys renamed in nested rows; deeper than any run's are left alone."""
+    if depth < 8 and isinstance(value, Mapping):
+        return {
+            _OLD.get(key, key) if _OLD.get(key) not in value else key: _deep(part, depth + 1)
+            for key, part in value.items()
+        }
+    return [_deep(part, depth + 1) for part in value] if isinstance(value, list) else value
 
 
 def _told(problem: Any) -> str:

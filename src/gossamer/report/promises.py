@@ -6,25 +6,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from gossamer.report import words
+from gossamer.training.metric import ACCURACY, Metric
 
 __all__ = ["covers", "keeps", "section"]
 
 _MOST = 4  # kinds of modules that are named
 
 
-def keeps(floor: Mapping[str, Any]) -> str:
+def keeps(floor: Mapping[str, Any], metric: Metric = ACCURACY) -> str:
     """The verdict on the floor of a run.
 
-    >>> keeps({"max_drop": 0.005, "reference": 0.88, "accuracy": 0.7525, "kept": False})
+    >>> keeps({"max_drop": 0.005, "reference": 0.88, "score": 0.7525, "kept": False})
     'FLOOR NOT KEPT: validation accuracy 88.00 % to 75.25 %, 12.75 points of at most 0.50 lost'
     """
-    points = 100 * (floor["reference"] - floor["accuracy"])
-    least = f"{100 * floor['max_drop']:.2f}"
-    change = f"validation accuracy {100 * floor['reference']:.2f} % to "
-    change += f"{100 * floor['accuracy']:.2f} %"
+    before, after = floor["reference"], floor["score"]
+    lost = metric.show_drop(metric.drop(before, after))
+    most = metric.show_drop(floor["max_drop"])
+    change = f"validation {metric.name} {metric.show(before)} to {metric.show(after)}"
     if not floor["kept"]:
-        return f"FLOOR NOT KEPT: {change}, {points:.2f} points of at most {least} lost"
-    return f"floor kept: {change}, at most {least} points may be lost"
+        number, _, unit = lost.partition(" ")
+        least = most.partition(" ")[0]
+        return f"FLOOR NOT KEPT: {change}, {number} {unit} of at most {least} lost"
+    return f"floor kept: {change}, at most {most} may be lost"
 
 
 def covers(found: Mapping[str, Any]) -> str:
@@ -51,7 +54,8 @@ def section(run: Mapping[str, Any]) -> dict[str, Any] | None:
     told: list[tuple[str, bool]] = []
     floor = run.get("floor")
     if floor:
-        told.append((keeps(floor)[:1].upper() + keeps(floor)[1:] + ".", not floor["kept"]))
+        kept = keeps(floor, words.metric(run))
+        told.append((kept[:1].upper() + kept[1:] + ".", not floor["kept"]))
     back = run["bytes"].get("reloaded") or {}
     if back.get("not_proved"):
         told.append((f"Not proved: {back['not_proved']}.", True))

@@ -33,18 +33,20 @@ _PARTS = {
 
 
 def _key_figures(run: Run) -> Section:
-    size, accuracy = run["bytes"], run.get("accuracy") or {}
+    size, found_of, of = run["bytes"], run.get("evaluation") or {}, words.metric(run)
     facts = [
         ("File", words.size(size["file"]), f"{size['file']:,} bytes"),
         ("Ratio", words.ratio(size["ratio"]), f"from {words.size(size['dense'])}"),
     ]
-    for when in ("before", "after") if accuracy else ():
-        found = accuracy[when]
+    name = of.name[:1].upper() + of.name[1:]
+    for when in ("before", "after") if found_of else ():
+        found = found_of[when]
+        counted = "on" if found.get("correct") is None else f"{found['correct']:,} of"
         facts.append(
             (
-                f"Accuracy {when}",
-                words.percent(found["accuracy"]),
-                f"{found['correct']:,} of {found['total']:,}",
+                f"{name} {when}",
+                words.score(of, found["score"]),
+                f"{counted} {found['total']:,}",
             )
         )
     weights = _weights(run)
@@ -62,22 +64,30 @@ def _weights(run: Run) -> list[Mapping[str, Any]]:
     return [x for x in run.get("layers") or [] if len(x["shape"]) >= 2]
 
 
-def _accuracy(run: Run) -> Section | None:
-    if not run.get("accuracy"):
+def _evaluation(run: Run) -> Section | None:
+    if not run.get("evaluation"):
         return None
-    told = [(when, run["accuracy"][when]) for when in ("before", "after")]
-    ends = [words.interval(found) for _, found in told]
-    x = plots.axis([v for low_high in ends for v in low_high], percent=True)
+    of = words.metric(run)
+    fraction = of.unit == "%"
+    told = [(when, run["evaluation"][when]) for when in ("before", "after")]
+    ends = [words.interval(found) or (found["score"], found["score"]) for _, found in told]
+    x = plots.axis([v for low_high in ends for v in low_high], percent=fraction)
     rows = []
     for (when, found), (low, high) in zip(told, ends, strict=True):
         shown = f"{100 * low:.2f} to {words.percent(high)}"
-        label = f"Accuracy {when}: {words.percent(found['accuracy'])}, 95 % interval {shown}"
-        svg = plots.interval(
-            found["accuracy"], low, high, x, label=label, ticks=found is told[-1][1]
-        )
-        rows.append((when.capitalize(), words.percent(found["accuracy"]), shown, Markup(svg)))
+        if not fraction:
+            shown = f"{low:.4g} to {words.score(of, high)}"
+        if words.interval(found) is None:
+            shown = "not known"
+        value = words.score(of, found["score"])
+        label = f"{of.name} {when}: {value}, 95 % interval {shown}"
+        label = label[:1].upper() + label[1:]
+        svg = plots.interval(found["score"], low, high, x, label=label, ticks=found is told[-1][1])
+        rows.append((when.capitalize(), value, shown, Markup(svg)))
     losses = [words.number(found.get("loss")) for _, found in told]
     return {
+        "name": of.name,
+        "how": "Wilson" if of.name == "accuracy" else "by resampling",
         "rows": rows,
         "total": told[-1][1]["total"],
         "losses": None if None in losses else " before, ".join(f"{v:.4f}" for v in losses),
@@ -198,7 +208,8 @@ def _densities(run: Run) -> Section | None:
     if scan:
         points = [p for curve in scan.values() for p in curve]
         x = plots.axis([p[0] for p in points], log=True, percent=True)
-        y = plots.axis([p[1] for p in points], percent=True, ticks=3)
+        of = words.metric(run)
+        y = plots.axis([p[1] for p in points], percent=of.unit == "%", ticks=3)
         many = len(scan) > 1
         section["behind"] = Markup(plots.shared_lines(scan, x, y, "all-layers")) if many else ""
         for name, curve in scan.items():
@@ -207,8 +218,8 @@ def _densities(run: Run) -> Section | None:
                 curve,
                 x,
                 y,
-                label=f"{name}: accuracy falls from {words.percent(curve[-1][1], 1)} to "
-                f"{words.percent(curve[0][1], 1)} at density {words.percent(curve[0][0], 1)}",
+                label=f"{name}: {of.name} goes from {words.score(of, curve[-1][1])} to "
+                f"{words.score(of, curve[0][1])} at density {words.percent(curve[0][0], 1)}",
                 height=104,
                 behind="all-layers" if many else None,
                 marks=[chosen] if chosen is not None and chosen < 1 else [],
@@ -239,10 +250,12 @@ def _curves(run: Run) -> Section | None:
     rows = run.get("curves") or []
     errors, losses = [], []
     spans: list[tuple[str, int]] = []
+    of = words.metric(run)
+    counted = of.unit == "%"
     for i, row in enumerate(rows):
-        accuracy, loss = words.number(row.get("validation_accuracy")), row.get("train_loss")
-        if accuracy is not None:
-            errors.append((i + 1, 1 - accuracy))
+        score, loss = words.number(row.get("score")), row.get("train_loss")
+        if score is not None:
+            errors.append((i + 1, 1 - score if counted else score))
         if (shown := words.number(loss)) is not None:
             losses.append((i + 1, shown))
         stage = str(row["stage"])
@@ -258,7 +271,7 @@ def _curves(run: Run) -> Section | None:
     x = plots.Axis(0.5, ends[-1], tuple(_epochs(len(rows))))
     made = []
     for title, points, percent in (
-        ("Validation error", errors, True),
+        ("Validation error" if counted else f"Validation {of.name}", errors, counted),
         ("Training loss", losses, False),
     ):
         if points:
@@ -304,12 +317,13 @@ def _mask(run: Run) -> Section | None:
 
 def _stages(run: Run) -> Section | None:
     rows: list[list[str]] = []
+    of = words.metric(run)
     for s in run.get("stages") or []:
         # a ticket search's rounds come before what it ended with
         rows += [
             [
                 f"{s['stage']}, round {number}",
-                words.percent(part["validation_accuracy"]),
+                words.score(of, part["score"]),
                 words.percent(part["density"], 1),
                 "–",
                 "–",
@@ -319,7 +333,7 @@ def _stages(run: Run) -> Section | None:
         rows.append(
             [
                 str(s["stage"]),
-                words.percent(s.get("accuracy")),
+                words.score(of, s.get("score")),
                 words.percent(s.get("density"), 1),
                 f"{s['bytes']:,}" if s.get("bytes") else "–",
                 _seconds(s.get("seconds")),
@@ -328,7 +342,7 @@ def _stages(run: Run) -> Section | None:
     if not rows:
         return None
     return {
-        "head": ("Stage", "Validation accuracy", "Density", "File bytes", "Time"),
+        "head": ("Stage", f"Validation {of.name}", "Density", "File bytes", "Time"),
         "rows": rows,
     }
 
@@ -364,7 +378,7 @@ def _made(run: Run) -> Section | None:
 SECTIONS: dict[str, Callable[[Run], Section | None]] = {
     "figures": _key_figures,
     "promises": promises.section,
-    "accuracy": _accuracy,
+    "evaluation": _evaluation,
     "reloaded": _reloaded,
     "where": _where,
     "paper": _paper,

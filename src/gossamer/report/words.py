@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import Any
+
+from gossamer.training.metric import Metric, wilson
 
 __all__ = [
     "change",
     "count",
     "headline",
     "interval",
+    "metric",
     "number",
     "percent",
     "ratio",
+    "score",
     "size",
     "speed",
     "trained",
@@ -62,6 +65,12 @@ def percent(value: object, digits: int = 2) -> str:
     return _NONE if found is None else f"{100 * found:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
+def score(of: Metric, value: object) -> str:
+    """A score with its unit; a dash where there is none."""
+    found = number(value)
+    return _NONE if found is None else of.show(found).replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def change(points: float) -> str:
     """A difference in percentage points, with its sign.
 
@@ -72,8 +81,13 @@ def change(points: float) -> str:
     return ("±" if float(shown) == 0 else "+" if points > 0 else "−") + shown
 
 
-def interval(figures: Figures) -> tuple[float, float]:
-    """The 95 % interval of an accuracy; Wilson's, computed when it is not given.
+def metric(run: Figures) -> Metric:
+    """What the scores of a run are; accuracy where an earlier version does not say."""
+    return Metric.of((run.get("task") or {}).get("metric"))
+
+
+def interval(figures: Figures) -> tuple[float, float] | None:
+    """The 95 % interval of a score, None where none is known; of an accuracy Wilson's.
 
     >>> low, high = interval({"accuracy": 0.9, "total": 100})
     >>> round(low, 4), round(high, 4)
@@ -82,11 +96,11 @@ def interval(figures: Figures) -> tuple[float, float]:
     low, high = number(figures.get("low")), number(figures.get("high"))
     if low is not None and high is not None:
         return low, high
-    p, n = float(figures["accuracy"]), max(1, int(figures["total"]))
-    z = NormalDist().inv_cdf(0.975)
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    fraction = number(figures.get("accuracy"))
+    if fraction is None:
+        return None
+    total = max(1, int(figures["total"]))
+    return wilson(fraction * total, total)
 
 
 def ratio(value: float) -> str:
@@ -95,17 +109,17 @@ def ratio(value: float) -> str:
 
 
 def headline(run: Figures) -> str:
-    """Model, data, bytes, ratio and accuracy in one sentence."""
+    """Model, data, bytes, ratio and score in one sentence."""
     sizes = run["bytes"]
     told = (
         f"{run['model']} on {run['dataset']}: {size(sizes['dense'])} → {size(sizes['file'])}, "
         + (f"{ratio(sizes['ratio'])} smaller" if sizes["ratio"] > 1 else "not smaller")
     )
-    accuracy = run.get("accuracy")
-    if not accuracy:
+    found = run.get("evaluation")
+    if not found:
         return f"{told}."
-    before, after = accuracy["before"], accuracy["after"]
-    return f"{told}, accuracy {percent(before['accuracy'])} → {percent(after['accuracy'])}."
+    before, after = (score(metric(run), found[when]["score"]) for when in ("before", "after"))
+    return f"{told}, {metric(run).name} {before} → {after}."
 
 
 def verdict(run: Figures) -> list[tuple[str, bool]]:
@@ -113,12 +127,13 @@ def verdict(run: Figures) -> list[tuple[str, bool]]:
     told = []
     if float(run["bytes"]["ratio"]) <= 1:
         told.append(("No gain: the file is no smaller than the dense weights.", True))
-    accuracy = run.get("accuracy")
-    if not accuracy:
+    found = run.get("evaluation")
+    if not found:
         told.append(("Accuracy was not measured.", True))
     else:
-        told.append(_accuracy(accuracy["before"], accuracy["after"], trained(run)))
-        told += _loss(accuracy["before"], accuracy["after"])
+        told.append(_score(metric(run), found["before"], found["after"], trained(run)))
+        if metric(run).name != "loss":
+            told += _loss(found["before"], found["after"])
     latency = run.get("latency")
     if latency:
         ends = _compared(latency)
@@ -152,10 +167,20 @@ def trained(run: Figures) -> dict[str, int]:
     return epochs
 
 
-def _accuracy(before: Figures, after: Figures, epochs: Mapping[str, int]) -> tuple[str, bool]:
-    points = 100 * (after["accuracy"] - before["accuracy"])
-    low, high = interval(before)
-    margin = f"±{50 * (high - low):.2f} points on {int(before['total']):,} test examples"
+def _score(
+    of: Metric, before: Figures, after: Figures, epochs: Mapping[str, int]
+) -> tuple[str, bool]:
+    drop = of.drop(before["score"], after["score"])
+    lost = of.show_drop(drop)
+    ends = interval(before)
+    known = ends is not None
+    low, high = ends or (before["score"], before["score"])
+    unit = "" if of.unit != "%" else " points"
+    half = f"±{50 * (high - low):.2f}" if of.unit == "%" else f"±{(high - low) / 2:.3g}"
+    margin = f"{half}{unit} on {int(before['total']):,} test examples"
+    if not known:
+        margin = f"not known, on {int(before['total']):,} test examples"
+    name = of.name[:1].upper() + of.name[1:]
     beside = ""
     if epochs:
         each = ", ".join(f"{name} {number:,}" for name, number in epochs.items())
@@ -164,25 +189,30 @@ def _accuracy(before: Figures, after: Figures, epochs: Mapping[str, int]) -> tup
             f"({each}), and no network was trained as long without compression: what the training "
             "gave and what the compression took are not told apart."
         )
-    if after["accuracy"] < low:
+    fell, rose = ("fell", "rose") if of.higher_is_better else ("rose", "fell")
+    worse = after["score"] < low if of.higher_is_better else after["score"] > high
+    if worse:
         return (
-            f"Accuracy fell by {abs(points):.2f} points, beyond the 95 % confidence interval "
+            f"{name} {fell} by {lost}, beyond the 95 % confidence interval "
             f"({margin}): a real loss.{beside}",
             True,
         )
-    if points < 0:
+    signed = change(-100 * drop) + " points"
+    if of.unit != "%":
+        signed = f"{after['score'] - before['score']:+.3g} {of.unit}".rstrip().replace("-", "−")
+    if drop > 0:
         return (
-            f"The change of {change(points)} points lies within the 95 % confidence interval "
+            f"The change of {signed} lies within the 95 % confidence interval "
             f"({margin}): no loss that this test can show.{beside}",
             False,
         )
-    beyond = "beyond" if after["accuracy"] > high else "within"
+    outside = after["score"] > high if of.higher_is_better else after["score"] < low
+    beyond = "beyond" if outside else "within"
     if epochs:
-        rose = f"Accuracy rose by {points:.2f} points" if points else "Accuracy is what it was"
-        return (f"{rose}, {beyond} the 95 % confidence interval ({margin}).{beside}", False)
+        moved = f"{name} {rose} by {lost}" if drop else f"{name} is what it was"
+        return (f"{moved}, {beyond} the 95 % confidence interval ({margin}).{beside}", False)
     return (
-        f"No accuracy was lost: {change(points)} points, {beyond} the 95 % confidence interval "
-        f"({margin}).",
+        f"No {of.name} was lost: {signed}, {beyond} the 95 % confidence interval ({margin}).",
         False,
     )
 

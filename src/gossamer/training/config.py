@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gossamer.core import schedules
 from gossamer.core.errors import ArgumentError
+from gossamer.training.metric import ACCURACY, Metric
 
 __all__ = ["History", "Progress", "TrainConfig"]
 
@@ -114,19 +115,28 @@ class History:
     Attributes:
         epochs: one row an evaluated epoch: epoch (from 1), step, train_loss, validation_loss,
             validation_accuracy, lr, seconds (of training so far, over all resumes), and
-            NAME_loss, NAME_accuracy of what was monitored. Without a validation split its two
-            columns are missing.
+            NAME_loss, NAME_accuracy of what was monitored. Without a validation split its
+            columns are missing; so is the accuracy where the task does not count, and
+            validation_score stands for a metric that is not the accuracy.
         steps: the rows of ``evaluate_every_steps``, without train_loss.
+        metric: of the task.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
+    metric: Metric = ACCURACY
+
+    def score(self, row: Mapping[str, Any]) -> float | None:
+        """The metric on the validation split, of one of the rows; None where there was none."""
+        found: float | None = row.get("validation_score", row.get("validation_accuracy"))
+        return found
 
     @property
     def best(self) -> dict[str, Any]:
-        """The row of highest validation accuracy, the earliest of equals; {} without rows."""
+        """The row of the best validation score, the earliest of equals; {} without rows."""
         rows = sorted(_validated(self.steps) + _validated(self.epochs), key=lambda r: r["step"])
-        return max(rows, key=lambda r: r["validation_accuracy"], default={})
+        sign = 1 if self.metric.higher_is_better else -1
+        return max(rows, key=lambda r: sign * (self.score(r) or 0.0), default={})
 
     @property
     def early_stop(self) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Dataset, Split, check, check_split
 from gossamer.training.config import History, Progress, TrainConfig
 from gossamer.training.distill import soft_targets
-from gossamer.training.evaluation import cross_entropy
 from gossamer.training.run import Run
+from gossamer.training.tasks import Classification, Distilled, Task, chosen, cross_entropy
 from gossamer.training.workers import Workers
 
 __all__ = ["train"]
@@ -34,8 +34,10 @@ def train(
     *,
     methods: Sequence[Method] = (),
     optimizer: torch.optim.Optimizer | None = None,
+    task: Task | str | None = None,
+    objective: Task | None = None,
     loss: Callable[..., Tensor] | None = None,
-    teacher: Callable[[Tensor], Tensor] | None = None,
+    teacher: Callable[[Any], Any] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 20.0,
     metrics: str | Path | None = None,
@@ -53,7 +55,11 @@ def train(
             hooks are removed at the end, but ``finish()`` is the caller's.
         optimizer: the caller's own, over this model's parameters; each group's learning rate
             follows the schedule relative to ``config.lr``. None: made from ``config``.
-        loss: mean loss of a batch, ``loss(outputs, targets)``; None: cross-entropy. With a
+        task: what the network is for; None: the dataset's own, else by its targets
+            (:func:`gossamer.training.tasks.chosen`).
+        objective: a task whose loss is minimised in place of the task's own, such as
+            :class:`gossamer.training.tasks.Distilled`.
+        loss: mean loss of a batch, ``loss(outputs, targets)``; None: the task's. With a
             teacher ``loss(outputs, targets, teacher_outputs)``; None:
             :func:`gossamer.training.distill.soft_targets`.
         teacher: inputs -> outputs, run without gradients; a module in evaluation mode.
@@ -86,6 +92,13 @@ def train(
             f"evaluate_every={evaluate_every}, evaluate_every_steps={evaluate_every_steps}: "
             "must be at least 1"
         )
+    task, _ = chosen(task, dataset)
+    aim = objective or task
+    if config.label_smoothing and not isinstance(aim, (Classification, Distilled)):
+        raise ArgumentError(
+            f"label_smoothing={config.label_smoothing} is for class indices, and the task is "
+            f"{aim.name!r}; leave it out"
+        )
     if loss is None:
         check(dataset)
     else:  # the caller's own loss judges other values
@@ -113,7 +126,8 @@ def train(
             config=config,
             methods=methods,
             optimizer=optimizer,
-            loss=_loss(config, loss, teacher),
+            task=task,
+            loss=_loss(config, objective or task, loss, teacher),
             monitor=dict(monitor or {}),
             checkpoint=None if checkpoint is None else Path(checkpoint),
             checkpoint_every=checkpoint_every,
@@ -181,16 +195,17 @@ def _attached(method: Method, model: nn.Module, optimizer: torch.optim.Optimizer
 
 def _loss(
     config: TrainConfig,
+    task: Task,
     loss: Callable[..., Tensor] | None,
-    teacher: Callable[[Tensor], Tensor] | None,
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    teacher: Callable[[Any], Any] | None,
+) -> Callable[[Any, Any, Any], Tensor]:
     # (inputs, outputs, targets) -> mean loss
     if teacher is not None:
         guide, distil = teacher, loss or soft_targets
 
-        def guided(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        def guided(inputs: Any, outputs: Any, targets: Any) -> Tensor:
             with torch.no_grad():
-                soft = guide(inputs)
+                soft = task.feed(guide, inputs) if isinstance(guide, nn.Module) else guide(inputs)
             return distil(outputs, targets, soft)
 
         return guided
@@ -198,7 +213,12 @@ def _loss(
         plain = loss
         return lambda inputs, outputs, targets: plain(outputs, targets)
     smoothing = config.label_smoothing
-    return lambda inputs, outputs, targets: cross_entropy(outputs, targets, smoothing)
+    if isinstance(task, Classification) and smoothing:
+        counts = task
+        return lambda inputs, outputs, targets: cross_entropy(
+            *counts.pair(outputs, targets, inputs), smoothing
+        )
+    return lambda inputs, outputs, targets: task.loss(outputs, targets, inputs)
 
 
 @contextlib.contextmanager

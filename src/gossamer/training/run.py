@@ -16,13 +16,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from gossamer.core import names
+from gossamer.core import names, nest
 from gossamer.core.errors import ArgumentError, FormatError, GossamerError
 from gossamer.core.method import Method
 from gossamer.datasets import Dataset, Split, contents
 from gossamer.training.checkpoints import load_checkpoint, save_atomic
 from gossamer.training.config import History, Progress, TrainConfig
 from gossamer.training.evaluation import evaluate
+from gossamer.training.tasks import Task
 from gossamer.training.workers import Workers, share
 
 __all__ = ["Run"]
@@ -40,7 +41,8 @@ class Run:
     config: TrainConfig
     methods: Sequence[Method]
     optimizer: torch.optim.Optimizer
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    task: Task
+    loss: Callable[[Any, Any, Any], Tensor]
     monitor: dict[str, Split]
     checkpoint: Path | None
     checkpoint_every: float
@@ -53,7 +55,7 @@ class Run:
     writer: Any = None
 
     def __post_init__(self) -> None:
-        self.history = History()
+        self.history = History(metric=self.task.metric)
         self.epoch = 0  # completed
         self.batch = 0  # completed inside the current epoch
         self.seconds = 0.0  # of training, in earlier sessions
@@ -100,7 +102,8 @@ class Run:
                     group["lr"] = group["initial_lr"] * rate
                 first = self.batch * size
                 inputs, targets = split.batch(order[first : first + size], augment, self.augmenting)
-                count, weight = len(targets), 1.0
+                inputs, targets = nest.moved(inputs, self.device), nest.moved(targets, self.device)
+                count, weight = len(order[first : first + size]), 1.0
                 if workers is not None:
                     inputs, targets, weight = share(inputs, targets, workers.rank, workers.size)
                     # Dropout differs from rank to rank, and is known again after a resume.
@@ -108,7 +111,7 @@ class Run:
                         ((config.seed * 1_000_003 + step) * workers.size + workers.rank) % (1 << 63)
                     )
                 optimizer.zero_grad(set_to_none=True)
-                value = self.loss(inputs, network(inputs), targets)
+                value = self.loss(inputs, self.task.feed(network, inputs), targets)
                 (value if weight == 1.0 else value * weight).backward()
                 if decayed:
                     for p in decayed:
@@ -183,10 +186,14 @@ class Run:
         if self.workers is not None:
             self.workers.settle(self.model)
         for name, split in splits.items():
-            found = evaluate(self.model, split)
+            found = evaluate(self.model, split, task=self.task)
             if not math.isfinite(found.loss):
                 self._diverged(f"{name} loss")
-            row[f"{name}_loss"], row[f"{name}_accuracy"] = found.loss, found.accuracy
+            row[f"{name}_loss"] = found.loss
+            if found.correct is not None:
+                row[f"{name}_accuracy"] = found.accuracy
+            if found.value is not None:
+                row[f"{name}_score"] = found.score
         row["lr"] = self.rate(self.step - 1)
         row["seconds"] = self.seconds + time.monotonic() - self.started
         (self.history.epochs if event == "epoch" else self.history.steps).append(row)
@@ -220,9 +227,14 @@ class Run:
             "workers.size": None if self.workers is None else self.workers.size,
             "workers.about": None if self.workers is None else self.workers.about,
             "dataset.name": data.name,
-            "dataset.train": [*train.stored.shape],
+            "dataset.train": [len(train), nest.shown(train.stored)]
+            if not isinstance(train.stored, Tensor)
+            else [*train.stored.shape],
             # Another seed or subset holds other examples, in as many rows.
-            "dataset.targets": zlib.crc32(train.targets.cpu().numpy().tobytes()),
+            "dataset.targets": zlib.crc32(train.targets.cpu().numpy().tobytes())
+            if isinstance(train.targets, Tensor)
+            else None,
+            "task": self.task.settings(),
             "dataset.contents": self._contents,
         }
 
@@ -283,7 +295,7 @@ class Run:
         mine = self._fingerprint()
         theirs = state.get("fingerprint", {})
         for name, value in mine.items():
-            if name in ("dataset.contents", "optimizer.settings") and name not in theirs:
+            if name in ("dataset.contents", "optimizer.settings", "task") and name not in theirs:
                 continue  # a checkpoint from before they were kept
             if theirs.get(name) != value:
                 if name == "workers.size" and theirs.get(name):
@@ -303,7 +315,7 @@ class Run:
             self.total.copy_(state["total"])
             self.seconds = float(state["seconds"])
             self.offset = int(state["metrics_offset"])
-            self.history = History(**state["history"])
+            self.history = History(**state["history"], metric=self.task.metric)
             self.augmenting.set_state(state["augmenting"])
             torch.set_rng_state(state["cpu"])
             if state["cuda"] is not None and self.device.type == "cuda":

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
+
+from gossamer.core import nest
 
 __all__ = ["Workers", "share"]
 
@@ -37,7 +39,7 @@ class Workers(Protocol):
         """Go on from there."""
 
 
-def share(inputs: Tensor, targets: Tensor, rank: int, size: int) -> tuple[Tensor, Tensor, float]:
+def share(inputs: Any, targets: Any, rank: int, size: int) -> tuple[Any, Any, float]:
     """One process's part of a batch, and what its mean loss counts in the average of all.
 
     Every ``size``-th example from ``rank`` on. The average over all processes of weight times mean
@@ -49,7 +51,9 @@ def share(inputs: Tensor, targets: Tensor, rank: int, size: int) -> tuple[Tensor
     >>> [(x.tolist(), round(w, 2)) for x, _, w in (share(*batch, rank, 2) for rank in range(2))]
     [([0, 2, 4], 1.2), ([1, 3], 0.8)]
     """
-    mine = inputs[rank::size]
-    if not len(mine):
+    number = nest.count(inputs)
+    mine = len(range(rank, number, size))
+    if not mine:
         return inputs, targets, 0.0
-    return mine, targets[rank::size], len(mine) * size / len(inputs)
+    own = nest.mapped(lambda t: t[rank::size], inputs)
+    return own, nest.mapped(lambda t: t[rank::size], targets), mine * size / number

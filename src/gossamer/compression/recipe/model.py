@@ -9,10 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field, GetCoreSchemaHandler, PrivateAttr, field_validator
 from pydantic_core import CoreSchema, core_schema
 
-from gossamer.compression.settings import Strict
+from gossamer.compression.settings import OneOf, Strict
 from gossamer.compression.stage import STAGES, Stage
 from gossamer.compression.stages.evaluate import Evaluate
 from gossamer.compression.stages.pack import Pack
+from gossamer.training.tasks import TASKS
 
 __all__ = ["MOST_SEED", "Recipe", "described", "known"]
 
@@ -40,9 +41,12 @@ class Recipe(Strict):
         pretrained: the network's published weights.
         dataset, subset: its name, and how many training examples to use.
         seed: of initial weights, data order and everything random.
-        max_drop: what the whole run may cost: the fraction of validation accuracy below the
-            network before the first stage that compresses; 1 allows anything. Rounds of pruning
-            that end below go back to the last that kept it.
+        task: what the network is for (:data:`gossamer.training.tasks.TASKS`); left out: the
+            dataset's own, else by its targets.
+        max_drop: what the whole run may cost on the validation split, below the network before
+            the first stage that compresses: a difference of fractions (accuracy, agreement,
+            cosine), or of a loss a part of its value; 1 allows anything. Rounds of pruning that
+            end below go back to the last that kept it.
         stages: in order; ``pack`` and ``evaluate`` are added where they are missing.
     """
 
@@ -55,6 +59,7 @@ class Recipe(Strict):
     dataset: str | None = None
     subset: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
+    task: Annotated[str, OneOf(TASKS)] | None = None
     max_drop: Annotated[float, Field(ge=0, le=1)] = 0.005
     stages: tuple[Annotated[Stage, _OfTable()], ...] = ()
 

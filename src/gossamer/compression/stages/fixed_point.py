@@ -23,7 +23,6 @@ from gossamer.quantize import Precision, calibrate
 from gossamer.quantize.emulated import Emulated
 from gossamer.quantize.network import FixedPoint as Network
 from gossamer.structure import fold_batchnorm
-from gossamer.training import evaluate
 
 __all__ = ["FixedPoint"]
 
@@ -88,7 +87,7 @@ class FixedPoint(Stage):
         notes: dict[str, Any] = {
             "mode": self.mode,
             "activation_bits": self.activation_bits,
-            "float_accuracy": evaluate(state.model, state.data.validation).accuracy,
+            "float_score": state.judge().score,
             "input_length": net.formats[net.program.steps[0].name].frac,
             "layers": _lengths(net),
         }
@@ -141,13 +140,13 @@ def _record(net: Network) -> OnGrid:
 
 
 def _compared(state: State, folded: nn.Module, given: list[Tensor]) -> list[dict[str, Any]]:
-    """Validation accuracy of both modes at each width, weights, biases and data alike."""
+    """Validation score of both modes at each width, weights, biases and data alike."""
     rows = []
     for i, bits in enumerate(_COMPARED):
         row: dict[str, Any] = {"bits": bits}
         for j, mode in enumerate(("dynamic", "static")):
             net = calibrate(folded, given, Precision(bits, bits, bits, mode == "dynamic"))
-            row[mode] = evaluate(net, state.data.validation).accuracy
+            row[mode] = state.judge(net).score
             state.progress.count(f"{state.name} compare", 2 * i + j + 1, 2 * len(_COMPARED))
         rows.append(row)
     return rows

@@ -14,7 +14,7 @@ from gossamer.compression.parts import examples
 from gossamer.compression.settings import ByLayer, LayerDensity, Positive, Strength
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
-from gossamer.core import names
+from gossamer.core import names, nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
 from gossamer.core.obs import Choice, Kept, factor, solve, start_from
@@ -116,7 +116,7 @@ class Obs(LayerStage):
         state.masks.update(Masks.of({n: own[n] for n in pruned}))
         if self.shares:
             state.fixed |= {n for n in treated if n in wanted["bits"] or n in wanted["rate"]}
-        state.notes["obs"] = {"layers": rows, "examples": sum(len(b) for b in batches)}
+        state.notes["obs"] = {"layers": rows, "examples": sum(nest.count(b) for b in batches)}
 
     @torch.no_grad()
     def _treat(

@@ -83,6 +83,12 @@ class Prune(LayerStage):
         return "initial" in SCORES[self.method].reads
 
     @property
+    def labels(self) -> str:
+        """Where the score reads gradients or curvature of a loss against them."""
+        reads = {"batches", "hessian"} & set(SCORES[self.method].reads)
+        return f"method {self.method!r} scores weights by a loss against them" if reads else ""
+
+    @property
     def retrains(self) -> bool:
         """After its rounds."""
         return self.retrain is not None

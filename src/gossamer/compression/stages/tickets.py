@@ -81,7 +81,7 @@ class Tickets(LayerStage):
         state.notes["tickets"] = [
             {
                 "density": row["density"],
-                "validation_accuracy": row["curve"][-1]["validation_accuracy"],
+                "score": row["curve"][-1]["score"],
             }
             for row in found.rows
             if row["curve"]
