@@ -45,6 +45,7 @@ from gossamer.core.method import Method as Method
 from gossamer.core.quantizer import Quantizer as Quantizer
 from gossamer.datasets import Dataset as Dataset
 from gossamer.datasets import Split as Split
+from gossamer.datasets import as_dataset as as_dataset
 from gossamer.pack import Archive as Archive
 from gossamer.pack import unpack as unpack
 from gossamer.prune.dynamic import DynamicSparse as DynamicSparse
@@ -62,11 +63,15 @@ from gossamer.quantize.network import calibrate as calibrate
 from gossamer.quantize.projected import Projected as Projected
 from gossamer.quantize.ttq import TTQ as TTQ
 from gossamer.structure import fold_batchnorm as fold_batchnorm
+from gossamer.training import Fidelity as Fidelity
+from gossamer.training import Metric as Metric
+from gossamer.training import Task as Task
 from gossamer.training import TrainConfig as TrainConfig
 from gossamer.training import curvature as curvature
 from gossamer.training import distill as distill
 from gossamer.training import evaluate as evaluate
 from gossamer.training import soft_targets as soft_targets
+from gossamer.training import task as task
 from gossamer.training import train as train
 
 __version__: str

@@ -330,7 +330,8 @@ def _main() -> None:
             print(json.dumps(figures | {"unsent": _words(e)}))
             return
         try:
-            test = test if given.split else datasets.load(given.dataset).test
+            if test is None:
+                test = datasets.load(given.dataset).test
             expected = torch.load(given.expected, weights_only=True) if given.expected else None
             figures |= prove(archive, empty, test, task, expected)
         except Exception as e:  # and when it is loaded or called

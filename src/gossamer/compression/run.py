@@ -211,8 +211,10 @@ class _Job:
 
     def aimed(self, network: nn.Module) -> Task:
         """The task; fidelity is that to the network as the run began with it."""
-        unset = isinstance(self.task, Fidelity) and self.task.reference is None
-        return self.task.of(copied(network)) if unset else self.task
+        task = self.task
+        if isinstance(task, Fidelity) and task.reference is None:
+            return task.of(copied(network))
+        return task
 
     def begin(self, restart: bool) -> None:
         """Begin, or go on with, the run that the directory is of."""

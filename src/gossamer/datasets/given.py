@@ -96,7 +96,7 @@ class Collated(Split):
         return self.separate(self.collate([self.dataset[i] for i in chosen]))
 
     @property
-    def inputs(self) -> Any:  # type: ignore[override]
+    def inputs(self) -> Any:
         """All inputs, put into memory."""
         return self.batch(slice(None))[0]
 
