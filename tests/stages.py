@@ -13,6 +13,7 @@ from gossamer.compression import door
 from gossamer.compression.progress import Reporter
 from gossamer.compression.run import _Job
 from gossamer.core.errors import RecipeError
+from gossamer.training.tasks import Classification
 
 HEAD = "name: t\nstages:\n"
 
@@ -45,7 +46,9 @@ def job(
     }
     plan = gossamer.recipe.load(recipe)
     data = datasets.load("digits")
-    made = _Job(plan, copy.deepcopy(model), data, out, {}, None, progress or Reporter())
+    made = _Job(
+        plan, copy.deepcopy(model), data, Classification(), out, {}, None, progress or Reporter()
+    )
     made.begin(False)
     return made
 

@@ -150,7 +150,7 @@ def test_a_model_of_ones_own_by_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run["bytes"]["reloaded"]["evaluated_in"] == "a fresh process"
     tied = [layer for layer in run["layers"] if layer["codec"] == "tied"]
     assert [layer["name"] for layer in tied] == ["again.weight"]
-    assert run["accuracy"]["before"]["accuracy"] > 0.95
+    assert run["evaluation"]["before"]["accuracy"] > 0.95
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_fixed_point_is_on_grids_and_on_integers_the_same(
     page = result.report.read_text()
     assert "same bit for bit" in page
     assert [row["bits"] for row in notes["compare"]] == [16, 8, 6, 4]
-    assert notes["compare"][0]["dynamic"] >= notes["float_accuracy"] - 0.02
+    assert notes["compare"][0]["dynamic"] >= notes["float_score"] - 0.02
     assert "Dynamic against static" in page
 
 
@@ -217,7 +217,7 @@ def test_changed_networks_resume_to_the_same_bits(tmp_path: Path, trained: nn.Mo
     again, rows_again, _ = job(given, trained, tmp_path / "broken").stages()
     assert fresh.digest(again.model.state_dict()) == fresh.digest(whole.model.state_dict())
     assert again.structure == whole.structure
-    assert [r["accuracy"] for r in rows_again] == [r["accuracy"] for r in rows]
+    assert [r["score"] for r in rows_again] == [r["score"] for r in rows]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ UNSOUND = {
     "NaN": (data(test=split(with_nan())), r"test: inputs hold NaN or infinity.*example 7"),
     "infinity": (data(train=split(X / 0)), r"train: inputs hold NaN or infinity.*example 0"),
     "float64": (everywhere(X.double()), r"float64; use float32 \(\.float\(\)\)"),
-    "half": (everywhere(X.half()), r"float16; use float32"),
+    "double": (everywhere(X.double()), r"float64; use float32"),
     "lengths": (data(test=split(X, Y[:11])), r"test: 12 inputs but 11 targets"),
     "beyond the classes": (everywhere(y=Y + 5), r"targets reach from 5 to 7, but classes=3"),
     "below zero": (everywhere(y=Y - 1), r"from -1 to 1"),

@@ -102,7 +102,7 @@ def test_run_json_holds_what_the_report_needs(done: compression.Result) -> None:
         "notes": [],
         "not_proved": None,
     }
-    after = run["accuracy"]["after"]
+    after = run["evaluation"]["after"]
     assert after["low"] < after["accuracy"] == done.accuracy_after < after["high"]
     assert {c["stage"] for c in run["curves"]} == {"1-train", "3-prune-1", "3-prune-2", "4-share"}
     assert set(run["sensitivity"]) == {"fc1.weight", "fc2.weight"}
@@ -124,7 +124,7 @@ def test_started_again_it_does_nothing_anew(
     job.progress = Lines()
     state, rows, before = job.stages()
     assert rows == done.run["stages"][:-1]
-    assert before == done.run["accuracy"]["before"]
+    assert before == done.run["evaluation"]["before"]
     assert fresh.digest(state.model.state_dict()) == fresh.digest(done.model.state_dict())
     assert {p.name: p.stat().st_mtime_ns for p in done.out.glob("*.pt")} == kept
     assert capsys.readouterr().err.count("done before") == 5
@@ -218,7 +218,7 @@ def test_a_model_in_memory_is_left_as_it_was(tmp_path: Path, trained: nn.Module)
         trained, "digits", recipe=stages({"prune": {"density": 0.2}}), out=tmp_path / "r"
     )
     assert fresh.digest(trained.state_dict()) == before
-    assert result.run["accuracy"]["before"]["accuracy"] == pytest.approx(
+    assert result.run["evaluation"]["before"]["accuracy"] == pytest.approx(
         gossamer.evaluate(trained, datasets.load("digits").test).accuracy
     )
     assert result.run["bytes"]["reloaded"]["evaluated_in"] == "a fresh process"
@@ -286,9 +286,11 @@ def _job(recipe: dict[str, Any], model: nn.Module, out: Path) -> Any:
 
     from gossamer.compression.progress import Reporter
     from gossamer.compression.run import _Job
+    from gossamer.training.tasks import Classification
 
     plan, data = gossamer.recipe.load(recipe), datasets.load("digits")
-    return _Job(plan, deepcopy(model), data, out, {"recipe": recipe}, None, Reporter())
+    aim = Classification()
+    return _Job(plan, deepcopy(model), data, aim, out, {"recipe": recipe}, None, Reporter())
 
 
 def test_dead_units_are_removed_and_reported(tmp_path: Path, trained: nn.Module) -> None:
@@ -300,7 +302,7 @@ def test_dead_units_are_removed_and_reported(tmp_path: Path, trained: nn.Module)
     state, rows, _ = job.stages()
     assert rows[1]["dead_units"]["without_inputs"]["fc1"] >= 1
     assert not state.model.get_parameter("fc2.weight")[:, 3].any()
-    assert rows[1]["accuracy"] == pytest.approx(rows[0]["accuracy"], abs=1e-6)
+    assert rows[1]["score"] == pytest.approx(rows[0]["score"], abs=1e-6)
     assert rows[1]["density"] <= rows[0]["density"]
 
 

@@ -41,7 +41,7 @@ def test_sparse_training_from_the_initial_weights(
     assert all(not bool((kept[n] & ~m).any()) for n, m in state.masks.items())
     assert rows[0]["density"] <= 0.3005
     assert (rows[0]["reallocations"] > 0) == (method != "static")
-    assert rows[0]["accuracy"] > 0.5
+    assert rows[0]["score"] > 0.5
 
 
 def test_sparse_training_goes_on_from_masks_and_is_followed_by_any_stage(

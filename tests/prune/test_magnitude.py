@@ -134,7 +134,7 @@ def test_suggestions_stop_at_the_first_density_that_fails() -> None:
 
     accuracies = {1.0: 0.9, 0.5: 0.9, 0.25: 0.7, 0.1: 0.9}
     rows = tuple(
-        {"layer": "a", "setting": d, "density": d, "accuracy": a, "loss": 0.0}
+        {"layer": "a", "setting": d, "density": d, "score": a, "loss": 0.0}
         for d, a in accuracies.items()
     )
     found = Sensitivity(rows, 0.9)

@@ -57,6 +57,7 @@ def accuracy(correct: int, total: int) -> dict:
         "correct": correct,
         "total": total,
         "accuracy": correct / total,
+        "score": correct / total,
         "low": low,
         "high": high,
         "loss": 0.0612,
@@ -69,7 +70,7 @@ def minimal() -> dict:
         "model": "mlp",
         "dataset": "digits",
         "bytes": {"dense": 40_000, "file": 1_600, "ratio": 25.0},
-        "accuracy": {"before": accuracy(970, 1000), "after": accuracy(968, 1000)},
+        "evaluation": {"before": accuracy(970, 1000), "after": accuracy(968, 1000)},
     }
 
 
@@ -109,8 +110,8 @@ def full_run() -> dict:
         },
         "layers": layers,
         "stages": [
-            {"stage": "1-train", "accuracy": 0.981, "density": 1.0, "bytes": None, "seconds": 12.5},
-            {"stage": "2-pack", "accuracy": 0.9805, "density": 0.4, "bytes": size, "seconds": 150},
+            {"stage": "1-train", "score": 0.981, "density": 1.0, "bytes": None, "seconds": 12.5},
+            {"stage": "2-pack", "score": 0.9805, "density": 0.4, "bytes": size, "seconds": 150},
         ],
         "latency": {
             "same_operations": False,
@@ -130,7 +131,7 @@ def full_run() -> dict:
                 "stage": f"{1 + i // 6}-train",
                 "epoch": 1 + i % 6,
                 "train_loss": 2.0 / (i + 1),
-                "validation_accuracy": 1 - 0.5 / (i + 1),
+                "score": 1 - 0.5 / (i + 1),
             }
             for i in range(12)
         ],
@@ -237,10 +238,36 @@ def test_a_minimal_run_leaves_out_what_it_lacks():
         **minimal(),
         **dict.fromkeys(
             ("command", "versions", "hardware", "recipe", "stages", "layers", "latency",
-             "sensitivity", "curves", "mask_image", "accuracy", "created", "seed")
+             "sensitivity", "curves", "mask_image", "evaluation", "created", "seed")
         ),
     }  # fmt: skip
     assert "Accuracy was not measured." in Page(report.render(empty)).text
+
+
+def test_a_run_of_an_earlier_version_is_read(full_run):
+    old = copy.deepcopy(full_run)
+    old["accuracy"] = old.pop("evaluation")
+    for figures in old["accuracy"].values():
+        del figures["score"]
+    for row in old["stages"]:
+        row["accuracy"] = row.pop("score")
+    for row in old["curves"]:
+        row["validation_accuracy"] = row.pop("score")
+    assert report.render(old) == report.render(full_run)
+
+
+def test_a_score_of_another_unit_and_without_an_interval():
+    run = minimal()
+    metric = {"name": "loss", "unit": "nats", "higher_is_better": False, "relative": True}
+    run["task"] = {"name": "language-model", "metric": metric}
+    run["evaluation"] = {
+        "before": {"total": 500, "score": 2.0, "loss": 2.0, "low": 1.9, "high": 2.1},
+        "after": {"total": 500, "score": 2.5, "loss": 2.5},
+    }
+    text = Page(report.render(run)).text
+    assert "Loss rose by 25.00 %, beyond the 95 % confidence interval" in text
+    assert "not known" in text
+    assert "ccuracy" not in text
 
 
 def test_a_run_without_shared_values_says_so(full_run):
@@ -291,7 +318,7 @@ def test_what_is_no_run_is_refused():
 def test_the_verdict_is_plain(ratio, correct, speed, told):
     run = minimal()
     run["bytes"]["ratio"] = ratio
-    run["accuracy"]["after"] = accuracy(correct, 1000)
+    run["evaluation"]["after"] = accuracy(correct, 1000)
     run["latency"] = speed and {
         "ratio": speed[1],
         "interval": [speed[0], speed[2]],
@@ -319,8 +346,8 @@ def test_a_ratio_without_an_interval_or_of_the_same_operations_is_no_verdict():
 
 def test_training_since_the_reference_stands_beside_the_accuracy():
     run = minimal()
-    run["accuracy"]["after"] = accuracy(990, 1000)
-    row = {"train_loss": 0.1, "validation_accuracy": 0.9}
+    run["evaluation"]["after"] = accuracy(990, 1000)
+    row = {"train_loss": 0.1, "score": 0.9}
     run["stages"] = [{"stage": name} for name in ("1-train", "2-prune", "3-share", "4-pack")]
     names = ["1-train"] * 9 + ["2-prune-0", "2-prune-0", "2-prune-1", "3-share"]
     run["curves"] = [{"stage": name, **row} for name in names]
@@ -336,25 +363,25 @@ def test_training_since_the_reference_stands_beside_the_accuracy():
         (965, "The change"),
         (900, "Accuracy fell"),
     ):
-        run["accuracy"]["after"] = accuracy(correct, 1000)
+        run["evaluation"]["after"] = accuracy(correct, 1000)
         told = words.verdict(run)[0][0]
         assert told.startswith(start)
         assert "4 epochs of training" in told
     run["curves"] = run["curves"][:9]  # all of it before the figures before
-    run["accuracy"]["after"] = accuracy(990, 1000)
+    run["evaluation"]["after"] = accuracy(990, 1000)
     assert "No accuracy was lost: +2.00 points" in words.verdict(run)[0][0]
 
 
 def test_a_test_loss_that_rose_is_said():
     run = minimal()
-    run["accuracy"]["after"]["loss"] = 0.07
+    run["evaluation"]["after"]["loss"] = 0.07
     assert ("Test loss rose: 0.0612 → 0.0700.", True) in words.verdict(run)
     assert "Test loss rose: 0.0612 → 0.0700." in Page(report.render(run)).text
     for loss in (0.0612, 0.06120001, 0.05, None):
-        run["accuracy"]["after"]["loss"] = loss
-        run["accuracy"]["before"]["loss"] = 0.0612
+        run["evaluation"]["after"]["loss"] = loss
+        run["evaluation"]["before"]["loss"] = 0.0612
         assert not any("rose" in told for told, _ in words.verdict(run))
-    run["accuracy"]["after"]["loss"] = float("nan")
+    run["evaluation"]["after"]["loss"] = float("nan")
     assert any("no finite number" in told for told, _ in words.verdict(run))
 
 
@@ -603,11 +630,11 @@ DAMAGE = (
 
 def noted(run: dict) -> dict:
     """The run with notes of every stage that the page has a section for."""
-    run, end = copy.deepcopy(run), {"final": {"validation_accuracy": 0.9, "epoch": 2}}
+    run, end = copy.deepcopy(run), {"final": {"score": 0.9, "epoch": 2}}
     value = {"ip1.weight": 0.5}
     run["integer"] = {"identical": True, "correct": 9, "total": 10}
     run["stages"] += [
-        {"stage": "3-tickets", "tickets": [{"validation_accuracy": 0.9, "density": 0.5}]},
+        {"stage": "3-tickets", "tickets": [{"score": 0.9, "density": 0.5}]},
         {
             "stage": "4-quantize",
             "quantize": {
@@ -637,7 +664,7 @@ def noted(run: dict) -> dict:
             "stage": "6-fixed_point",
             "fixed_point": {
                 "mode": "dynamic", "activation_bits": 8, "input_length": -3,
-                "integer": run["integer"], "float_accuracy": 0.9,
+                "integer": run["integer"], "float_score": 0.9,
                 "layers": [{"name": "ip1", "bits": 8, "weight": -7, "bias": None, "output": 2}],
                 "compare": [{"bits": b, "dynamic": 0.9, "static": 0.8} for b in (4, 8)],
             },
@@ -693,7 +720,7 @@ def test_a_damaged_run_is_rendered_or_refused_by_its_field(full_run):
     [
         ({"layers": [{"name": "a"}]}, "layers.0.shape is missing"),
         ({"bytes": {"dense": 1, "file": 0, "ratio": 1.0}}, "bytes.file is 0: should be greater"),
-        ({"accuracy": {"before": 0.9, "after": 0.9}}, "accuracy.before is 0.9"),
+        ({"evaluation": {"before": 0.9, "after": 0.9}}, "evaluation.before is 0.9"),
         ({"curves": "none"}, "curves is 'none': should be a valid list"),
     ],
 )

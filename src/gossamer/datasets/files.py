@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def read(path: str | Path) -> Any:
             if isinstance(given, np.ndarray):
                 return torch.from_numpy(given)
             found = {name: torch.from_numpy(given[name]) for name in given.files}
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, SafetensorError) as e:
+    except (pickle.UnpicklingError, OSError, ValueError, LookupError, TypeError, RuntimeError,
+            EOFError, SafetensorError) as e:  # fmt: skip
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise DatasetError(
             f"{path} cannot be read as {path.suffix} of plain arrays: {reason}; write it anew "
