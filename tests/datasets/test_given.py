@@ -43,6 +43,7 @@ def same(split, inputs, targets):
     [
         (Split(X, Y), True),
         (X, False),
+        ((X, Y), True),
         ({"x": X, "labels": Y}, True),
         ({"x": X}, False),
         ([X[:20], X[20:]], False),

@@ -18,7 +18,14 @@ from gossamer.core.errors import ArgumentError, RecipeError
 from gossamer.core.locate import failure
 from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Dataset, Split
-from gossamer.training.tasks import Classification, Fidelity, MultiLabel, Task, logits
+from gossamer.training.tasks import (
+    Classification,
+    Fidelity,
+    MultiLabel,
+    Regression,
+    Task,
+    logits,
+)
 
 __all__ = ["check_data", "check_fit", "check_labels", "check_patterns", "check_trained"]
 
@@ -57,7 +64,11 @@ def check_fit(model: nn.Module, data: Dataset, task: Task) -> None:
         if isinstance(task, Fidelity):  # against itself: what cannot be compared shows
             Fidelity(model, task.outputs).loss(found, None, nest.moved(examples, device_of(model)))
     except ArgumentError as e:
-        raise ArgumentError(f"network {what} on dataset {name!r}, task {task.name!r}: {e}") from e
+        fix = ""
+        if isinstance(task, Regression):
+            fix = "; where targets are class indices, give them as torch.int64 (.long())"
+        told = f"network {what} on dataset {name!r}, task {task.name!r}: {e}{fix}"
+        raise ArgumentError(told) from e
     if isinstance(task, Classification) and not isinstance(task, MultiLabel):
         _check_classes(what, logits(found), data)
 

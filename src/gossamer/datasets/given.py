@@ -116,7 +116,8 @@ def as_split(
     """A split of what there is, and what is to be said of it.
 
     Args:
-        data: a split; a tensor of inputs; a mapping of tensors, by name; a map-style dataset of
+        data: a split; a tensor of inputs; a tuple (inputs, targets); a mapping of tensors, by
+            name; a map-style dataset of
             torch or Hugging Face or a ``DataLoader`` over one, whose examples are fetched when
             they are asked for; any other iterable of batches, which is read into memory once.
         separate: a batch -> (inputs, targets).
@@ -128,6 +129,8 @@ def as_split(
         return data, []
     if isinstance(data, Tensor):
         return Split(data), []
+    if isinstance(data, tuple):  # a list holds batches
+        return Split(*separate(data)), []
     if isinstance(data, Mapping) and data and all(isinstance(v, Tensor) for v in data.values()):
         return Split(*separate(data)), []
     if isinstance(data, DataLoader):

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.core import hooks
-from gossamer.core.errors import ArgumentError, GossamerError
+from gossamer.core.errors import ArgumentError, DatasetError, GossamerError
 from gossamer.core.method import Method
 from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Dataset, Split, check, check_split
 from gossamer.training.config import History, Progress, TrainConfig
 from gossamer.training.distill import soft_targets
 from gossamer.training.run import Run
-from gossamer.training.tasks import Classification, Distilled, Task, chosen, cross_entropy
+from gossamer.training.tasks import Classification, Distilled, Fidelity, Task, chosen, cross_entropy
 from gossamer.training.workers import Workers
 
 __all__ = ["train"]
@@ -92,18 +92,22 @@ def train(
             f"evaluate_every={evaluate_every}, evaluate_every_steps={evaluate_every_steps}: "
             "must be at least 1"
         )
+    for part in ("train", "validation", "test"):
+        check_split(getattr(dataset, part), f"dataset {dataset.name!r}, {part}")
     task, _ = chosen(task, dataset)
     aim = objective or task
+    if isinstance(aim, Fidelity) and aim.reference is None and loss is None:
+        raise DatasetError(
+            f"dataset {dataset.name!r} has no labels, so there is nothing to train on; give "
+            "targets, or task=gossamer.Fidelity(network) to learn from a network"
+        )
     if config.label_smoothing and not isinstance(aim, (Classification, Distilled)):
         raise ArgumentError(
             f"label_smoothing={config.label_smoothing} is for class indices, and the task is "
             f"{aim.name!r}; leave it out"
         )
-    if loss is None:
+    if loss is None:  # the caller's own judges other values
         check(dataset)
-    else:  # the caller's own loss judges other values
-        for part in ("train", "validation", "test"):
-            check_split(getattr(dataset, part), f"dataset {dataset.name!r}, {part}")
     if workers is not None and workers.rank:
         metrics = tensorboard = progress = None
     device = device_of(model)
