@@ -17,6 +17,7 @@ from gossamer.cli import main
 from gossamer.compression import door, inputs
 from gossamer.core.errors import ArgumentError, DatasetError
 from gossamer.training import TrainConfig, evaluate, train
+from gossamer.training.tasks import Classification
 
 X, Y = torch.rand(12, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 
@@ -188,7 +189,6 @@ def test_nothing_of_the_data_is_copied_to_look_at_it(monkeypatch: pytest.MonkeyP
 USERS = """
 import torch
 from gossamer import Dataset, Split
-from gossamer.training.tasks import Classification
 
 def gpu():
     raise RuntimeError("Found no NVIDIA driver on your system. Please check")
