@@ -29,7 +29,10 @@ __all__ = [
     "smaller",
 ]
 
-MODEL = "A network's name, module:function or file.py:function."
+MODEL = (
+    "A network's name, module:function, file.py:function, an exported .pt2, TorchScript, or "
+    "hf:FOLDER of transformers."
+)
 DATASET = "digits, mnist, cifar10, text:NAME, module:function or file.py:function."
 Model = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
 Data = Annotated[str, typer.Option("--dataset", "-d", help=DATASET)]
