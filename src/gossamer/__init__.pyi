@@ -16,6 +16,8 @@ from gossamer import report as report
 from gossamer import runtime as runtime
 from gossamer import structure as structure
 from gossamer import training as training
+from gossamer.analysis.look import Look as Look
+from gossamer.analysis.look import look as look
 from gossamer.compression import Result as Result
 from gossamer.compression import compress as compress
 from gossamer.compression import progress as progress

@@ -203,7 +203,24 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr(gossamer.recipe, "builtin", stopped)
     told = Told(capsys, "recipes")
     assert told.code == 130
-    assert told.err.strip() == "stopped; the same command goes on where it was"
+    assert told.err.strip() == "stopped"
+    monkeypatch.setattr(gossamer.recipe, "load", lambda *_: stopped())
+    told = Told(capsys, "compress", "--out", "my runs", "--set", "max_drop=1")
+    assert told.code == 130
+    assert told.err.strip() == (
+        "stopped; it goes on with: gossamer compress --out 'my runs' --set max_drop=1"
+    )
+    assert "Traceback" not in told.err
+
+
+def test_shells_can_complete_commands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--install-completion" in Told(capsys, "--help").out
+    monkeypatch.setenv("_GOSSAMER_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "gossamer com")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert Told(capsys).out.strip() == "compress"
 
 
 def test_unknown_commands_and_options_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The stage obs: post-training compression from inputs alone."""
 
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import nn
 
 from gossamer import datasets, nets
+from gossamer.compression.progress import Lines, Reporter
 from gossamer.core import names
 from gossamer.training import TrainConfig, evaluate, train
-from stages import job, mistaken, unfit
+from stages import Stop, job, mistaken, unfit
 
 DATA = datasets.load("digits")
 
@@ -29,8 +31,11 @@ def trained() -> nn.Module:
     return net
 
 
-def after(settings: dict[str, Any], net: nn.Module, out: Path, *before: Any) -> Any:
-    state, rows, _ = job([*before, {"obs": {"calibration": 128, **settings}}], net, out).stages()
+def after(
+    settings: dict[str, Any], net: nn.Module, out: Path, *before: Any, progress: Any = None
+) -> Any:
+    stages = [*before, {"obs": {"calibration": 128, **settings}}]
+    state, rows, _ = job(stages, net, out, progress).stages()
     return state, rows[-1]
 
 
@@ -90,7 +95,7 @@ def test_what_was_pruned_stays_pruned(trained: nn.Module, tmp_path: Path) -> Non
         assert not (w[~state.masks[name]]).any()
 
 
-def test_layers_by_pattern_and_what_cannot_be_seen(tmp_path: Path) -> None:
+def test_layers_by_pattern_and_what_is_left(tmp_path: Path) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -107,11 +112,85 @@ def test_layers_by_pattern_and_what_cannot_be_seen(tmp_path: Path) -> None:
     net = Net()
     state, row = after({"bits": {"lstm.*": 4, "up": 8}, "calibration": 64}, net, tmp_path)
     seen = {r["name"]: r["seen"] for r in row["obs"]["layers"]}
-    assert seen == {"up.weight": False, "lstm.weight_ih_l0": True, "lstm.weight_hh_l0": True}
+    assert seen == {"up.weight": True, "lstm.weight_ih_l0": True, "lstm.weight_hh_l0": True}
+    assert [(r["name"], r["kind"]) for r in row["obs"]["outside"]] == [("out.weight", "Linear")]
+    assert "does not name it" in row["obs"]["outside"][0]["note"]
     assert torch.equal(state.model.out.weight, net.out.weight)
     for w in (state.model.lstm.weight_ih_l0, state.model.lstm.weight_hh_l0):
         assert all(len(r.unique()) <= 15 for r in w)
     assert not torch.equal(state.model.up.weight, net.up.weight)
+
+
+class Words(nn.Module):
+    """A table, a matrix without a module of its own, one that nothing is multiplied with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(17, 8)
+        self.mix = nn.Parameter(torch.randn(8, 12) / 3)
+        self.places = nn.Parameter(torch.randn(64, 8))
+        self.pair, self.out = nn.Bilinear(12, 12, 10), nn.Linear(10, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = (self.table(x.flatten(1).round().clamp(0, 16).long()) + self.places).mean(1)
+        mixed = found @ self.mix
+        return self.out(self.pair(mixed, mixed))
+
+
+def test_tables_where_the_recipe_says_so_and_every_matrix_is_told_of(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, said = Words(), io.StringIO()
+    state, row = after({"bits": 4}, net, tmp_path / "a", progress=Lines(said))
+    layers = {r["name"]: r for r in row["obs"]["layers"]}
+    assert [*layers] == ["mix", "out.weight", "pair.weight"]
+    assert layers["mix"]["seen"]
+    assert not layers["pair.weight"]["seen"]
+    outside = {r["name"]: r["note"] for r in row["obs"]["outside"]}
+    assert "embeddings: true" in outside["table.weight"]
+    assert "nothing is multiplied" in outside["places"]
+    told = said.getvalue()
+    for part in ("pair.weight: its products were not seen", "table.weight: left", "places: left"):
+        assert part in told
+    assert torch.equal(state.model.table.weight, net.table.weight)
+    state, row = after({"bits": 4, "embeddings": True}, net, tmp_path / "b")
+    assert row["obs"]["layers"][0]["name"] == "table.weight"
+    assert all(len(r.unique()) <= 15 for r in state.model.table.weight)
+    assert "table.weight" in state.fixed
+    state, row = after({"bits": 4, "exclude": ["mix", "pair"]}, net, tmp_path / "c")
+    assert [r["name"] for r in row["obs"]["layers"]] == ["out.weight"]
+
+
+def test_a_network_of_no_known_layer_is_treated(tmp_path: Path) -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(64, 9) / 8), nn.Parameter(torch.randn(9, 10))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x.flatten(1) @ self.a) @ self.b
+
+    state, row = after({"bits": 3}, Bare(), tmp_path)
+    assert [r["name"] for r in row["obs"]["layers"]] == ["a", "b"]
+    assert all(len(c.unique()) <= 7 for c in state.model.a.T)  # by output
+
+
+def test_killed_inside_the_stage_it_goes_on_to_the_same_bits(
+    trained: nn.Module, tmp_path: Path
+) -> None:
+    class Stopping(Reporter):
+        def count(self, name: str, done: int, total: int, item: str = "") -> None:
+            if done == 2:
+                raise Stop
+
+    whole, rows = after({"bits": 3}, trained, tmp_path / "a")
+    with pytest.raises(Stop):
+        after({"bits": 3}, trained, tmp_path / "b", progress=Stopping())
+    assert len(list((tmp_path / "b").glob("1-*.train.pt"))) == 2
+    again, more = after({"bits": 3}, trained, tmp_path / "b")
+    assert not list((tmp_path / "b").glob("*.train.pt"))
+    assert more["obs"] == rows["obs"]
+    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_resumed_it_gives_the_same_bits(trained: nn.Module, tmp_path: Path) -> None:
@@ -129,6 +208,7 @@ def test_mistakes() -> None:
     mistaken("obs: {bits: 4, rate: 0.1}", ["give either bits", "or rate"])
     mistaken("obs: {density: 0.4, sparsity: '2:4'}", ["keeps half"])
     mistaken("obs: {bits: 1}", ["bits"])
+    mistaken("obs: {bits: 17}", ["bits"])
     mistaken("obs: {bits: 4, group: 4}", ["group"])
     mistaken("obs: {density: 0.5, sparsity: '3:4'}", ["2:4"])
     unfit("obs: {bits: {nothing: 4}}", "'nothing' matches nothing", nets.build("mlp-64-20-10"))

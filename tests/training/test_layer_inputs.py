@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.core import names
-from gossamer.core.errors import ArgumentError
-from gossamer.training.layer_inputs import inputs_of, moments, readers
+from gossamer.training.layer_inputs import Layout, Use, inputs_of, readers
 
 
 class Addmm(nn.Module):
@@ -84,14 +83,14 @@ def test_every_product_is_seen(name: str) -> None:
                 p.zero_()
     x = torch.randn(shape)
     weights = weighted(model)
-    assert set(readers(model, x, weights)) == set(weights)
+    assert set(readers(model, [x], weights)) == set(weights)
     products: list[Tensor] = []
 
-    def see(n: str, turned: bool, inputs: list[Tensor]) -> None:
-        matrix = weights[n].detach().T if turned else weights[n].detach()
-        rows = matrix.reshape(len(inputs), matrix.shape[0] // len(inputs), -1)
-        assert all(y.shape[1] == rows.shape[2] for y in inputs)
-        products.append(torch.cat([y @ w.T for y, w in zip(inputs, rows, strict=True)], 1))
+    def see(use: Use) -> None:
+        matrix = use.layout.matrix(weights[use.name].detach())[slice(*use.rows)]
+        rows = matrix.reshape(len(use.inputs), matrix.shape[0] // len(use.inputs), -1)
+        assert all(y.shape[1] == rows.shape[2] for y in use.inputs)
+        products.append(torch.cat([y @ w.T for y, w in zip(use.inputs, rows, strict=True)], 1))
 
     modes = [m.training for m in model.modules()]
     want = model.eval()(x).detach()
@@ -106,20 +105,127 @@ def test_every_product_is_seen(name: str) -> None:
         torch.testing.assert_close(last.reshape(want.shape), want, rtol=0, atol=1e-5)
 
 
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3), (2, 4, 5, 6)),
+    "transposed, strided": (
+        lambda: nn.ConvTranspose2d(4, 6, (3, 4), stride=(2, 3), padding=(1, 2)), (2, 4, 5, 6)
+    ),
+    "transposed, all": (
+        lambda: nn.ConvTranspose2d(
+            4, 6, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=2
+        ),
+        (2, 4, 5, 6),
+    ),
+    "transposed, padded away": (lambda: nn.ConvTranspose1d(3, 2, 2, padding=3), (2, 3, 9)),
+    "transposed of three dimensions": (
+        lambda: nn.ConvTranspose3d(2, 4, 2, stride=2, groups=2), (1, 2, 3, 2, 4)
+    ),
+    "three dimensions": (
+        lambda: nn.Conv3d(4, 6, (3, 1, 2), stride=2, padding=1, groups=2), (2, 4, 5, 6, 4)
+    ),
+    "two dimensions": (
+        lambda: nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1)),
+        (2, 4, 7, 6),
+    ),
+    "one dimension": (lambda: nn.Conv1d(4, 4, 3, groups=4, padding=1), (2, 4, 7)),
+    "circular": (lambda: nn.Conv1d(4, 3, 3, padding=1, padding_mode="circular"), (2, 4, 7)),
+    "linear": (lambda: nn.Linear(5, 3), (2, 7, 5)),
+    "one output": (lambda: nn.Linear(5, 1), (4, 5)),
+    "one input": (lambda: nn.Linear(1, 5), (4, 1)),
+    "a vector": (lambda: nn.Linear(5, 3), (5,)),
+    "addmm": (lambda: Addmm(5, 3), (4, 5)),
+    "addmm, one output": (lambda: Addmm(5, 1), (4, 5)),
+    "addmm, one input": (lambda: Addmm(1, 5), (4, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_inputs_give_the_power_of_any_change(name: str) -> None:
+    """|f(W + D) - f(W)|^2 = tr(D H D^T) where the output is linear in the weight."""
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    model, x = make().double(), torch.randn(shape, dtype=torch.float64)
+    change, total = torch.randn_like(model.weight), []
+    assert readers(model, [x], ["weight"])["weight"].uses == [1]
+
+    def see(use: Use) -> None:
+        rows = use.layout.matrix(change)
+        assert use.rows == (0, len(rows))
+        assert torch.equal(use.layout.weight(rows, change.shape), change)
+        for y, d in zip(use.inputs, rows.chunk(len(use.inputs)), strict=True):
+            total.append((d @ (y.T @ y) * d).sum())
+
+    inputs_of(model, x, weighted(model), see)
+    before = model(x).detach()
+    with torch.no_grad():
+        model.weight += change
+    want = (model(x) - before).square().sum()
+    torch.testing.assert_close(torch.stack(total).sum(), want.detach())
+
+
+def test_cross_attention_reads_other_rows_with_other_inputs() -> None:
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(6, 2, batch_first=True)
+    query, key, seen = torch.randn(2, 3, 6), torch.randn(2, 5, 6), []
+    batch = (query, key, key)
+    inputs_of(model, batch, {"in_proj_weight": model.in_proj_weight}, seen.append)
+    assert [u.rows for u in seen] == [(0, 6), (6, 18)]
+    rows = [u.inputs[0].sort(0).values for u in seen]
+    assert torch.equal(rows[0], query.reshape(-1, 6).sort(0).values)
+    assert torch.equal(rows[1], key.reshape(-1, 6).sort(0).values)
+
+
+def test_experts_of_one_tensor_are_told_apart() -> None:
+    class Experts(nn.Module):
+        def __init__(self, turned: bool) -> None:
+            super().__init__()
+            self.turned = turned
+            self.up = nn.Parameter(torch.randn(3, 4, 5) if turned else torch.randn(3, 5, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            own = self.up if self.turned else self.up.mT
+            return torch.bmm(x, own) + x[2:] @ own[2]
+
+    x = torch.randn(3, 7, 4)
+    for turned in (False, True):
+        seen: list[Use] = []
+        model = Experts(turned)
+        inputs_of(model, x, {"up": model.up}, seen.append)
+        assert [u.rows for u in seen] == [(0, 5), (5, 10), (10, 15), (10, 15)]
+        assert all(torch.equal(u.inputs[0], x[i]) for u, i in zip(seen, (0, 1, 2, 2), strict=True))
+        assert {u.layout for u in seen} == {Layout("columns" if turned else "rows")}
+        matrix = seen[0].layout.matrix(model.up.detach())
+        torch.testing.assert_close(x[1] @ matrix[5:10].T, model(x)[1] - x[2] @ matrix[10:].T)
+
+
 def test_a_recurrent_weight_is_used_at_every_step() -> None:
     model = Recurrent(nn.LSTM)
-    found = readers(model, torch.randn(SEQUENCE), weighted(model))
-    assert found["inner.weight_ih_l0"] == 1
-    assert found["inner.weight_hh_l0"] == 7
+    found = readers(model, [torch.randn(SEQUENCE), torch.randn(3, 4, 6)], weighted(model))
+    assert found["inner.weight_ih_l0"].uses == [1, 1]
+    assert found["inner.weight_hh_l0"].uses == [7, 4]
     assert next(iter(found)) == "inner.weight_ih_l0"
 
 
-def test_what_is_no_product_is_not_seen() -> None:
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_both_directions_and_projections_of_recurrent_layers(kind: Any) -> None:
+    options = {"proj_size": 3} if kind is nn.LSTM else {}
+    model = kind(6, 5, 2, bidirectional=True, **options)
+    assert set(readers(model, [torch.randn(7, 2, 6)], weighted(model))) == set(weighted(model))
+
+
+def test_look_ups_are_told_from_products() -> None:
     model = nn.Sequential(nn.Embedding(5, 6), nn.Flatten(1), nn.Linear(18, 4))
-    x = torch.randint(0, 5, (2, 3))
-    assert list(readers(model, x, weighted(model))) == ["2.weight"]
-    turned = nn.ConvTranspose2d(2, 3, 3)
-    assert readers(turned, torch.randn(1, 2, 4, 4), ["weight"]) == {}
+    x, seen = torch.randint(0, 5, (2, 3)), []
+    found = readers(model, [x], weighted(model))
+    assert (found["0.weight"].looked_up, found["0.weight"].multiplied) == (True, False)
+    assert (found["2.weight"].looked_up, found["2.weight"].multiplied) == (False, True)
+    inputs_of(model, x, {"0.weight": model[0].weight}, seen.append)
+    assert torch.equal(seen[0].ids, x.reshape(-1))
+
+
+def test_what_is_no_product_is_not_seen() -> None:
+    model = nn.Bilinear(3, 4, 2)
+    assert readers(model, [(torch.randn(2, 3), torch.randn(2, 4))], ["weight"]) == {}
 
 
 def test_weights_that_lie_in_one_storage_are_told_apart() -> None:
@@ -128,7 +234,7 @@ def test_weights_that_lie_in_one_storage_are_told_apart() -> None:
     model[0].weight = nn.Parameter(flat[:12].view(3, 4))
     model[1].weight = nn.Parameter(flat[12:].view(4, 3))
     x, seen = torch.randn(5, 4), {}
-    inputs_of(model, x, weighted(model), lambda n, t, y: seen.setdefault(n, y[0]))
+    inputs_of(model, x, weighted(model), lambda use: seen.setdefault(use.name, use.inputs[0]))
     assert torch.equal(seen["0.weight"], x)
     assert torch.equal(seen["1.weight"], model[0](x))
 
@@ -144,29 +250,7 @@ def test_batches_of_several_arguments_and_mappings() -> None:
 
     x, scale = torch.randn(4, 3), torch.tensor(2.0)
     for batch in ((x, scale), [x, scale], {"scale": scale, "x": x}):
-        found: list[Tensor] = []
+        found: list[Use] = []
         model = Two()
-        inputs_of(model, batch, weighted(model), lambda n, t, y: found.append(y[0]))  # noqa: B023
-        assert torch.equal(found[0], 2 * x)
-
-
-def test_moments_are_sums_over_both_networks() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    changed = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    changed.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        changed[0].weight.mul_(0.5)
-    batches = [torch.randn(5, 4), torch.randn(3, 4)]
-    found = moments(changed, model, batches, "2.weight", 1)
-    x = torch.relu(model[0](torch.cat(batches))).detach().double()
-    y = torch.relu(changed[0](torch.cat(batches))).detach().double()
-    assert found.hessian is not None
-    assert found.cross is not None
-    torch.testing.assert_close(found.hessian[0], y.T @ y, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.cross[0], x.T @ y, rtol=1e-5, atol=1e-6)
-    assert found.count == 8
-    with pytest.raises(ArgumentError, match="NaN or infinity"):
-        moments(changed, model, [torch.full((1, 4), float("nan"))], "2.weight", 1)
-    with pytest.raises(ArgumentError, match="no batch reaches"):
-        moments(changed, model, [], "2.weight", 1)
+        inputs_of(model, batch, weighted(model), found.append)
+        assert torch.equal(found[0].inputs[0], 2 * x)

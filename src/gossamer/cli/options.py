@@ -33,7 +33,10 @@ __all__ = [
     "smaller",
 ]
 
-MODEL = "A network's name, module:function or file.py:function."
+MODEL = (
+    "A network's name, module:function, file.py:function, an exported .pt2, TorchScript, or "
+    "hf:FOLDER of transformers."
+)
 DATASET = (
     "digits, mnist, cifar10, text:NAME, module:function, file.py:function, or a file of inputs: "
     ".npy, .npz, .safetensors, .pt."

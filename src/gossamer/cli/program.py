@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 from typing import Annotated
 
@@ -13,9 +14,10 @@ from gossamer.core.files import shown
 
 __all__ = ["app", "main"]
 
+_RESUMABLE = ("train", "compress", "reproduce")  # what keeps its work on disk as it goes
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -60,5 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except SystemExit as e:
         if e.code == 130:  # Ctrl-C, as typer passes it on
-            print("stopped; the same command goes on where it was", file=sys.stderr)
+            resumes = next(iter(given), "") in _RESUMABLE
+            again = f"; it goes on with: {shlex.join(['gossamer', *given])}" if resumes else ""
+            print(f"stopped{again}", file=sys.stderr)
         raise

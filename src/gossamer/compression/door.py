@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import datasets
+from gossamer import datasets, nets
 from gossamer.compression.layers import PatternError
 from gossamer.compression.recipe import Recipe
 from gossamer.core import nest
@@ -137,7 +137,7 @@ def check_labels(recipe: Recipe, data: Dataset, task: Task) -> None:
 def check_trained(recipe: Recipe, spec: str) -> None:
     """Raise :class:`RecipeError` where a recipe would compress random initial weights."""
     begins = recipe.work[0].stage if recipe.work else "pack"
-    if begins == "train" or recipe.weights or recipe.pretrained or ":" in spec:
+    if begins == "train" or recipe.weights or recipe.pretrained or nets.is_own(spec):
         return
     if spec.endswith(".py"):
         raise RecipeError(

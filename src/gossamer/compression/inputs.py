@@ -61,7 +61,7 @@ def build_options(
 ) -> dict[str, Any]:
     """What :func:`gossamer.nets.build` takes for a network in the shape of the data."""
     options: dict[str, Any] = {"seed": seed, "pretrained": pretrained}
-    if ":" not in spec:
+    if not nets.is_own(spec):
         if data.classes is not None:
             options["classes"] = data.classes
         if len(data.in_shape) == 3:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer import datasets
+from gossamer import datasets, nets
 from gossamer.compression import fresh, inputs
 from gossamer.compression.progress import Reporter
 from gossamer.compression.recipe import Recipe
@@ -122,7 +122,7 @@ def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Build
         inputs.network(source, data, **given, weights=recipe.weights, key=recipe.weights_key)
     )
     options = inputs.build_options(source, data, **given)
-    if ":" not in source:
+    if not nets.is_own(source):
         options["pretrained"] = False  # all values come from the file
     return Builder(source, options, network, time.monotonic() - begun), told
 

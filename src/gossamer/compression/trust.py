@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gossamer import nets
 from gossamer.compression.recipe import Recipe
 from gossamer.core.errors import RecipeError
 
@@ -14,8 +15,8 @@ def check(recipe: Recipe, *, model: bool, dataset: bool, trusted: bool) -> None:
     """Refuse code that a recipe from outside the current folder's tree names, unless trusted.
 
     ``model: file.py:function`` and ``dataset: module:function`` run that function, and all of its
-    file. A recipe within the tree is taken for the user's own; where a file really lies counts,
-    links followed. Keys that ``--set`` gave are the user's.
+    file; ``model: net.pt2`` the program in it. A recipe within the tree is taken for the user's
+    own; where a file really lies counts, links followed. Keys that ``--set`` gave are the user's.
 
     Args:
         model, dataset: whether the recipe's own is the one that will be used.
@@ -38,4 +39,6 @@ def check(recipe: Recipe, *, model: bool, dataset: bool, trusted: bool) -> None:
 
 
 def _is_code(name: str) -> bool:
-    return ":" in name and not name.startswith("text:")
+    if name.startswith(("text:", "hf:")):  # of these two, no code is run
+        return False
+    return nets.is_own(name)

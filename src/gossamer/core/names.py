@@ -27,6 +27,7 @@ __all__ = [
     "clean_state_dict",
     "cleaned",
     "ends",
+    "matrices",
     "modules",
     "parameters",
     "select",
@@ -67,6 +68,17 @@ _WEIGHTED = (
     nn.MultiheadAttention,
     nn.RNNCellBase,
 )
+# The same of other libraries, by class (a name, so that nothing is imported for it).
+_WEIGHTED_ELSEWHERE = ("transformers.pytorch_utils.Conv1D",)
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a module's matrices are weights; one that was made from a graph says so itself."""
+    if isinstance(module, _WEIGHTED) or getattr(module, "multiplies", False) is True:
+        return True
+    return any(
+        f"{k.__module__}.{k.__qualname__}" in _WEIGHTED_ELSEWHERE for k in type(module).__mro__
+    )
 
 
 def clean(name: str) -> str:
@@ -289,6 +301,14 @@ def _evaluated(module: nn.Module, attribute: str, steps: nn.Module) -> Tensor:
             part.training = mode
 
 
+def matrices(model: nn.Module) -> set[str]:
+    """Clean names of the weights that :func:`weights` takes by itself, unchecked."""
+    by_id = {id(p): name for name, p in parameters(model).items()}
+    layers = (module for module in model.modules() if _multiplies(module))
+    own = (p for module in layers for p in module.parameters() if p.ndim >= 2)
+    return {by_id[id(p)] for p in own if id(p) in by_id}
+
+
 def weights(
     model: nn.Module,
     *,
@@ -297,7 +317,8 @@ def weights(
 ) -> dict[str, nn.Parameter]:
     """The compressible weights: parameters of two or more dimensions in layers that multiply.
 
-    Linear, convolution (grouped and transposed too), recurrent and attention weights; biases,
+    Linear (transformers' ``Conv1D`` as well), convolution (grouped and transposed too), recurrent
+    and attention weights; biases,
     batch-norm and embeddings stay out unless ``include`` names them. Definition order; tied
     weights once. An embedding tied to a linear layer counts as the linear layer's weight.
 
@@ -307,16 +328,7 @@ def weights(
     shares memory with another tensor (:mod:`gossamer.core.access`).
     """
     everything = parameters(model)
-    by_id = {id(p): name for name, p in everything.items()}
-    if include is not None:
-        chosen = set(select(everything, include, model))
-    else:
-        chosen = set()
-        for module in model.modules():
-            if isinstance(module, _WEIGHTED):
-                for p in module.parameters():
-                    if p.ndim >= 2 and id(p) in by_id:
-                        chosen.add(by_id[id(p)])
+    chosen = matrices(model) if include is None else set(select(everything, include, model))
     if exclude is not None:
         chosen -= set(select(everything, exclude, model))
     found = {name: p for name, p in everything.items() if name in chosen}

@@ -1,6 +1,7 @@
 """A user's network as a run takes it: a copy of its own, without wrappers, of plain weights.
 
-Wrappers of other libraries and derived weights (weight norm, spectral norm, torch's pruning) hide
+Wrappers of other libraries (data parallel, ``torch.compile``, Lightning, PEFT's adapters) and
+derived weights (weight norm, spectral norm, torch's pruning) hide
 the tensors that are trained, stored and loaded. A run works on a network of the same function
 without them, and says what it took off. The network that a file is proved with is treated alike.
 """
@@ -11,13 +12,14 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gossamer.core.errors import ArgumentError
+from gossamer.core.made import mark
 
 __all__ = ["copied", "plain", "unwrapped"]
 
@@ -52,6 +54,8 @@ def copied(model: nn.Module, what: str = "model") -> nn.Module:
 def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """The network inside DataParallel, DistributedDataParallel and ``torch.compile``; and a note.
 
+    A LightningModule without a ``forward`` of its own is a wrapper as well.
+
     Raises :class:`ArgumentError` for TorchScript and sharded (FSDP) networks, which have none.
     """
     told: list[str] = []
@@ -66,13 +70,17 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
 def plain(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """The network inside its wrappers, with plain weights; what was taken off, in words.
 
-    ``model`` is changed: compiled parts are unwrapped too; parametrizations and the older hooks
-    that derive a weight are evaluated once, in evaluation mode, and taken off. The function stays
-    the same.
+    ``model`` is changed: compiled parts are unwrapped too, adapters of PEFT merged;
+    parametrizations and the older hooks that derive a weight are evaluated once, in evaluation
+    mode, and taken off. The function stays the same.
 
     Raises :class:`ArgumentError` as :func:`unwrapped` does.
     """
     model, told = unwrapped(model)
+    model, more = _merged(model)
+    told += more
+    if isinstance(model, fx.GraphModule):
+        mark(model)
     for name, module in list(model.named_modules()):
         for key, child in list(module.named_children()):
             while (inner := _inner(child)) is not None:
@@ -91,10 +99,63 @@ def _inner(module: nn.Module) -> nn.Module | None:
         inner = module.module
     elif type(module).__name__ == "OptimizedModule":  # torch.compile; its module is private
         inner = module._orig_mod
+    elif _is("LightningModule", module) and not _has_forward(module):
+        inner = _only_child(module)
     else:
         return None
-    assert isinstance(inner, nn.Module)  # both classes' own invariant
+    assert isinstance(inner, nn.Module)  # the classes' own invariant
     return inner
+
+
+def _is(kind: str, module: nn.Module) -> bool:
+    """Whether a class of this name of Lightning or PEFT is among the module's."""
+    origins = ("lightning", "pytorch_lightning", "peft")
+    return any(
+        k.__name__ == kind and k.__module__.partition(".")[0] in origins
+        for k in type(module).__mro__
+    )
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a LightningModule says itself what it computes."""
+    first = next(k for k in type(module).__mro__ if "forward" in vars(k))
+    return first is not nn.Module and first.__name__ != "LightningModule"
+
+
+def _only_child(module: nn.Module) -> nn.Module:
+    """The child that holds all parameters; Lightning's metrics and losses hold none."""
+    found = [c for c in module.children() if next(c.parameters(), None) is not None]
+    if len(found) != 1 or next(module.parameters(recurse=False), None) is not None:
+        raise ArgumentError(
+            f"{type(module).__name__} is a LightningModule without a forward, and holds "
+            f"{len(found)} networks; give it a forward, or give the network in it"
+        )
+    return found[0]
+
+
+def _merged(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The network with adapters of PEFT added to the weights that they adapt."""
+    told: list[str] = []
+    for name, module in [("", model), *model.named_modules()]:
+        merge: Any = module
+        if _is("PeftModel", module):
+            if not hasattr(merge.base_model, "merge_and_unload"):
+                raise ArgumentError(
+                    f"{name or 'the network'} is prompted by PEFT ({type(module).__name__}), which "
+                    "cannot be merged into weights; compress the network within"
+                )
+            inner = merge.merge_and_unload(safe_merge=True)
+        elif _is("BaseTunerLayer", module) and hasattr(module, "merge"):
+            merge.merge(safe_merge=True)
+            inner = merge.get_base_layer()
+        else:
+            continue
+        told.append(f"{name or 'the network'}: PEFT's adapters are merged into its weights")
+        if not name:
+            return inner, told
+        parent, _, key = name.rpartition(".")
+        setattr(model.get_submodule(parent), key, inner)
+    return model, told
 
 
 def _refuse(name: str, module: nn.Module) -> None:
@@ -102,7 +163,7 @@ def _refuse(name: str, module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         raise ArgumentError(
             f"{where} is TorchScript ({type(module).__name__}), which can be neither changed nor "
-            "built anew; give the nn.Module that it was made from"
+            "built anew; give the nn.Module that it was made from, or the name of its file"
         )
     if type(module).__name__ in ("FullyShardedDataParallel", "FSDPModule"):
         raise ArgumentError(

@@ -1,6 +1,7 @@
 """Networks, plain torch; they know nothing of the rest.
 
-:func:`build` makes them by name, or through a user's own ``module:function``.
+:func:`build` makes them by name, through a user's own ``module:function``, or from another tool's
+file (:mod:`gossamer.nets.sources`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from gossamer.core.locate import called, find, function
 from gossamer.nets.classic import conv_n, glorot_, lenet_5, lenet_300_100, mlp
 from gossamer.nets.language import LSTMLM, lstm_lm
 from gossamer.nets.resnet import ResNet, WideResNet, resnet, wrn
+from gossamer.nets.sources import is_own, is_source, open_source
 from gossamer.nets.vision import alexnet, cifarnet, convnet, vgg
 
-__all__ = ["LSTMLM", "NETS", "ResNet", "WideResNet", "build", "glorot_"]
+__all__ = ["LSTMLM", "NETS", "ResNet", "WideResNet", "build", "glorot_", "is_own"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -78,7 +80,8 @@ def build(
     Args:
         name: one of :data:`NETS`; ``mlp-784-500-10``, ``resnet-110``, ``wrn-40-4`` and their
             like; or ``module:function`` (the current directory is importable; the function may
-            take any of these keyword arguments, and returns an nn.Module).
+            take any of these keyword arguments, and returns an nn.Module); or a file or folder
+            that :func:`gossamer.nets.sources.open_source` opens, with the values in it.
         classes: outputs; None: the network's own (10, mostly).
         in_shape: shape of one input, (C, H, W); None: the network's own.
         pretrained: load the CIFAR-10 weights of resnet-20, 32, 44 or 56 from the data folder.
@@ -93,6 +96,11 @@ def build(
     Raises :class:`ArgumentError` for unknown names, shapes and options,
     :class:`~gossamer.core.errors.DatasetError` when pretrained weights are missing.
     """
+    if is_source(name):
+        if pretrained or options:
+            given_too = "pretrained=" if pretrained else f"{next(iter(options))}="
+            raise ArgumentError(f"network {name!r} takes no {given_too}; it is a file of its own")
+        return open_source(name)
     given: dict[str, Any] = {"classes": classes, "in_shape": in_shape}
     make = NETS.get(name) or _family(name)
     if make is not None:
@@ -107,7 +115,10 @@ def build(
             )
         given = {k: v for k, v in offered.items() if k in accepted and v is not None}
     else:
-        raise ArgumentError(f"network {name!r} is not one of {', '.join(NETS)}, 'module:function'")
+        raise ArgumentError(
+            f"network {name!r} is not one of {', '.join(NETS)}, 'module:function', "
+            "'file.pt2' (exported), 'file.pt' (TorchScript), 'hf:FOLDER'"
+        )
     if classes is not None and classes < 1:
         raise ArgumentError(f"classes={classes} must be at least 1")
     if pretrained and ":" not in name and name not in _PRETRAINED:

@@ -18,7 +18,17 @@ from torch import Tensor
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.obs import Choice, Kept
 
-__all__ = ["Coded", "Pruned", "Rounded", "Sparsity", "Within", "lengths", "scale_of", "step_for"]
+__all__ = [
+    "Coded",
+    "Pruned",
+    "Rounded",
+    "Sparsity",
+    "Stored",
+    "Within",
+    "lengths",
+    "scale_of",
+    "step_for",
+]
 
 Sparsity = Literal["unstructured", "2:4", "4:8", "1x4"]
 """Which weights go together: none; n of m neighbours along the inputs; four along the inputs."""
@@ -124,8 +134,8 @@ class Rounded(Choice):
     """
 
     def __init__(self, bits: int, group: int | None = None, step: float | None = None) -> None:
-        if not 2 <= bits <= 8:
-            raise ArgumentError(f"bits={bits} is outside 2 to 8")
+        if not 2 <= bits <= 16:
+            raise ArgumentError(f"bits={bits} is outside 2 to 16")
         if group is not None and group < 1:
             raise ArgumentError(f"group={group} must be positive, or None (a row)")
         self.bits, self.group, self._given = bits, group, step
@@ -186,14 +196,17 @@ class Coded(Choice):
         step: of the grid, one for the tensor.
         rate: cost of a bit, in units of err^2.
         bits: of :func:`lengths`, for codes -most..most.
+        weight_of_rows: factors (rows,) on the errors; None: all alike.
     """
 
-    def __init__(self, step: float, rate: float, bits: Tensor) -> None:
+    def __init__(
+        self, step: float, rate: float, bits: Tensor, weight_of_rows: Tensor | None = None
+    ) -> None:
         if not (step > 0 and math.isfinite(step)):
             raise ArgumentError(f"step={step} must be positive and finite")
         if not rate >= 0:
             raise ArgumentError(f"rate={rate} must be at least 0")
-        self.step, self.rate, self._bits = step, rate, bits
+        self.step, self.rate, self._bits, self._of_rows = step, rate, bits, weight_of_rows
         self._most = (len(bits) - 1) // 2
 
     def column(self, number: int, weight: Tensor, diagonal: Tensor) -> Tensor:
@@ -206,9 +219,36 @@ class Coded(Choice):
             -self._most, self._most
         )
         error = ((place - tried) * (self.step / diagonal[0])).square()
+        if self._of_rows is not None:
+            error = error * self._of_rows
         cost = error + self.rate * self._bits[(tried + self._most).long()]
         best = tried.gather(0, cost.argmin(0, keepdim=True))[0]
         return best * self.step + 0.0
+
+
+@dataclass
+class Stored(Choice):
+    """What another choice gives, as a floating type holds it, so that its rounding is carried too.
+
+    Args:
+        dtype: that the weight is stored in.
+        then: the other choice.
+    """
+
+    dtype: torch.dtype
+    then: Choice
+
+    def begin(self, weight: Tensor, diagonal: Tensor) -> None:
+        """Pass on."""
+        self.then.begin(weight, diagonal)
+
+    def block(self, start: int, weight: Tensor, diagonal: Tensor) -> None:
+        """Pass on."""
+        self.then.block(start, weight, diagonal)
+
+    def column(self, number: int, weight: Tensor, diagonal: Tensor) -> Tensor:
+        """The value that the type holds nearest to the other choice's."""
+        return self.then.column(number, weight, diagonal).to(self.dtype).double()
 
 
 @dataclass

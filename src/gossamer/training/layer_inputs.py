@@ -1,34 +1,102 @@
 """What a network's weights are multiplied with: seen at the products themselves.
 
-Every product of a weight is an operation of torch (``addmm``, ``mm``, ``bmm``, ``convolution``),
-whatever module or function asked for it: a linear layer, GPT-2's ``Conv1D``, attention's packed
-projection, a recurrent layer's steps. They are watched below autograd, where a weight is known by
-its memory, so no module type has a rule of its own here.
+Every product of a weight is an operation of torch (``addmm``, ``mm``, ``bmm``, ``convolution``,
+``embedding``), whatever module or function asked for it: a linear layer, GPT-2's ``Conv1D``,
+attention's packed projection, a recurrent layer's steps. They are watched below autograd, where a
+weight is known by its memory, so no module type has a rule of its own here.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gossamer.core import names
-from gossamer.core.errors import ArgumentError
+from gossamer.core import names, nest
 from gossamer.core.modes import device_of, evaluating
 
-__all__ = ["Moments", "inputs_of", "moments", "readers"]
+__all__ = ["Layout", "Reading", "Use", "feed", "inputs_of", "readers"]
 
-_ADD = {torch.ops.aten.addmm.default: 1, torch.ops.aten.baddbmm.default: 1}
-_PRODUCT = {torch.ops.aten.mm.default: 0, torch.ops.aten.bmm.default: 0, **_ADD}
-_CONVOLUTION = torch.ops.aten.convolution.default
+_aten = torch.ops.aten
+_PRODUCTS = {  # operation -> the place of its first factor
+    _aten.mm.default: 0, _aten.bmm.default: 0, _aten.mv.default: 0,
+    _aten.addmm.default: 1, _aten.baddbmm.default: 1, _aten.addmv.default: 1,
+}  # fmt: skip
+_LOOKUPS = {
+    _aten.embedding.default,
+    _aten._embedding_bag.default,
+    _aten._embedding_bag_forward_only.default,
+}
 
-See = Callable[[str, bool, list[Tensor]], None]
-"""(clean name, whether the weight is (inputs, outputs), inputs (n, columns) of each group)."""
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight is read as a matrix (outputs, inputs).
+
+    Attributes:
+        kind: ``filters``: (outputs, ...), all behind is inputs; ``rows``: (..., outputs, inputs);
+            ``columns``: (..., inputs, outputs); ``transposed``: (inputs, outputs / groups, ...)
+            of a transposed convolution.
+        groups: of a transposed convolution.
+
+    >>> Layout("columns").matrix(torch.zeros(3, 5)).shape
+    torch.Size([5, 3])
+    """
+
+    kind: Literal["filters", "rows", "columns", "transposed"] = "filters"
+    groups: int = 1
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight as a matrix."""
+        if self.kind == "filters":
+            return weight.reshape(len(weight), -1)
+        if self.kind == "rows":
+            return weight.reshape(-1, weight.shape[-1])
+        if self.kind == "columns":
+            return weight.mT.reshape(-1, weight.shape[-2])
+        return self._grouped(weight).movedim(1, 2).flatten(0, 1).flatten(1)
+
+    def weight(self, matrix: Tensor, shape: Iterable[int]) -> Tensor:
+        """The matrix as a weight of this shape: the inverse of :meth:`matrix`."""
+        shape = tuple(shape)
+        if self.kind in ("filters", "rows"):
+            return matrix.reshape(shape)
+        if self.kind == "columns":
+            return matrix.reshape(*shape[:-2], shape[-1], shape[-2]).mT
+        inputs, outputs, *kernel = shape
+        parts = matrix.reshape(self.groups, outputs, inputs // self.groups, *kernel)
+        return parts.movedim(1, 2).reshape(shape)
+
+    def _grouped(self, weight: Tensor) -> Tensor:
+        return weight.reshape(self.groups, -1, *weight.shape[1:])
+
+
+@dataclass(frozen=True)
+class Use:
+    """One product of a weight, or one look-up in it.
+
+    Attributes:
+        name: clean name of the weight.
+        layout: how the weight is read.
+        rows: of the matrix, from the first to the one behind the last.
+        inputs: (n, columns) of each group, whose rows are even parts of ``rows``.
+        ids: (n,), the rows that were looked up; of a table, which has no inputs.
+    """
+
+    name: str
+    layout: Layout
+    rows: tuple[int, int]
+    inputs: list[Tensor] = field(default_factory=list)
+    ids: Tensor | None = None
+
+
+See = Callable[[Use], None]
 
 
 class _Stop(Exception):
@@ -50,11 +118,17 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func is _CONVOLUTION:
+        if func is _aten.convolution.default:
             self._convolution(*args)
-        elif func in _PRODUCT:
-            first = _PRODUCT[func]
+        elif func in _PRODUCTS:
+            first = _PRODUCTS[func]
             self._product(args[first], args[first + 1])
+        elif func in _LOOKUPS:
+            self._lookup(args[0], args[1])
+        elif func is _aten.index.Tensor and len(args[1]) == 1:
+            self._lookup(args[0], args[1][0])
+        elif func is _aten.index_select.default and args[1] == 0:
+            self._lookup(args[0], args[2])
         return out
 
     def _of(self, operand: Any) -> tuple[str, Tensor] | None:
@@ -66,27 +140,55 @@ class _Watch(TorchDispatchMode):
                 return name, weight
         return None
 
+    def _lookup(self, table: Any, ids: Tensor) -> None:
+        known = self._of(table)
+        if known is None or table.shape != known[1].shape or table.ndim != 2:
+            return
+        if ids.dtype == torch.bool:
+            return
+        self._see(Use(known[0], Layout("rows"), (0, len(table)), ids=ids.reshape(-1)))
+
     def _product(self, left: Tensor, right: Tensor) -> None:
-        for x, w, turned in ((left, right, False), (right, left, True)):
+        if right.ndim == 1:
+            right = right[:, None]
+        if left.ndim == 1 or left.shape[-1] != right.shape[-2]:
+            return
+        for x, w, behind in ((left, right, True), (right, left, False)):
             known = self._of(w)
             if known is None:
                 continue
-            name, weight = known
-            if w.ndim == 3:  # one weight for the whole batch, expanded
-                if w.stride(0) not in (0, w.shape[1] * w.shape[2]) or weight.ndim != 2:
-                    return
-                w, x = w[0], x.reshape(-1, x.shape[-1]) if not turned else x
-            # x @ w, w (columns, outputs); or w @ x, w (outputs, columns)
-            inputs = x if not turned else x.movedim(-2, -1).reshape(-1, x.shape[-2])
-            columns = w.shape[0] if not turned else w.shape[1]
-            along = w.stride(0) if not turned else w.stride(1)
-            if columns not in weight.shape or inputs.shape[-1] != columns:
-                return
-            turned = along != 1
-            if weight.ndim == 2 and weight.shape[0] != weight.shape[1]:
-                turned = weight.shape[1] != columns  # strides of single columns say nothing
-            self._see(name, turned, [inputs.reshape(-1, columns)])
+            # x as (..., n, columns), w as (..., outputs, columns)
+            x, w = (x, w.mT) if behind else (x.mT, w)
+            if w.ndim == 3 and (w.stride(0) == 0 or len(w) == 1):  # one weight for the whole batch
+                self._matrix(*known, w[0], x)
+            elif w.ndim == 3:  # one for each of the batch: experts
+                for one, mine in zip(w.unbind(), x.unbind(), strict=True):
+                    self._matrix(*known, one, mine)
+            else:
+                self._matrix(*known, w, x)
             return
+
+    def _matrix(self, name: str, weight: Tensor, w: Tensor, x: Tensor) -> None:
+        """A product with ``w`` (outputs, columns), which lies in the weight."""
+        outputs, columns = w.shape
+        along = 1 if columns == 1 else w.stride(1)
+        across = None if outputs == 1 else w.stride(0)
+        begin = (w.data_ptr() - weight.data_ptr()) // weight.element_size()
+        if not weight.is_contiguous() or weight.ndim < 2:
+            return
+        length, behind = weight.shape[-1], weight[0].numel()
+        layout, first = None, 0
+        if along == 1 and columns == length and begin % length == 0 and across in (None, length):
+            layout, first = Layout("rows"), begin // length
+        elif along == 1 and columns == behind and begin % behind == 0 and across in (None, behind):
+            layout, first = Layout("filters"), begin // behind
+        if layout is None and columns == weight.shape[-2] and across in (None, 1):
+            block, first = divmod(begin, weight.shape[-2] * length)
+            if (columns == 1 or w.stride(1) == length) and first + outputs <= length:
+                layout, first = Layout("columns"), block * length + first
+        if layout is not None:
+            inputs = [x.reshape(-1, columns)]
+            self._see(Use(name, layout, (first, first + outputs), inputs))
 
     def _convolution(
         self,
@@ -97,30 +199,58 @@ class _Watch(TorchDispatchMode):
         padding: list[int],
         dilation: list[int],
         transposed: bool,
-        output_padding: Any,
+        output_padding: list[int],
         groups: int,
     ) -> None:
         known = self._of(w)
-        if known is None or transposed or x.ndim > 4 or w.shape != known[1].shape:
+        if known is None or w.shape != known[1].shape or x.ndim != w.ndim:
             return
-        if x.ndim == 3:  # one dimension: of two, the first of which is 1
-            x, w = x[:, :, None], w[:, :, None]
-            stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-        found = F.unfold(
-            x, w.shape[2:], (*dilation,), (*padding,), (*stride,)
-        )  # (N, C kh kw, places)
-        rows = found.movedim(1, 2).reshape(-1, groups, found.shape[1] // groups)
-        self._see(known[0], False, list(rows.unbind(1)))
+        kernel, layout, outputs = w.shape[2:], Layout(), len(w)
+        before = after = list(padding)
+        if transposed:  # the same as a convolution, its kernel turned, of inputs with gaps
+            layout, outputs = Layout("transposed", groups), groups * w.shape[1]
+            x, stride = _with_gaps(x, stride), [1] * len(kernel)
+            reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            before = [r - p for r, p in zip(reach, padding, strict=True)]
+            after = [b + o for b, o in zip(before, output_padding, strict=True)]
+        found = _patches(x, kernel, stride, before, after, dilation)
+        if transposed:
+            found = found.flip(tuple(range(3, 3 + len(kernel))))
+        # (N, places, C, kernel)
+        rows = found.reshape(-1, groups, x.shape[1] // groups * kernel.numel())
+        self._see(Use(known[0], layout, (0, outputs), list(rows.unbind(1))))
 
 
-def _feed(model: nn.Module, batch: Any) -> None:
-    device = device_of(model)
-    if isinstance(batch, Mapping):
-        model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-    elif isinstance(batch, (tuple, list)):
-        model(*(v.to(device) if isinstance(v, Tensor) else v for v in batch))
-    else:
-        model(batch.to(device))
+def _with_gaps(x: Tensor, stride: list[int]) -> Tensor:
+    """Inputs (N, C, ...) spread by the stride of a transposed convolution, zeros between them."""
+    sizes = [s * (n - 1) + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
+    spread = x.new_zeros((*x.shape[:2], *sizes))
+    spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = x
+    return spread
+
+
+def _patches(
+    x: Tensor,
+    kernel: Iterable[int],
+    stride: list[int],
+    before: list[int],
+    after: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """What a convolution's kernel lies on, (N, places, C, *kernel); paddings may be negative."""
+    pads = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
+    x = F.pad(x, pads)
+    axes = x.ndim - 2
+    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+    places = list(range(2, 2 + axes))
+    x = x.permute(0, *places, 1, *range(2 + axes, 2 + 2 * axes))
+    return x.flatten(1, axes)
+
+
+def feed(model: nn.Module, batch: Any) -> Any:
+    """What the network gives for a batch, on its own device (:func:`gossamer.core.nest.feed`)."""
+    return nest.feed(model, nest.moved(batch, device_of(model)))
 
 
 @contextlib.contextmanager
@@ -128,13 +258,16 @@ def _plain_kernels(model: nn.Module) -> Iterator[None]:
     """No fused paths that read weights where nothing can watch."""
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
     fast, fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    cudnn = torch.backends.cudnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
     torch._C._set_mkldnn_enabled(fused and not recurrent)
+    torch._C._set_cudnn_enabled(cudnn and not recurrent)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._set_mkldnn_enabled(fused)
+        torch._C._set_cudnn_enabled(cudnn)
 
 
 def inputs_of(
@@ -145,100 +278,53 @@ def inputs_of(
     Args:
         batch: a tensor, a tuple of a network's arguments, or a mapping of them by name.
         weights: clean name -> the network's own tensor.
-        see: called for each product.
+        see: called for each :class:`Use`, with inputs that are the network's own tensors: later
+            operations may write to them.
         uses: stop after so many; 0: run to the end.
     """
     left = uses
 
-    def told(name: str, turned: bool, inputs: list[Tensor]) -> None:
+    def told(use: Use) -> None:
         nonlocal left
-        see(name, turned, inputs)
+        see(use)
         left -= 1
         if left == 0:
             raise _Stop
 
     watch, stop = _Watch(weights, told), contextlib.suppress(_Stop)
     with torch.no_grad(), evaluating(model), _plain_kernels(model), stop, watch:
-        _feed(model, batch)
+        feed(model, batch)
 
 
-def readers(model: nn.Module, batch: Any, include: Iterable[str]) -> dict[str, int]:
-    """The weights in the order of their first use, and how often a batch uses each.
-
-    A weight whose products cannot be seen (a transposed convolution, an embedding's table) is not
-    among them.
-    """
-    own = names.parameters(model)
-    found: dict[str, int] = {}
-
-    def see(name: str, turned: bool, inputs: list[Tensor]) -> None:
-        found[name] = found.get(name, 0) + 1
-
-    inputs_of(model, batch, {n: own[n] for n in include}, see)
-    return found
-
-
-class Moments:
-    """Sums over a weight's inputs, per group of a grouped convolution.
+@dataclass
+class Reading:
+    """How batches read a weight.
 
     Attributes:
-        hessian: Y Y^T (groups, columns, columns), float64, over the inputs Y that it has now.
-        cross: X Y^T, X its inputs in the original network.
-        count: inputs summed.
-        turned: the weight is (inputs, outputs).
+        uses: by each batch, of one or the other kind.
+        multiplied, looked_up: as a matrix, as a table.
     """
 
-    def __init__(self) -> None:
-        self.hessian: Tensor | None = None
-        self.cross: Tensor | None = None
-        self.count = 0
-        self.turned = False
-
-    def add(self, now: list[Tensor], before: list[Tensor]) -> None:
-        """Inputs of one product: in the network as it is, and in the original."""
-        y, x = torch.stack(now), torch.stack(before)
-        if not torch.isfinite(y).all():
-            raise ArgumentError("calibration inputs lead to NaN or infinity inside the network")
-        # a batch in float32: its rounding is far below the damping, and takes half the time
-        hessian, cross = (y.mT @ y).double(), (x.mT @ y).double()
-        self.hessian = hessian if self.hessian is None else self.hessian + hessian
-        self.cross = cross if self.cross is None else self.cross + cross
-        self.count += y.shape[1]
+    uses: list[int]
+    multiplied: bool = False
+    looked_up: bool = False
 
 
-def moments(
-    model: nn.Module, original: nn.Module, batches: Iterable[Any], name: str, uses: int
-) -> Moments:
-    """The moments of one weight's inputs over all batches.
+def readers(model: nn.Module, batches: Iterable[Any], include: Iterable[str]) -> dict[str, Reading]:
+    """The weights in the order of their first use, and how often each batch uses them.
 
-    Args:
-        model, original: as it is now, and as it was; the same modules.
-        batches: as :func:`inputs_of` takes them.
-        name: clean name of the weight.
-        uses: of the weight by a batch (:func:`readers`).
-
-    Raises :class:`ArgumentError` where the networks use it differently, or inputs are not finite.
+    A weight whose products cannot be seen (a bilinear layer's) is not among them.
     """
-    found = Moments()
-    for batch in batches:
-        seen: list[list[list[Tensor]]] = []
-        for network in (original, model):
-            mine: list[list[Tensor]] = []
+    own = names.parameters(model)
+    weights, every = {n: own[n] for n in include}, list(batches)
+    found: dict[str, Reading] = {}
+    for number, batch in enumerate(every):
 
-            def see(_: str, turned: bool, inputs: list[Tensor], mine: Any = mine) -> None:
-                found.turned = turned
-                mine.append([x.float() for x in inputs])
+        def see(use: Use, number: int = number) -> None:
+            reading = found.setdefault(use.name, Reading([0] * len(every)))
+            reading.uses[number] += 1
+            reading.multiplied |= use.ids is None
+            reading.looked_up |= use.ids is not None
 
-            inputs_of(network, batch, {name: names.parameters(network)[name]}, see, uses=uses)
-            seen.append(mine)
-        before, now = seen
-        if [[x.shape for x in use] for use in before] != [[x.shape for x in u] for u in now]:
-            raise ArgumentError(
-                f"{name} is used otherwise in the compressed network than before: its inputs "
-                "decide where it is used; exclude it"
-            )
-        for x, y in zip(before, now, strict=True):
-            found.add(y, x)
-    if found.hessian is None:
-        raise ArgumentError(f"no batch reaches {name}; give calibration inputs")
+        inputs_of(model, batch, weights, see)
     return found

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
-from gossamer.compression.layers import per_layer
+from gossamer.compression.layers import chosen, per_layer
 from gossamer.compression.parts import examples
 from gossamer.compression.settings import ByLayer, LayerDensity, Positive, Strength
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
-from gossamer.core import names, nest
+from gossamer.core import access, names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
-from gossamer.core.obs import Choice, Kept, factor, solve, start_from
-from gossamer.quantize.obs import (
-    Coded,
-    Pruned,
-    Rounded,
-    Sparsity,
-    Within,
-    lengths,
-    scale_of,
-    step_for,
-)
-from gossamer.training.layer_inputs import Moments, moments, readers
+from gossamer.quantize.layerwise import Treatment
+from gossamer.quantize.obs import Sparsity
+from gossamer.quantize.posttraining import treat_network
+from gossamer.training.layer_inputs import Reading, readers
 
 __all__ = ["Obs"]
-
-_MOST = 2000  # codes of a rate-coded layer: -2000..2000
-_PASSES = 2  # over a rate-coded layer: the first prices codes as rounding to nearest has them
 
 
 class Obs(LayerStage):
@@ -53,17 +42,22 @@ class Obs(LayerStage):
         damp: added to the Hessian's diagonal, as a part of its mean.
         calibration: how many examples are looked at.
         calibrate_on: of which split; labels are not read, the test split decides nothing.
+        embeddings: round or code the tables of embeddings as well.
+        correct: move biases, and measure batch-norm statistics anew, where that brings outputs
+            nearer on calibration inputs that are held back for it.
     """
 
     stage: Literal["obs"] = "obs"
     density: LayerDensity | None = None
     sparsity: Sparsity = "unstructured"
-    bits: ByLayer[Annotated[int, Field(ge=2, le=8)]] | None = None
+    bits: ByLayer[Annotated[int, Field(ge=2, le=16)]] | None = None
     group: Literal["tensor", "channel"] | Annotated[int, Field(ge=8)] = "channel"
     rate: Strength | None = None
     damp: Positive = 0.01
     calibration: Annotated[int, Field(ge=1)] = 512
     calibrate_on: Literal["train", "validation"] = "train"
+    embeddings: bool = False
+    correct: bool = True
 
     rebuilds: ClassVar[bool] = True
     by_layer: ClassVar[tuple[str, ...]] = ("density", "bits", "rate")
@@ -84,114 +78,100 @@ class Obs(LayerStage):
         """Where values are few."""
         return self.bits is not None or self.rate is not None
 
+    def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Those of layers that multiply, and embeddings' tables; or all that ``include`` names.
+
+        In a network of which no layer is known, every matrix.
+        """
+        if self.include is not None:
+            return super().weights(model)
+        tables, every = _tables(model), names.parameters(model)
+        known = names.matrices(model)
+        known = known or {n for n, p in every.items() if p.ndim >= 2 and n not in tables}
+        if self.embeddings:
+            known |= tables
+        return chosen(model, [n for n in every if n in known], self.exclude)
+
     def run(self, state: State) -> None:
         """Layer by layer, in the order in which an input meets them."""
-        weights = self.weights(state.model)
-        wanted = {
-            key: {}
-            if (value := getattr(self, key)) is None
-            else per_layer(state.model, weights, value)
-            for key in self.by_layer
-        }
-        treated = [n for n in weights if any(n in found for found in wanted.values())]
-        if not treated:
-            raise ArgumentError(f"stage {state.name} names no layer; give density, bits or rate")
         split = getattr(state.data, self.calibrate_on)
         batches = examples(split, self.calibration, state.generator(97))
-        original = copy.deepcopy(state.model)
-        uses = readers(state.model, batches[0], treated)
-        rows: list[dict[str, Any]] = []
-        order = [*uses, *(n for n in treated if n not in uses)]
-        for done, name in enumerate(order):
-            seen = None
-            if name in uses:
-                seen = moments(state.model, original, batches, name, uses[name])
-            options = {key: found.get(name) for key, found in wanted.items()}
-            mask = state.masks.get(name)
-            rows.append({"name": name, **self._treat(weights[name], seen, mask, **options)})
-            state.progress.count(f"{state.name} layers", done + 1, len(order), name)
-        state.fixed -= set(treated)
-        pruned = {n for n in treated if n in wanted["density"] or n in state.masks}
-        own = names.parameters(state.model)
-        state.masks.update(Masks.of({n: own[n] for n in pruned}))
+        every = names.parameters(state.model)
+        read = readers(state.model, batches, [n for n, p in every.items() if p.ndim >= 2])
+        weights = self._found(state.model, read)
+        given = {
+            key: {} if (value := getattr(self, key)) is None
+            else per_layer(state.model, weights, value)
+            for key in self.by_layer
+        }  # fmt: skip
+        like = Treatment(sparsity=self.sparsity, group=self.group, damp=self.damp)
+        wanted: dict[str, Treatment] = {}
+        for name in weights:
+            options: Any = {key: found[name] for key, found in given.items() if name in found}
+            if options:
+                wanted[name] = replace(like, **options)
+        if not wanted:
+            raise ArgumentError(f"stage {state.name} names no layer; give density, bits or rate")
+        done = treat_network(
+            state.model,
+            batches,
+            wanted,
+            read,
+            masks=state.masks,
+            correct=self.correct,
+            kept=lambda number: state.out / f"{state.name}-{number}.train.pt",
+            progress=lambda *now: state.progress.count(f"{state.name} layers", *now),
+        )
+        state.fixed -= set(wanted)
+        pruned = {n for n in wanted if n in given["density"] or n in state.masks}
+        state.masks.update(Masks.of({n: every[n] for n in pruned}))
         if self.shares:
-            state.fixed |= {n for n in treated if n in wanted["bits"] or n in wanted["rate"]}
-        state.notes["obs"] = {"layers": rows, "examples": sum(nest.count(b) for b in batches)}
+            state.fixed |= {n for n in wanted if n in given["bits"] or n in given["rate"]}
+        outside = _outside(state.model, wanted, read)
+        for row in (*done.rows, *outside):
+            if row["note"]:
+                state.progress.say(f"  {row['name']}: {row['note']}")
+        state.notes["obs"] = {
+            "layers": done.rows,
+            "outside": outside,
+            "examples": min(self.calibration, len(split)),
+            "batch_norm": done.batch_norm,
+        }
 
-    @torch.no_grad()
-    def _treat(
-        self,
-        weight: nn.Parameter,
-        seen: Moments | None,
-        mask: Tensor | None,
-        *,
-        density: float | None,
-        bits: int | None,
-        rate: float | None,
-    ) -> dict[str, Any]:
-        """Set one weight; what became of it."""
-        turned = seen is not None and seen.turned
-        groups = 1 if seen is None or seen.hessian is None else len(seen.hessian)
-        plain = weight.detach().T if turned else weight.detach()
-        matrix = plain.reshape(groups, plain.shape[0] // groups, -1).double()
-        columns = matrix.shape[2]
-        eye = torch.eye(columns, dtype=torch.float64, device=weight.device)
-        hessian = eye.expand(groups, -1, -1) if seen is None else _given(seen.hessian)
-        power = float((matrix @ hessian * matrix).sum())
-        if not power > 0:
-            return {"seen": seen is not None, "density": _density(weight), "error": 0.0}
-        hessian = hessian / power  # err^2 is then a part of the power of the layer's outputs
-        start = matrix
-        if seen is not None:
-            cross = _given(seen.cross) / power
-            start = torch.stack(
-                [
-                    start_from(w, h, c, self.damp)
-                    for w, h, c in zip(matrix, hessian, cross, strict=True)
-                ]
-            )
-        uppers = [factor(h, self.damp) for h in hessian]
-        within = None if mask is None else (mask.T if turned else mask).reshape(matrix.shape)
-
-        def solved(inner: list[Choice]) -> Tensor:
-            parts = []
-            for g, choice in enumerate(inner):
-                if density is not None and density < 1:
-                    choice = Pruned(density, self.sparsity, choice)
-                if within is not None:
-                    choice = Within(within[g].to(matrix.device), choice)
-                parts.append(solve(start[g], uppers[g], choice).weight)
-            return torch.stack(parts)
-
-        if rate is not None:
-            diagonal = torch.cat([u.diagonal() for u in uppers])
-            price = rate / 1000
-            step = step_for(diagonal, price)
-            found = start
-            for _ in range(_PASSES):
-                code_bits = lengths((found / step).round(), _MOST)
-                found = solved([Coded(step, price, code_bits) for _ in uppers])
-        elif bits is not None:
-            group = self.group if isinstance(self.group, int) else None
-            step = None
-            if self.group == "tensor":
-                metric = torch.stack([u.diagonal().square().reciprocal() for u in uppers])
-                every = metric[:, None].expand_as(start).reshape(-1)
-                step = float(scale_of(start.reshape(1, -1), bits, every))
-            found = solved([Rounded(bits, group, step) for _ in uppers])
-        else:
-            found = solved([Kept() for _ in uppers])
-        left = matrix - found
-        error = float((left @ hessian * left).sum())
-        values = found.reshape(plain.shape)
-        weight.copy_((values.T if turned else values).to(weight.dtype))
-        return {"seen": seen is not None, "density": _density(weight), "error": error}
+    def _found(self, model: nn.Module, read: Mapping[str, Reading]) -> list[str]:
+        """What it acts on; besides the layers that are known, what a batch was multiplied with."""
+        known, every = set(self.weights(model)), names.parameters(model)
+        if self.include is None:
+            left = set(names.select(every, self.exclude, model)) if self.exclude else set[str]()
+            more = {n for n, r in read.items() if r.multiplied or self.embeddings}
+            more -= known | left | (set() if self.embeddings else _tables(model))
+            known |= {n for n in more if id(every[n]) not in access.aliases(model)}
+        return [n for n in every if n in known]
 
 
-def _given(moment: Tensor | None) -> Tensor:
-    assert moment is not None  # moments() has refused what no batch reaches
-    return moment
+def _tables(model: nn.Module) -> set[str]:
+    """The weights of embeddings that no layer shares."""
+    owners = (m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)))
+    held = {id(m.weight) for m in owners}
+    return {n for n, p in names.parameters(model).items() if id(p) in held} - names.matrices(model)
 
 
-def _density(weight: Tensor) -> float:
-    return float(torch.count_nonzero(weight)) / max(1, weight.numel())
+def _outside(
+    model: nn.Module, treated: Iterable[str], read: Mapping[str, Reading]
+) -> list[dict[str, Any]]:
+    """The matrices that were left as they are, by name, with the kind of their module and why."""
+    tables, done = _tables(model), set(treated)
+    owner = {id(p): type(m).__name__ for m in model.modules()
+             for p in m.parameters(recurse=False)}  # fmt: skip
+    rows = []
+    for name, p in names.parameters(model).items():
+        if p.ndim < 2 or name in done:
+            continue
+        why = "left as it is: the recipe does not name it"
+        if name in tables:
+            why = "left as it is: a table of an embedding (embeddings: true rounds it)"
+        elif name not in read:
+            why = "left as it is: nothing is multiplied with it"
+        kind, count = owner[id(p)], p.numel()
+        rows.append({"name": name, "kind": kind, "parameters": count, "note": why})
+    return rows

@@ -1,0 +1,216 @@
+"""One layer after training: pruned, rounded or coded by the inputs that it meets.
+
+What :mod:`gossamer.core.obs` solves, for a weight as a network has it: any layout, rows that meet
+inputs of their own (the groups of a convolution, query and key of an attention, experts), tables
+of an embedding, half precision; and its bias.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gossamer.core.errors import ArgumentError
+from gossamer.core.obs import Choice, Kept, factor, solve, start_from
+from gossamer.quantize.obs import (
+    Coded,
+    Pruned,
+    Rounded,
+    Sparsity,
+    Stored,
+    Within,
+    lengths,
+    scale_of,
+    step_for,
+)
+from gossamer.training.layer_inputs import Layout
+from gossamer.training.moments import Means, Moments, Part
+
+__all__ = ["Treatment", "treat"]
+
+_PASSES = 2  # over a rate-coded layer: the first prices codes as rounding to nearest has them
+_MOST = 1 << 20  # codes of a rate-coded layer, on each side
+_BIAS_BELOW = 1e-12  # of the mean square of the bias: smaller shifts are rounding
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What becomes of a weight; the attributes are those of the stage ``obs``."""
+
+    density: float | None = None
+    bits: int | None = None
+    rate: float | None = None
+    sparsity: Sparsity = "unstructured"
+    group: Literal["tensor", "channel"] | int = "channel"
+    damp: float = 0.01
+
+
+@torch.no_grad()
+def treat(
+    weight: Tensor,
+    seen: Moments | None,
+    how: Treatment,
+    *,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> dict[str, Any]:
+    """Set one weight in place, and its bias where that helps on the inputs held back.
+
+    Args:
+        weight: of two or more dimensions.
+        seen: its inputs; None: they are taken for independent, which is rounding to nearest.
+        how: what becomes of it.
+        mask: of its shape, True where something may stay.
+        bias: (outputs,), that is added to its products.
+
+    Returns ``density``, ``error`` (that of the outputs on the inputs, as a part of their power),
+    ``bias``: whether the bias was corrected, and ``unseen``: rows that no input reached.
+
+    Raises :class:`ArgumentError` for a rate that asks for more codes than there are.
+    """
+    layout = Layout() if seen is None or seen.layout is None else seen.layout
+    matrix = layout.matrix(weight.detach()).double()
+    if not torch.count_nonzero(matrix):
+        return {"density": 0.0, "error": 0.0, "bias": False, "unseen": 0}
+    parts, of_rows, unseen = _metric(matrix, seen)
+    within = None if mask is None else layout.matrix(mask.to(weight.device))
+    found = _solved(matrix, parts, how, within, of_rows, weight.dtype)
+    error = 0.0
+    for part in parts:
+        left = matrix[part.rows] - found[part.rows]
+        each = (left @ part.hessian * left).sum(1)
+        error += float((each if of_rows is None else each * of_rows).sum())
+    weight.copy_(layout.weight(found, weight.shape).to(weight.dtype))
+    corrected = bias is not None and len(bias) == len(matrix) and _correct(
+        bias, matrix, layout.matrix(weight.detach()).double(), parts
+    )  # fmt: skip
+    density = float(torch.count_nonzero(weight)) / weight.numel()
+    return {"density": density, "error": error, "bias": corrected, "unseen": unseen}
+
+
+def _metric(matrix: Tensor, seen: Moments | None) -> tuple[list[Part], Tensor | None, int]:
+    """The parts of all rows, such that the outputs' power is 1; factors (rows,) on their errors.
+
+    The third is how many rows no input reached: they count as the mean of the others.
+    """
+    rows, columns = matrix.shape
+    eye = torch.eye(columns, dtype=torch.float64, device=matrix.device)
+    parts = [] if seen is None else seen.parts(rows)
+    power = sum(float((matrix[p.rows] @ p.hessian * matrix[p.rows]).sum()) for p in parts)
+    if not power > 0:
+        parts = []
+    parts = [replace(p, hessian=p.hessian / power, cross=p.cross / power) for p in parts]
+    squares = matrix.square().sum(1)
+    if seen is not None and seen.counts is not None:
+        counts = seen.counts
+        if not parts:
+            # a row that these inputs never look up is looked up by others
+            of_rows = (counts + counts.mean()) / (2 * counts.mean())
+            return [_alone(0, rows, eye / float((of_rows * squares).sum()))], of_rows, 0
+        # one tensor, read as a table and as a layer (tied): each use counts by its own power
+        table = eye / float(squares.sum())
+        parts = [replace(p, hessian=p.hessian + table, cross=p.cross + table) for p in parts]
+    reached = torch.zeros(rows, dtype=torch.bool)
+    for part in parts:
+        reached[part.rows] = True
+    unseen = int((~reached).sum())
+    if unseen:
+        mean = 1.0
+        if parts:
+            mean = sum(float(p.hessian.diagonal().mean()) for p in parts) / len(parts)
+        parts = [*parts, *(_alone(a, b, eye * mean) for a, b in _gaps(reached))]
+    total = sum(float((matrix[p.rows] @ p.hessian * matrix[p.rows]).sum()) for p in parts)
+    parts = [replace(p, hessian=p.hessian / total, cross=p.cross / total) for p in parts]
+    return sorted(parts, key=lambda p: int(p.rows.start)), None, unseen
+
+
+def _alone(begin: int, end: int, hessian: Tensor) -> Part:
+    nothing = torch.zeros(len(hessian), dtype=torch.float64, device=hessian.device)
+    return Part(slice(begin, end), hessian, hessian, Means(nothing, nothing, 0))
+
+
+def _gaps(reached: Tensor) -> list[tuple[int, int]]:
+    """The runs of False."""
+    edges = torch.diff(torch.cat([reached, torch.ones(1, dtype=torch.bool)]).int(),
+                       prepend=torch.ones(1, dtype=torch.int))  # fmt: skip
+    begins, ends = (edges == -1).nonzero()[:, 0].tolist(), (edges == 1).nonzero()[:, 0].tolist()
+    return list(zip(begins, ends, strict=True))
+
+
+def _solved(
+    matrix: Tensor,
+    parts: list[Part],
+    how: Treatment,
+    within: Tensor | None,
+    of_rows: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What the matrix becomes."""
+    start, uppers = matrix.clone(), []
+    for part in parts:
+        rows = part.rows
+        if part.cross is not part.hessian:
+            start[rows] = start_from(matrix[rows], part.hessian, part.cross, how.damp)
+        uppers.append(factor(part.hessian, how.damp))
+
+    def solved(inner: Choice) -> Tensor:
+        found = torch.empty_like(matrix)
+        for part, upper in zip(parts, uppers, strict=True):
+            choice = inner
+            if dtype not in (torch.float32, torch.float64):
+                choice = Stored(dtype, choice)
+            if how.density is not None and how.density < 1:
+                choice = Pruned(how.density, how.sparsity, choice)
+            if within is not None:
+                choice = Within(within[part.rows], choice)
+            found[part.rows] = solve(start[part.rows], upper, choice).weight
+        return found
+
+    if how.rate is not None:
+        price = how.rate / 1000
+        step = step_for(torch.cat([u.diagonal() for u in uppers]), price)
+        # errors that are carried may push a weight past the largest
+        most = math.ceil(2 * float(torch.maximum(start.abs().max(), matrix.abs().max())) / step) + 1
+        if most > _MOST:
+            raise ArgumentError(
+                f"rate={how.rate} asks for {most:,} codes on each side of zero; give a larger one"
+            )
+        found = start
+        for _ in range(_PASSES):
+            code_bits = lengths((found / step).round(), most)
+            found = solved(Coded(step, price, code_bits, of_rows))
+        return found
+    if how.bits is not None:
+        group = how.group if isinstance(how.group, int) else None
+        fixed = None
+        if how.group == "tensor":
+            metric = [
+                u.diagonal().square().reciprocal().expand(p.rows.stop - p.rows.start, -1)
+                for p, u in zip(parts, uppers, strict=True)
+            ]
+            fixed = float(scale_of(start.reshape(1, -1), how.bits, torch.cat(metric).reshape(-1)))
+        return solved(Rounded(how.bits, group, fixed))
+    return solved(Kept())
+
+
+def _correct(bias: Tensor, before: Tensor, now: Tensor, parts: list[Part]) -> bool:
+    """Add the mean of what the outputs lost, where inputs that were held back say so as well."""
+    shift, gain = torch.zeros(len(before), dtype=torch.float64, device=before.device), 0.0
+    for part in parts:
+        if part.held is None:
+            return False
+        lost, apart = (
+            (before[part.rows] @ m.before - now[part.rows] @ m.now) / m.count
+            for m in (part.means, part.held)
+        )
+        shift[part.rows] = lost
+        # E|e - shift|^2 is smaller than E|e|^2 by
+        gain += float((2 * lost * apart - lost.square()).sum())
+    if not gain > _BIAS_BELOW * float(bias.double().square().sum()):
+        return False
+    bias.add_(shift.to(bias.dtype))
+    return True

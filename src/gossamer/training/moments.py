@@ -1,0 +1,216 @@
+"""Sums over a weight's inputs: what a layer's error on real inputs is measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
+from gossamer.training.layer_inputs import Layout, Use, inputs_of
+
+__all__ = ["Means", "Moments", "Part", "moments"]
+
+
+@dataclass
+class Means:
+    """Sums of inputs, (columns,): of the network as it is, and of the original."""
+
+    now: Tensor
+    before: Tensor
+    count: int
+
+
+@dataclass
+class Part:
+    """Rows of a weight's matrix that meet the same inputs.
+
+    Attributes:
+        rows: of the matrix.
+        hessian: Y Y^T (columns, columns), float64, over the inputs Y that the rows have now.
+        cross: X Y^T, X their inputs in the original network.
+        means: sums of the inputs; of the held-back ones in ``held``.
+    """
+
+    rows: slice
+    hessian: Tensor
+    cross: Tensor
+    means: Means
+    held: Means | None = None
+
+
+@dataclass
+class _Sums:
+    """Of one range of rows, (groups, columns, columns) and (groups, columns)."""
+
+    hessian: Tensor
+    cross: Tensor
+    now: Tensor
+    before: Tensor
+    count: int
+
+
+@dataclass
+class Moments:
+    """Sums over a weight's inputs.
+
+    Attributes:
+        layout: how the weight is read; None: it is not used.
+        counts: of a table: how often each row is looked up, (rows,); None: it is no table.
+        mixed: it is read in two ways, of which only the first is measured.
+        paired: the inputs of the two networks could be compared; else those of the network as it
+            is count for both.
+    """
+
+    layout: Layout | None = None
+    counts: Tensor | None = None
+    mixed: bool = False
+    paired: bool = True
+    _sums: dict[tuple[int, int], _Sums] = field(default_factory=dict)
+    _held: dict[tuple[int, int], _Sums] = field(default_factory=dict)
+
+    def add(self, now: Use, before: list[Tensor] | None, rows: int, *, held: bool = False) -> None:
+        """One use in the network as it is, with its inputs in the original (None: unpaired).
+
+        Args:
+            rows: of a table.
+            held: these inputs are held back from all but :attr:`Part.held`.
+        """
+        if now.ids is not None:
+            if not held:
+                counted = now.ids.bincount(minlength=rows).double()
+                self.counts = counted if self.counts is None else self.counts + counted
+            self.layout = self.layout or now.layout
+            return
+        # of a matrix, both are the same
+        self.layout = self.layout or now.layout
+        if self.layout != now.layout:
+            self.mixed = True
+            return
+        y = torch.stack([i.float() for i in now.inputs])
+        if not torch.isfinite(y).all():
+            raise ArgumentError("calibration inputs lead to NaN or infinity inside the network")
+        self.paired &= before is not None
+        x = y if before is None else torch.stack(before)
+        into = self._held if held else self._sums
+        # a batch in float32: its rounding is far below the damping, and takes half the time
+        found = _Sums(
+            torch.zeros(()) if held else (y.mT @ y).double(),
+            torch.zeros(()) if held else (x.mT @ y).double(),
+            y.double().sum(1),
+            x.double().sum(1),
+            y.shape[1],
+        )
+        if (known := into.get(now.rows)) is not None:
+            found = _added(known, found)
+        into[now.rows] = found
+
+    def parts(self, rows: int) -> list[Part]:
+        """Rows that meet the same inputs, in order, of all that were seen.
+
+        Args:
+            rows: of the weight's matrix.
+        """
+        cuts = {0, rows}
+        for (begin, end), sums in self._sums.items():
+            step = (end - begin) // len(sums.now)
+            cuts |= set(range(begin, end + 1, step))
+        ordered, found = sorted(cuts), []
+        for begin, end in pairwise(ordered):
+            mine = _over(self._sums, begin, end)
+            if mine is None:
+                continue
+            apart = _over(self._held, begin, end)
+            found.append(
+                Part(
+                    slice(begin, end),
+                    mine.hessian,
+                    mine.cross,
+                    Means(mine.now, mine.before, mine.count),
+                    None if apart is None else Means(apart.now, apart.before, apart.count),
+                )
+            )
+        return found
+
+
+def _added(a: _Sums, b: _Sums) -> _Sums:
+    return _Sums(
+        a.hessian + b.hessian,
+        a.cross + b.cross,
+        a.now + b.now,
+        a.before + b.before,
+        a.count + b.count,
+    )
+
+
+def _over(sums: dict[tuple[int, int], _Sums], begin: int, end: int) -> _Sums | None:
+    """Of all ranges that hold these rows; None where there is none."""
+    total: _Sums | None = None
+    for (first, last), found in sums.items():
+        if first <= begin and end <= last:
+            group = (begin - first) // ((last - first) // len(found.now))
+            here = [found.hessian, found.cross]
+            hessian, cross = (m[group] if m.ndim else m for m in here)
+            one = _Sums(hessian, cross, found.now[group], found.before[group], found.count)
+            total = one if total is None else _added(total, one)
+    return total
+
+
+def _same(now: Use, before: Use | None) -> list[Tensor] | None:
+    """The inputs of the same use in the original network; None where it is another one."""
+    if before is None or (before.rows, before.layout) != (now.rows, now.layout):
+        return None
+    fits = [x.shape for x in before.inputs] == [x.shape for x in now.inputs]
+    return before.inputs if fits else None
+
+
+def moments(
+    model: nn.Module,
+    original: nn.Module,
+    batches: Iterable[Any],
+    name: str,
+    uses: Sequence[int],
+    *,
+    held: int = 0,
+) -> Moments:
+    """The moments of one weight's inputs over all batches.
+
+    Args:
+        model, original: as it is now, and as it was; the same modules.
+        batches: as :func:`~gossamer.training.layer_inputs.inputs_of` takes them.
+        name: clean name of the weight.
+        uses: of the weight by each batch (:func:`~gossamer.training.layer_inputs.readers`).
+        held: how many of the last batches are held back.
+
+    Raises :class:`ArgumentError` where inputs are not finite, or no batch reaches the weight.
+    """
+    found, given = Moments(), list(batches)
+    own, now = names.parameters(original)[name], names.parameters(model)[name]
+    for number, (batch, count) in enumerate(zip(given, uses, strict=True)):
+        if not count:
+            continue
+        before: list[Use] = []
+
+        def keep(use: Use, before: list[Use] = before) -> None:
+            # copies: the network may write to its tensors before the next use
+            inputs = [x.float().clone() for x in use.inputs]
+            before.append(Use(use.name, use.layout, use.rows, inputs, use.ids))
+
+        inputs_of(original, batch, {name: own}, keep, uses=count)
+        left = iter(before)
+
+        def add(
+            use: Use, left: Iterator[Use] = left, apart: bool = number >= len(given) - held
+        ) -> None:
+            pair = next(left, None)
+            found.add(use, _same(use, pair), len(own), held=apart)
+
+        inputs_of(model, batch, {name: now}, add, uses=count)
+    if found.layout is None:
+        raise ArgumentError(f"no batch reaches {name}; give calibration inputs")
+    return found
