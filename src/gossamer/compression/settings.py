@@ -30,6 +30,7 @@ __all__ = [
     "NotNegative",
     "OneOf",
     "Positive",
+    "Price",
     "Quality",
     "Rate",
     "Strength",
@@ -80,6 +81,12 @@ ByLayer = Annotated[
 Alpha = Annotated[
     Annotated[Literal["lloyd", "half-gaussian", "learned"], Tag("word")]
     | Annotated[Positive, Tag("number")],
+    Discriminator(_kind_or_word),
+]
+Price = Annotated[
+    Annotated[Literal["auto"], Tag("word")]
+    | Annotated[Positive, Tag("number")]
+    | Annotated[dict[str, Positive], Tag("by layer")],
     Discriminator(_kind_or_word),
 ]
 LayerDensity = ByLayer[Fraction]

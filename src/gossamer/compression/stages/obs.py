@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from gossamer.compression.layers import chosen, per_layer
 from gossamer.compression.parts import examples
-from gossamer.compression.settings import ByLayer, LayerDensity, Positive, Strength
+from gossamer.compression.settings import ByLayer, LayerDensity, Positive, Price
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
 from gossamer.core import access, names
@@ -19,10 +19,13 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
 from gossamer.quantize.layerwise import Treatment
 from gossamer.quantize.obs import Sparsity
-from gossamer.quantize.posttraining import treat_network
+from gossamer.quantize.posttraining import Layers, treat_network
 from gossamer.training.layer_inputs import Reading, readers
 
 __all__ = ["Obs"]
+
+
+_MIDDLE, _LOWEST, _HIGHEST = 0.001, -10, 4  # rate: auto begins there; powers of two from there
 
 
 class Obs(LayerStage):
@@ -38,7 +41,8 @@ class Obs(LayerStage):
         bits: values are -n..n times a step, n = 2^(bits - 1) - 1.
         group: weights that share a step: ``tensor``, ``channel`` (a row), or so many along a row.
         rate: in place of ``bits``: what 1000 bits of the file may cost, as a part of the power of
-            the layer's outputs; the step follows from it.
+            the layer's outputs; the step follows from it. ``auto``: the highest, by factors of
+            two, at which the validation score keeps the run's floor (``max_drop``).
         damp: added to the Hessian's diagonal, as a part of its mean.
         calibration: how many examples are looked at.
         calibrate_on: of which split; labels are not read, the test split decides nothing.
@@ -52,7 +56,7 @@ class Obs(LayerStage):
     sparsity: Sparsity = "unstructured"
     bits: ByLayer[Annotated[int, Field(ge=2, le=16)]] | None = None
     group: Literal["tensor", "channel"] | Annotated[int, Field(ge=8)] = "channel"
-    rate: Strength | None = None
+    rate: Price | None = None
     damp: Positive = 0.01
     calibration: Annotated[int, Field(ge=1)] = 512
     calibrate_on: Literal["train", "validation"] = "train"
@@ -112,16 +116,24 @@ class Obs(LayerStage):
                 wanted[name] = replace(like, **options)
         if not wanted:
             raise ArgumentError(f"stage {state.name} names no layer; give density, bits or rate")
-        done = treat_network(
-            state.model,
-            batches,
-            wanted,
-            read,
-            masks=state.masks,
-            correct=self.correct,
-            kept=lambda number: state.out / f"{state.name}-{number}.train.pt",
-            progress=lambda *now: state.progress.count(f"{state.name} layers", *now),
-        )
+
+        def treated(how: Mapping[str, Treatment], label: str) -> Layers:
+            return treat_network(
+                state.model,
+                batches,
+                how,
+                read,
+                masks=state.masks,
+                correct=self.correct,
+                kept=lambda number: state.out / f"{state.name}{label}-{number}.train.pt",
+                progress=lambda *now: state.progress.count(f"{state.name} layers", *now),
+            )
+
+        rate = None
+        if self.rate == "auto":
+            rate, done = _highest(state, wanted, treated)
+        else:
+            done = treated(wanted, "")
         state.fixed -= set(wanted)
         pruned = {n for n in wanted if n in given["density"] or n in state.masks}
         state.masks.update(Masks.of({n: every[n] for n in pruned}))
@@ -136,7 +148,7 @@ class Obs(LayerStage):
             "outside": outside,
             "examples": min(self.calibration, len(split)),
             "batch_norm": done.batch_norm,
-        }
+        } | ({} if rate is None else {"rate": rate})
 
     def _found(self, model: nn.Module, read: Mapping[str, Reading]) -> list[str]:
         """What it acts on; besides the layers that are known, what a batch was multiplied with."""
@@ -147,6 +159,42 @@ class Obs(LayerStage):
             more -= known | left | (set() if self.embeddings else _tables(model))
             known |= {n for n in more if id(every[n]) not in access.aliases(model)}
         return [n for n in every if n in known]
+
+
+def _highest(
+    state: State,
+    wanted: Mapping[str, Treatment],
+    treated: Callable[[Mapping[str, Treatment], str], Layers],
+) -> tuple[float, Layers]:
+    """The network at the highest rate that keeps the floor; the lowest where none does."""
+    start = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
+    found: dict[int, bool] = {}
+    best: tuple[int, Layers, dict[str, Any]] | None = None
+    power = 0
+    while power not in found and _LOWEST <= power <= _HIGHEST:
+        state.model.load_state_dict(start)
+        rate = _MIDDLE * 2.0**power
+        done = treated({n: replace(how, rate=rate) for n, how in wanted.items()}, f"{power:+d}")
+        judged = state.judge()
+        kept = state.floor is None or judged.metric.keeps(
+            state.floor[0], judged.score, state.floor[1]
+        )
+        state.progress.say(
+            f"  rate {rate:.3g}: validation {judged.metric.name} "
+            f"{judged.metric.show(judged.score)}, {'kept' if kept else 'below the floor'}"
+        )
+        found[power] = kept
+        if (
+            best is None
+            or kept > found[best[0]]
+            or (kept == found[best[0]] and (power > best[0] if kept else power < best[0]))
+        ):
+            copies = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
+            best = power, done, copies
+        power += 1 if kept else -1
+    assert best is not None  # the first rate was tried
+    state.model.load_state_dict(best[2])
+    return _MIDDLE * 2.0 ** best[0], best[1]
 
 
 def _tables(model: nn.Module) -> set[str]:
