@@ -28,7 +28,7 @@ from gossamer.quantize.obs import (
     step_for,
 )
 from gossamer.training.layer_inputs import Layout
-from gossamer.training.moments import Means, Moments, Part
+from gossamer.training.moments import Means, Moments, Part, blocks
 
 __all__ = ["Treatment", "treat"]
 
@@ -81,7 +81,7 @@ def treat(
     found = _solved(matrix, parts, how, within, of_rows, weight.dtype)
     error = 0.0
     for part in parts:
-        left = matrix[part.rows] - found[part.rows]
+        left = matrix[part.rows, part.columns] - found[part.rows, part.columns]
         each = (left @ part.hessian * left).sum(1)
         error += float((each if of_rows is None else each * of_rows).sum())
     weight.copy_(layout.weight(found, weight.shape).to(weight.dtype))
@@ -97,10 +97,9 @@ def _metric(matrix: Tensor, seen: Moments | None) -> tuple[list[Part], Tensor | 
 
     The third is how many rows no input reached: they count as the mean of the others.
     """
-    rows, columns = matrix.shape
-    eye = torch.eye(columns, dtype=torch.float64, device=matrix.device)
+    rows = len(matrix)
     parts = [] if seen is None else seen.parts(rows)
-    power = sum(float((matrix[p.rows] @ p.hessian * matrix[p.rows]).sum()) for p in parts)
+    power = _power(matrix, parts)
     if not power > 0:
         parts = []
     parts = [replace(p, hessian=p.hessian / power, cross=p.cross / power) for p in parts]
@@ -110,10 +109,12 @@ def _metric(matrix: Tensor, seen: Moments | None) -> tuple[list[Part], Tensor | 
         if not parts:
             # a row that these inputs never look up is looked up by others
             of_rows = (counts + counts.mean()) / (2 * counts.mean())
-            return [_alone(0, rows, eye / float((of_rows * squares).sum()))], of_rows, 0
+            scale = 1 / float((of_rows * squares).sum())
+            return _alone(matrix, 0, rows, scale), of_rows, 0
         # one tensor, read as a table and as a layer (tied): each use counts by its own power
-        table = eye / float(squares.sum())
-        parts = [replace(p, hessian=p.hessian + table, cross=p.cross + table) for p in parts]
+        for p in parts:
+            table = _eye(matrix, p.columns, 1 / float(squares.sum()))
+            p.hessian, p.cross = p.hessian + table, p.cross + table
     reached = torch.zeros(rows, dtype=torch.bool)
     for part in parts:
         reached[part.rows] = True
@@ -122,15 +123,31 @@ def _metric(matrix: Tensor, seen: Moments | None) -> tuple[list[Part], Tensor | 
         mean = 1.0
         if parts:
             mean = sum(float(p.hessian.diagonal().mean()) for p in parts) / len(parts)
-        parts = [*parts, *(_alone(a, b, eye * mean) for a, b in _gaps(reached))]
-    total = sum(float((matrix[p.rows] @ p.hessian * matrix[p.rows]).sum()) for p in parts)
+        parts += [p for a, b in _gaps(reached) for p in _alone(matrix, a, b, mean)]
+    total = _power(matrix, parts)
     parts = [replace(p, hessian=p.hessian / total, cross=p.cross / total) for p in parts]
     return sorted(parts, key=lambda p: int(p.rows.start)), None, unseen
 
 
-def _alone(begin: int, end: int, hessian: Tensor) -> Part:
-    nothing = torch.zeros(len(hessian), dtype=torch.float64, device=hessian.device)
-    return Part(slice(begin, end), hessian, hessian, Means(nothing, nothing, 0))
+def _power(matrix: Tensor, parts: list[Part]) -> float:
+    """Of the outputs on the inputs."""
+    mine = [(matrix[p.rows, p.columns], p.hessian) for p in parts]
+    return sum(float((m @ hessian * m).sum()) for m, hessian in mine)
+
+
+def _eye(matrix: Tensor, columns: slice, scale: float) -> Tensor:
+    size = columns.stop - columns.start
+    return scale * torch.eye(size, dtype=torch.float64, device=matrix.device)
+
+
+def _alone(matrix: Tensor, begin: int, end: int, scale: float) -> list[Part]:
+    """Rows whose inputs are taken for independent and alike."""
+    nothing = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
+    found = []
+    for columns in blocks(matrix.shape[1]):
+        eye = _eye(matrix, columns, scale)
+        found.append(Part(slice(begin, end), columns, eye, eye, Means(nothing, nothing, 0)))
+    return found
 
 
 def _gaps(reached: Tensor) -> list[tuple[int, int]]:
@@ -152,9 +169,9 @@ def _solved(
     """What the matrix becomes."""
     start, uppers = matrix.clone(), []
     for part in parts:
-        rows = part.rows
+        here = part.rows, part.columns
         if part.cross is not part.hessian:
-            start[rows] = start_from(matrix[rows], part.hessian, part.cross, how.damp)
+            start[here] = start_from(matrix[here], part.hessian, part.cross, how.damp)
         uppers.append(factor(part.hessian, how.damp))
 
     def solved(inner: Choice) -> Tensor:
@@ -166,8 +183,9 @@ def _solved(
             if how.density is not None and how.density < 1:
                 choice = Pruned(how.density, how.sparsity, choice)
             if within is not None:
-                choice = Within(within[part.rows], choice)
-            found[part.rows] = solve(start[part.rows], upper, choice).weight
+                choice = Within(within[part.rows, part.columns], choice)
+            here = part.rows, part.columns
+            found[here] = solve(start[here], upper, choice).weight
         return found
 
     if how.rate is not None:
@@ -188,11 +206,10 @@ def _solved(
         group = how.group if isinstance(how.group, int) else None
         fixed = None
         if how.group == "tensor":
-            metric = [
-                u.diagonal().square().reciprocal().expand(p.rows.stop - p.rows.start, -1)
-                for p, u in zip(parts, uppers, strict=True)
-            ]
-            fixed = float(scale_of(start.reshape(1, -1), how.bits, torch.cat(metric).reshape(-1)))
+            metric = torch.empty_like(matrix)
+            for p, u in zip(parts, uppers, strict=True):
+                metric[p.rows, p.columns] = u.diagonal().square().reciprocal()
+            fixed = float(scale_of(start.reshape(1, -1), how.bits, metric.reshape(-1)))
         return solved(Rounded(how.bits, group, fixed))
     return solved(Kept())
 
@@ -203,6 +220,8 @@ def _correct(bias: Tensor, before: Tensor, now: Tensor, parts: list[Part]) -> bo
     for part in parts:
         if part.held is None:
             return False
+        if part.columns.start:
+            continue  # the means are of all columns
         lost, apart = (
             (before[part.rows] @ m.before - now[part.rows] @ m.now) / m.count
             for m in (part.means, part.held)

@@ -14,7 +14,23 @@ from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.training.layer_inputs import Layout, Use, inputs_of
 
-__all__ = ["Means", "Moments", "Part", "moments"]
+__all__ = ["WIDE", "Means", "Moments", "Part", "blocks", "moments"]
+
+
+WIDE = 4096
+"""Columns up to which a Hessian is one matrix: its memory grows with their square, the time with
+their cube. Beyond, blocks of columns are taken for independent of each other."""
+
+
+def blocks(columns: int) -> list[slice]:
+    """Even parts of columns, of at most :data:`WIDE`.
+
+    >>> blocks(5000)
+    [slice(0, 2500, None), slice(2500, 5000, None)]
+    """
+    count = -(-columns // WIDE)
+    ends = [columns * i // max(1, count) for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(ends)]
 
 
 @dataclass
@@ -31,13 +47,14 @@ class Part:
     """Rows of a weight's matrix that meet the same inputs.
 
     Attributes:
-        rows: of the matrix.
+        rows, columns: of the matrix; of more than :data:`WIDE` columns a part has some.
         hessian: Y Y^T (columns, columns), float64, over the inputs Y that the rows have now.
         cross: X Y^T, X their inputs in the original network.
-        means: sums of the inputs; of the held-back ones in ``held``.
+        means: sums of the inputs, of all columns; of the held-back ones in ``held``.
     """
 
     rows: slice
+    columns: slice
     hessian: Tensor
     cross: Tensor
     means: Means
@@ -46,10 +63,12 @@ class Part:
 
 @dataclass
 class _Sums:
-    """Of one range of rows, (groups, columns, columns) and (groups, columns)."""
+    """Of one range of rows: of each block of columns (groups, columns, columns); and (groups,
+    columns).
+    """
 
-    hessian: Tensor
-    cross: Tensor
+    hessian: list[Tensor]
+    cross: list[Tensor]
     now: Tensor
     before: Tensor
     count: int
@@ -99,9 +118,10 @@ class Moments:
         x = y if before is None else torch.stack(before)
         into = self._held if held else self._sums
         # a batch in float32: its rounding is far below the damping, and takes half the time
+        cuts = [] if held else blocks(y.shape[-1])
         found = _Sums(
-            torch.zeros(()) if held else (y.mT @ y).double(),
-            torch.zeros(()) if held else (x.mT @ y).double(),
+            [(y[..., c].mT @ y[..., c]).double() for c in cuts],
+            [(x[..., c].mT @ y[..., c]).double() for c in cuts],
             y.double().sum(1),
             x.double().sum(1),
             y.shape[1],
@@ -126,22 +146,21 @@ class Moments:
             if mine is None:
                 continue
             apart = _over(self._held, begin, end)
-            found.append(
-                Part(
-                    slice(begin, end),
-                    mine.hessian,
-                    mine.cross,
-                    Means(mine.now, mine.before, mine.count),
-                    None if apart is None else Means(apart.now, apart.before, apart.count),
+            means = Means(mine.now, mine.before, mine.count)
+            held = None if apart is None else Means(apart.now, apart.before, apart.count)
+            found += [
+                Part(slice(begin, end), columns, hessian, cross, means, held)
+                for columns, hessian, cross in zip(
+                    blocks(len(mine.now)), mine.hessian, mine.cross, strict=True
                 )
-            )
+            ]
         return found
 
 
 def _added(a: _Sums, b: _Sums) -> _Sums:
     return _Sums(
-        a.hessian + b.hessian,
-        a.cross + b.cross,
+        [one + other for one, other in zip(a.hessian, b.hessian, strict=True)],
+        [one + other for one, other in zip(a.cross, b.cross, strict=True)],
         a.now + b.now,
         a.before + b.before,
         a.count + b.count,
@@ -154,8 +173,7 @@ def _over(sums: dict[tuple[int, int], _Sums], begin: int, end: int) -> _Sums | N
     for (first, last), found in sums.items():
         if first <= begin and end <= last:
             group = (begin - first) // ((last - first) // len(found.now))
-            here = [found.hessian, found.cross]
-            hessian, cross = (m[group] if m.ndim else m for m in here)
+            hessian, cross = ([m[group] for m in each] for each in (found.hessian, found.cross))
             one = _Sums(hessian, cross, found.now[group], found.before[group], found.count)
             total = one if total is None else _added(total, one)
     return total
