@@ -21,14 +21,15 @@ def seen(model: nn.Module, batches: Batches, name: str = "weight", held: int = 0
 
 
 def images(*shape: int) -> Batches:
-    return [torch.randn(4, *shape), torch.randn(3, *shape)]
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, *shape, generator=generator) for n in (4, 3)]
 
 
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 5), images(6)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), images(4, 5, 5)),
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), images(4, 5, 5)),
-    "table": (lambda: nn.Embedding(7, 4), [torch.randint(0, 7, (3, 5)) for _ in range(2)]),
+    "table": (lambda: nn.Embedding(7, 4), [torch.arange(15).reshape(3, 5) * k % 7 for k in (2, 3)]),
 }
 
 

@@ -7,8 +7,8 @@ held back say that it helps.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from gossamer.core import access, names
 from gossamer.core.errors import ArgumentError
+from gossamer.core.plain import copied
 from gossamer.quantize.layerwise import Treatment, treat
 from gossamer.training.checkpoints import load_checkpoint, save_atomic
 from gossamer.training.layer_inputs import Reading
+from gossamer.training.layer_stream import stream, streamed
 from gossamer.training.moments import Moments, moments
 from gossamer.training.renorm import reestimate
 
@@ -75,20 +77,35 @@ def treat_network(
     for name in wanted:
         if name not in every or every[name].ndim < 2:
             raise ArgumentError(f"{name!r} is no parameter of two or more dimensions")
-    original = copy.deepcopy(model)
     held = 1 if correct and len(batches) >= _HOLDING else 0
-    biases = _biases(model) if held else {}
+    biases = {n: b for n, b in _biases(model).items() if n in wanted} if held else {}
     rows: list[dict[str, Any]] = []
     order = [*(n for n in read if n in wanted), *(n for n in wanted if n not in read)]
-    for done, name in enumerate(order):
+    once = streamed(model, batches, {n: every[n] for n in order if n in read}, biases)
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    original = copied(model) if once is None or (held and norms) else None
+    if once is not None:
+        order = [*once, *(n for n in order if n not in once)]
+    ready = {n for i, n in enumerate(order) if kept is not None and kept(i).exists()}
+
+    def walk() -> Iterator[tuple[str, Moments | None]]:
+        """Every layer with its inputs' moments, as the layers before it are by now."""
+        if once is not None:
+            flow = stream(model, batches, once, every, biases, known=ready, held=held)
+            with contextlib.closing(flow):
+                yield from flow
+        for name in order if once is None else order[len(once) :]:
+            seen = None
+            if name in read and name not in ready and original is not None:
+                seen = moments(model, original, batches, name, read[name].uses, held=held)
+            yield name, seen
+
+    for done, (name, seen) in enumerate(walk()):
         weight, bias = every[name], biases.get(name)
         path = None if kept is None else kept(done)
         if path is not None and path.exists():
             rows.append(_restored(path, weight, bias))
         else:
-            seen = None
-            if name in read:
-                seen = moments(model, original, batches, name, read[name].uses, held=held)
             row = {"name": name, "seen": seen is not None}
             mask = None if masks is None else masks.get(name)
             row |= treat(weight, seen, wanted[name], mask=mask, bias=bias)
@@ -99,7 +116,7 @@ def treat_network(
         if progress is not None:
             progress(done + 1, len(order), name)
     renewed = None
-    if held:
+    if held and original is not None:
         renewed = reestimate(model, original, batches[:-held], batches[-held:])
     return Layers(rows, renewed)
 

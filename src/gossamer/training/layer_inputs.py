@@ -21,7 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gossamer.core import names, nest
 from gossamer.core.modes import device_of, evaluating
 
-__all__ = ["Layout", "Reading", "Use", "feed", "inputs_of", "readers"]
+__all__ = [
+    "Layout",
+    "Reading",
+    "Use",
+    "feed",
+    "inputs_of",
+    "plain_kernels",
+    "readers",
+    "watched",
+]
 
 _aten = torch.ops.aten
 _PRODUCTS = {  # operation -> the place of its first factor
@@ -117,7 +126,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        # before the product: who is told may set the weight
         if func is _aten.convolution.default:
             self._convolution(*args)
         elif func in _PRODUCTS:
@@ -129,7 +138,7 @@ class _Watch(TorchDispatchMode):
             self._lookup(args[0], args[1][0])
         elif func is _aten.index_select.default and args[1] == 0:
             self._lookup(args[0], args[2])
-        return out
+        return func(*args, **(kwargs or {}))
 
     def _of(self, operand: Any) -> tuple[str, Tensor] | None:
         if not isinstance(operand, Tensor) or not operand.numel():
@@ -248,13 +257,18 @@ def _patches(
     return x.flatten(1, axes)
 
 
+def watched(weights: Mapping[str, Tensor], see: See) -> contextlib.AbstractContextManager[Any]:
+    """A context in which ``see`` is told of every product of the weights, before it is taken."""
+    return _Watch(weights, see)
+
+
 def feed(model: nn.Module, batch: Any) -> Any:
     """What the network gives for a batch, on its own device (:func:`gossamer.core.nest.feed`)."""
     return nest.feed(model, nest.moved(batch, device_of(model)))
 
 
 @contextlib.contextmanager
-def _plain_kernels(model: nn.Module) -> Iterator[None]:
+def plain_kernels(model: nn.Module) -> Iterator[None]:
     """No fused paths that read weights where nothing can watch."""
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
     fast, fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
@@ -292,7 +306,7 @@ def inputs_of(
             raise _Stop
 
     watch, stop = _Watch(weights, told), contextlib.suppress(_Stop)
-    with torch.no_grad(), evaluating(model), _plain_kernels(model), stop, watch:
+    with torch.no_grad(), evaluating(model), plain_kernels(model), stop, watch:
         feed(model, batch)
 
 

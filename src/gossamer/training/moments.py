@@ -14,7 +14,7 @@ from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.training.layer_inputs import Layout, Use, inputs_of
 
-__all__ = ["WIDE", "Means", "Moments", "Part", "blocks", "moments"]
+__all__ = ["WIDE", "Means", "Moments", "Part", "blocks", "moments", "same"]
 
 
 WIDE = 4096
@@ -115,7 +115,7 @@ class Moments:
         if not torch.isfinite(y).all():
             raise ArgumentError("calibration inputs lead to NaN or infinity inside the network")
         self.paired &= before is not None
-        x = y if before is None else torch.stack(before)
+        x = y if before is None else torch.stack([i.float() for i in before])
         into = self._held if held else self._sums
         # a batch in float32: its rounding is far below the damping, and takes half the time
         cuts = [] if held else blocks(y.shape[-1])
@@ -179,7 +179,7 @@ def _over(sums: dict[tuple[int, int], _Sums], begin: int, end: int) -> _Sums | N
     return total
 
 
-def _same(now: Use, before: Use | None) -> list[Tensor] | None:
+def same(now: Use, before: Use | None) -> list[Tensor] | None:
     """The inputs of the same use in the original network; None where it is another one."""
     if before is None or (before.rows, before.layout) != (now.rows, now.layout):
         return None
@@ -226,7 +226,7 @@ def moments(
             use: Use, left: Iterator[Use] = left, apart: bool = number >= len(given) - held
         ) -> None:
             pair = next(left, None)
-            found.add(use, _same(use, pair), len(own), held=apart)
+            found.add(use, same(use, pair), len(own), held=apart)
 
         inputs_of(model, batch, {name: now}, add, uses=count)
     if found.layout is None:
