@@ -9,6 +9,7 @@ without them, and says what it took off. The network that a file is proved with 
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -40,7 +41,10 @@ def copied(model: nn.Module, what: str = "model") -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        with warnings.catch_warnings():
+            if isinstance(model, fx.GraphModule):  # torch's own copying warns of itself
+                warnings.simplefilter("ignore", FutureWarning)
+            return copy.deepcopy(model, memo)
     except Exception as e:  # whatever a user's own __deepcopy__ or __getstate__ raises
         reason = (str(e).strip().splitlines() or [""])[0][:200]
         raise ArgumentError(

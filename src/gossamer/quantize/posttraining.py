@@ -7,7 +7,6 @@ held back say that it helps.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from gossamer.core import access, names
 from gossamer.core.errors import ArgumentError
+from gossamer.core.plain import copied
 from gossamer.quantize.layerwise import Treatment, treat
 from gossamer.training.checkpoints import load_checkpoint, save_atomic
 from gossamer.training.layer_inputs import Reading
@@ -75,7 +75,7 @@ def treat_network(
     for name in wanted:
         if name not in every or every[name].ndim < 2:
             raise ArgumentError(f"{name!r} is no parameter of two or more dimensions")
-    original = copy.deepcopy(model)
+    original = copied(model)
     held = 1 if correct and len(batches) >= _HOLDING else 0
     biases = _biases(model) if held else {}
     rows: list[dict[str, Any]] = []
