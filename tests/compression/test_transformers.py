@@ -90,7 +90,7 @@ def test_a_folder_that_transformers_saved(library: Any, tmp_path: Path) -> None:
     text = (tmp_path / "net" / "config.json").read_text()
     config = tmp_path / "net" / "config.json"
     config.write_text(text.replace("GPT2LMHeadModel", "MyOwnModel"))
-    with pytest.raises(ArgumentError, match="'MyOwnModel', which transformers .* does not have"):
+    with pytest.raises(ArgumentError, match=r"'MyOwnModel', which transformers .* does not have"):
         nets.build(f"hf:{tmp_path / 'net'}")
     config.write_text(text.replace("GPT2LMHeadModel", "GPT2ForSequenceClassification"))
     with pytest.raises(ArgumentError, match="which would be random"):

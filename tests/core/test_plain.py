@@ -140,8 +140,8 @@ def test_a_lightning_module_without_a_forward_is_a_wrapper() -> None:
     found, told = unwrapped(task)
     assert found is inner
     assert told == ["Task is left out: the network inside it is compressed"]
+    task.second = nn.Linear(2, 2)
     with pytest.raises(ArgumentError, match="Task is a LightningModule without a forward"):
-        task.second = nn.Linear(2, 2)
         unwrapped(task)
 
     class Own(Task):
@@ -151,3 +151,11 @@ def test_a_lightning_module_without_a_forward_is_a_wrapper() -> None:
     whole = Own(inner)
     whole.networks = inner
     assert unwrapped(whole) == (whole, [])
+
+
+def test_parts_keep_the_mode_that_they_are_in() -> None:
+    net = two(parametrizations.weight_norm).train()
+    net[1].eval()
+    net[2].eval()
+    made, _ = plain(copied(net))
+    assert [m.training for m in made] == [True, False, False]
