@@ -124,3 +124,38 @@ def test_what_cannot_be_copied_is_refused_with_the_reason() -> None:
 
     with pytest.raises(ArgumentError, match=r"Locked cannot be copied \(TypeError: .*lock"):
         copied(Locked())
+
+
+def test_a_lightning_module_without_a_forward_is_a_wrapper() -> None:
+    base = type("LightningModule", (nn.Module,), {"__module__": "lightning.pytorch.core.module"})
+
+    class Task(base):  # type: ignore[misc, valid-type]
+        def __init__(self, *networks: nn.Module) -> None:
+            super().__init__()
+            self.networks, self.loss = nn.ModuleList(networks), nn.CrossEntropyLoss()
+
+    inner = two(lambda layer: layer)
+    task = Task(inner)
+    task.networks = inner
+    found, told = unwrapped(task)
+    assert found is inner
+    assert told == ["Task is left out: the network inside it is compressed"]
+    task.second = nn.Linear(2, 2)
+    with pytest.raises(ArgumentError, match="Task is a LightningModule without a forward"):
+        unwrapped(task)
+
+    class Own(Task):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.networks(x)
+
+    whole = Own(inner)
+    whole.networks = inner
+    assert unwrapped(whole) == (whole, [])
+
+
+def test_parts_keep_the_mode_that_they_are_in() -> None:
+    net = two(parametrizations.weight_norm).train()
+    net[1].eval()
+    net[2].eval()
+    made, _ = plain(copied(net))
+    assert [m.training for m in made] == [True, False, False]

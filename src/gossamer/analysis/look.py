@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import nets
-from gossamer.core import access, names
+from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import trace
 from gossamer.core.plain import copied, plain
@@ -183,7 +183,7 @@ def look(model: nn.Module | str, *, bits: Sequence[int] = BITS) -> Look:
     made = nets.build(model) if isinstance(model, str) else model
     network, told = plain(copied(made))
     every, layers = names.parameters(network), names.matrices(network)
-    aliases, shared, traced = names.tied(network), access.aliases(network), _traced(network)
+    aliases, traced = names.tied(network), _traced(network)
     owners = {id(p): m for m in network.modules() for p in m.parameters(recurse=False)}
     rows, vectors = [], []
     for name, p in every.items():
@@ -191,8 +191,7 @@ def look(model: nn.Module | str, *, bits: Sequence[int] = BITS) -> Look:
             vectors.append(p)
             continue
         owner = owners[id(p)]
-        refused = f"no: it shares memory with {shared[id(p)][0]}" if id(p) in shared else ""
-        prune = refused or _prunable(name in layers, owner)
+        prune = _prunable(name in layers, owner)
         rows.append(
             Row(
                 name=name,
@@ -202,9 +201,9 @@ def look(model: nn.Module | str, *, bits: Sequence[int] = BITS) -> Look:
                 bytes=p.numel() * p.element_size(),
                 density=_density([p]),
                 prune=prune,
-                shrink=refused or _shrinkable(owner, traced),
+                shrink=_shrinkable(owner, traced),
                 quantize=prune,
-                expected={} if refused else {b: entropy_bytes(p, b) for b in bits},
+                expected={b: entropy_bytes(p, b) for b in bits},
                 tied=tuple(a for a, n in aliases.items() if n == name),
             )
         )

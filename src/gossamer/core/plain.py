@@ -9,6 +9,7 @@ without them, and says what it took off. The network that a file is proved with 
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.made import mark
+from gossamer.core.modes import evaluating
 
 __all__ = ["copied", "plain", "unwrapped"]
 
@@ -40,7 +42,10 @@ def copied(model: nn.Module, what: str = "model") -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        with warnings.catch_warnings():
+            if isinstance(model, fx.GraphModule):  # torch's own copying warns of itself
+                warnings.simplefilter("ignore", FutureWarning)
+            return copy.deepcopy(model, memo)
     except Exception as e:  # whatever a user's own __deepcopy__ or __getstate__ raises
         reason = (str(e).strip().splitlines() or [""])[0][:200]
         raise ArgumentError(
@@ -176,9 +181,7 @@ def _bake(name: str, module: nn.Module) -> list[str]:
     """Take derivations of weights off a module, keeping what they give."""
     told: list[str] = []
     where = name or "the network"
-    training = module.training
-    module.eval()  # spectral norm's power iteration stands still
-    try:
+    with evaluating(module):  # spectral norm's power iteration stands still
         if parametrize.is_parametrized(module):
             told += [f"{where}: {line}" for line in _without_parametrizations(module)]
         for number, hook in list(module._forward_pre_hooks.items()):
@@ -190,8 +193,6 @@ def _bake(name: str, module: nn.Module) -> list[str]:
             del module._forward_pre_hooks[number]
             _without_state_hooks(module, hook)
             told.append(f"{where}: {key} is taken as it is, its {kind} taken off")
-    finally:
-        module.train(training)
     return told
 
 

@@ -8,6 +8,7 @@ Nothing is unpickled but plain tensors.
 from __future__ import annotations
 
 import contextlib
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,9 @@ def _scripted(path: Path) -> nn.Module:
             f"network (--model file.py:function) and give the file as weights (--weights {path})"
         )
     try:
-        script = torch.jit.load(str(path), map_location="cpu")
+        with warnings.catch_warnings():  # torch would rather see an exported program
+            warnings.simplefilter("ignore", DeprecationWarning)
+            script = torch.jit.load(str(path), map_location="cpu")
     except Exception as e:  # whatever a damaged archive leads to
         raise FormatError(f"{path} is no TorchScript that can be read ({_first(e)})") from e
     return Scripted(script).eval()

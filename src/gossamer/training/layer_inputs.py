@@ -296,18 +296,29 @@ def inputs_of(
             operations may write to them.
         uses: stop after so many; 0: run to the end.
     """
-    left = uses
+    left, failed = uses, list[Exception]()
 
     def told(use: Use) -> None:
         nonlocal left
-        see(use)
+        try:
+            see(use)
+        except Exception as e:
+            failed.append(e)
+            raise
         left -= 1
         if left == 0:
             raise _Stop
 
-    watch, stop = _Watch(weights, told), contextlib.suppress(_Stop)
-    with torch.no_grad(), evaluating(model), plain_kernels(model), stop, watch:
-        feed(model, batch)
+    watch = _Watch(weights, told)
+    with torch.no_grad(), evaluating(model), plain_kernels(model):
+        try:
+            with watch:
+                feed(model, batch)
+        except Exception:  # TorchScript passes on what is raised in it as another error
+            if failed:
+                raise failed[0] from None
+            if left or not uses:
+                raise
 
 
 @dataclass
