@@ -14,11 +14,11 @@ import ast
 import importlib
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -79,16 +79,18 @@ def _truth(node: ast.UnaryOp) -> None:
     node.operand = ast.Call(ast.Name("bool", ast.Load()), [node.operand], [])
 
 
-def forked(source: Path, arguments: list[str], timeout: float) -> tuple[int, str]:
+def forked(source: Path, arguments: list[str], seconds: int) -> tuple[int, str]:
     """The exit code of pytest with the library below ``source``, and what it told.
 
-    In a fork of this process, where torch is imported already. Over time the code is that of a
-    kill, below 0.
+    In a fork of this process, where torch is imported already. Over its seconds of processor time,
+    and over twenty times as many of waiting, it is killed: the code is then below 0.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as told:
         child = os.fork()
         if not child:
             try:
+                resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+                signal.alarm(20 * seconds)
                 os.dup2(told.fileno(), 1)
                 os.dup2(told.fileno(), 2)
                 os.chdir(ROOT)
@@ -105,14 +107,7 @@ def forked(source: Path, arguments: list[str], timeout: float) -> tuple[int, str
                 traceback.print_exc()
                 code = 70
             os._exit(code)
-        end = time.monotonic() + timeout
-        while True:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                break
-            if time.monotonic() > end:
-                os.kill(child, signal.SIGKILL)
-            time.sleep(0.02)
+        _, status = os.waitpid(child, 0)
         told.seek(0)
         return os.waitstatus_to_exitcode(status), told.read()
 
@@ -124,7 +119,7 @@ def main() -> int:
     parser.add_argument("tests", nargs="+")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=600.0, help="of a run; over it is killed")
+    parser.add_argument("--seconds", type=int, default=120, help="of processor time for a run")
     given = parser.parse_args()
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
@@ -142,13 +137,12 @@ def main() -> int:
         inside = copy.joinpath(*place.parts[1:])
         options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
 
-        def killed() -> bool:
-            code, told = forked(copy, [*options, str(inside), *given.tests], given.timeout)
-            # 1: a test failed; beyond: whatever cannot be imported, or dies of a signal
-            return code == 1 or code < 0 or (code > 1 and "Error" in told)
+        def run() -> tuple[int, str]:
+            return forked(copy, [*options, str(inside), *given.tests], given.seconds)
 
-        if killed():
-            print("the tests fail without any change")
+        code, told = run()
+        if code:
+            print(f"{told}\nthe tests fail without any change ({code})")
             return 2
         for index in chosen:
             tree = ast.parse(source)
@@ -156,7 +150,9 @@ def main() -> int:
             line = source.splitlines()[node.lineno - 1].strip()  # type: ignore[attr-defined]
             do()
             inside.write_text(ast.unparse(ast.fix_missing_locations(tree)))
-            if not killed():
+            code, told = run()
+            # 1: a test failed; otherwise it cannot be imported, or died of a signal
+            if code == 0 or (code > 1 and "Error" not in told):
                 living += 1
                 print(f"lives: line {node.lineno}:{node.col_offset}, {what}: {line}", flush=True)  # type: ignore[attr-defined]
     print(f"{given.module}: {len(chosen) - living} of {len(chosen)} noticed")
