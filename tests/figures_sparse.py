@@ -1,16 +1,6 @@
 """Figures in the README and in the cards of what makes networks sparse."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-Data = dict[str, Any]
-Figures = Callable[[Data], Sequence[float]]
-Row = tuple[str, str, str, Figures]
-
-
-def _spread(figure: Data, unit: float = 1) -> list[float]:
-    """Mean and standard deviation."""
-    return [unit * figure["mean"], unit * figure["std"]]
+from figures_bits import Data, Figures, Row, _hook, _spread
 
 
 def _smallest(net: str) -> Figures:
@@ -42,10 +32,6 @@ def _stops(d: Data, a: tuple[str, int], b: tuple[str, int]) -> float:
 
 def _gap(d: Data, key: str, a: tuple[str, int], b: tuple[str, int]) -> float:
     return float(100 * (_at(d, *a)[key]["mean"] - _at(d, *b)[key]["mean"]))
-
-
-def _hook(d: Data, name: str) -> Data:
-    return next(row for row in d["two"]["rows"] if row["hook"] == name)
 
 
 # page, its words with {} for each figure, results file, the figures in that order

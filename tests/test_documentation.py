@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from gossamer.core.tables import GROUP
+from gossamer.distribute import CODECS
+from gossamer.prune.scores import SCORES
+from gossamer.quantize.fewbits import QUANTIZERS
 
 ROOT = Path(__file__).parents[1]
+CARDS = {path.name: path.read_text() for path in (ROOT / "docs" / "methods").glob("*.md")}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SCRIPTS = [*sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
 
@@ -51,3 +55,14 @@ def found(dotted: str) -> bool:
 def test_every_dotted_name_is_there(path: Path) -> None:
     dotted = set(re.findall(r"(?<![\w./-])gossamer(?:\.[A-Za-z_]\w*)+", path.read_text()))
     assert sorted(d for d in dotted - {GROUP} if not found(d)) == []
+
+
+def test_the_readme_leads_to_every_card() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert sorted(card for card in CARDS if f"(docs/methods/{card})" not in text) == []
+
+
+@pytest.mark.parametrize("name", [*SCORES, *QUANTIZERS, *CODECS])
+def test_what_a_table_holds_is_on_a_card(name: str) -> None:
+    word = re.compile(rf"(?<![\w-]){name}(?![a-z_])")  # of gradient codecs a number may follow
+    assert [card for card, text in CARDS.items() if word.search(text)] != []

@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import os
 import random
+import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+
+import pytest
+import torch
 
 from gossamer import _native
 
@@ -73,6 +79,39 @@ def _truth(node: ast.UnaryOp) -> None:
     node.operand = ast.Call(ast.Name("bool", ast.Load()), [node.operand], [])
 
 
+def forked(source: Path, arguments: list[str], seconds: int) -> tuple[int, str]:
+    """The exit code of pytest with the library below ``source``, and what it told.
+
+    In a fork of this process, where torch is imported already. Over its seconds of processor time,
+    and over twenty times as many of waiting, it is killed: the code is then below 0.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as told:
+        child = os.fork()
+        if not child:
+            try:
+                resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+                signal.alarm(20 * seconds)
+                os.dup2(told.fileno(), 1)
+                os.dup2(told.fileno(), 2)
+                os.chdir(ROOT)
+                # an editable installation's finder would come first
+                sys.meta_path = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
+                sys.path[0] = str(source)
+                for name in [n for n in sys.modules if n.split(".")[0] == "gossamer"]:
+                    del sys.modules[name]
+                found = importlib.import_module("gossamer").__file__
+                assert str(found).startswith(str(source)), found
+                code = int(pytest.main(arguments))
+                sys.stdout.flush()
+            except BaseException:
+                traceback.print_exc()
+                code = 70
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        told.seek(0)
+        return os.waitstatus_to_exitcode(status), told.read()
+
+
 def main() -> int:
     """Run the mutants of one module."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -80,8 +119,10 @@ def main() -> int:
     parser.add_argument("tests", nargs="+")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=600.0, help="of a run; over it is killed")
+    parser.add_argument("--seconds", type=int, default=120, help="of processor time for a run")
     given = parser.parse_args()
+    torch.set_num_threads(1)
+    sys.dont_write_bytecode = True
     place = Path("src", *given.module.split(".")).with_suffix(".py")
     source = (ROOT / place).read_text()
     total = len(list(changes(ast.parse(source))))
@@ -94,36 +135,14 @@ def main() -> int:
         for kernel in built.glob("*.so"):
             shutil.copy(kernel, copy / "gossamer" / "_native")
         inside = copy.joinpath(*place.parts[1:])
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(copy),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        # an editable installation's finder would come first
-        start = (
-            "import sys; sys.meta_path = [f for f in sys.meta_path if 'ScikitBuild' not in "
-            "type(f).__name__]; sys.path.insert(0, sys.argv.pop(1)); import gossamer, pytest; "
-            "assert gossamer.__file__.startswith(sys.path[0]), gossamer.__file__; "
-            "sys.exit(pytest.main(sys.argv[1:]))"
-        )
         options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-c", start, str(copy), *options, str(inside), *given.tests]
 
-        def killed() -> bool:
-            try:
-                done = subprocess.run(
-                    command, cwd=ROOT, env=environment, capture_output=True, timeout=given.timeout
-                )
-            except subprocess.TimeoutExpired:
-                return True
-            if done.returncode > 1:  # 1: a test failed
-                told = (done.stdout + done.stderr).decode(errors="replace")
-                return "Error" in told
-            return done.returncode == 1
+        def run() -> tuple[int, str]:
+            return forked(copy, [*options, str(inside), *given.tests], given.seconds)
 
-        if killed():
-            print("the tests fail without any change")
+        code, told = run()
+        if code:
+            print(f"{told}\nthe tests fail without any change ({code})")
             return 2
         for index in chosen:
             tree = ast.parse(source)
@@ -131,7 +150,9 @@ def main() -> int:
             line = source.splitlines()[node.lineno - 1].strip()  # type: ignore[attr-defined]
             do()
             inside.write_text(ast.unparse(ast.fix_missing_locations(tree)))
-            if not killed():
+            code, told = run()
+            # 1: a test failed; otherwise it cannot be imported, or died of a signal
+            if code == 0 or (code > 1 and "Error" not in told):
                 living += 1
                 print(f"lives: line {node.lineno}:{node.col_offset}, {what}: {line}", flush=True)  # type: ignore[attr-defined]
     print(f"{given.module}: {len(chosen) - living} of {len(chosen)} noticed")

@@ -57,11 +57,11 @@ from gossamer.quantize import share as share
 from gossamer.quantize import share_model as share_model
 from gossamer.quantize.activations import QuantizedReLU as QuantizedReLU
 from gossamer.quantize.activations import quantize_activations_ as quantize_activations_
+from gossamer.quantize.calibration import Precision as Precision
+from gossamer.quantize.calibration import calibrate as calibrate
 from gossamer.quantize.integer import IntegerNetwork as IntegerNetwork
 from gossamer.quantize.loss_aware import LossAware as LossAware
 from gossamer.quantize.lsq import LSQ as LSQ
-from gossamer.quantize.network import Precision as Precision
-from gossamer.quantize.network import calibrate as calibrate
 from gossamer.quantize.projected import Projected as Projected
 from gossamer.quantize.ttq import TTQ as TTQ
 from gossamer.structure import fold_batchnorm as fold_batchnorm

@@ -19,7 +19,7 @@ from gossamer.experiments.obd import obd
 from gossamer.experiments.sparse_momentum import sparse_cifar
 from gossamer.experiments.ttq import ttq
 from gossamer.prune.scores import SCORES
-from gossamer.quantize import activations
+from gossamer.quantize import levels
 from gossamer.quantize.fewbits import QUANTIZERS
 
 ONE = torch.ones(1)
@@ -36,7 +36,7 @@ def test_the_error_names_argument_value_and_choices() -> None:
 
 CALLS: dict[str, Any] = {
     "overflow": lambda: apportion({"a": 1.0}, 1, {"a": 1}, overflow=BAD),
-    "form": lambda: activations.codes(ONE, 2, 1.0, form=BAD),
+    "form": lambda: levels.codes(ONE, 2, 1.0, form=BAD),
     "form, packed": lambda: planes.pack(ONE.int(), ONE < 0, 1, BAD),
     "form, unpacked": lambda: planes.unpack(ONE.to(torch.uint8), 1, 1, BAD),
     "scaler": lambda: scales.clipped_scale(ONE, 2.5, BAD),

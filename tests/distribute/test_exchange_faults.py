@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -25,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from gossamer.distribute import GradientExchange, Processes, TernGrad, exchange, exchange_hook
 from gossamer.distribute.exchange import faults, group
+from launched import run
 
 RANKS = 3
 BEGUN, ENDED = 1, 2  # a rank's marks: it is in that step; it has answered the roll call, or is gone
@@ -162,14 +162,7 @@ def work(case, rank, folder, marks):
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
-    run = subprocess.run(
-        [sys.executable, __file__, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT + 300,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    run(__file__, folder, timeout=LIMIT + 300)
     return {
         case: [
             json.loads(path.read_text())

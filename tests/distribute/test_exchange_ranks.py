@@ -8,8 +8,6 @@ import datetime
 import importlib
 import json
 import multiprocessing
-import os
-import subprocess
 import sys
 import traceback
 import warnings
@@ -36,6 +34,7 @@ from gossamer.distribute.codecs.qsgd import QSGD
 from gossamer.distribute.codecs.terngrad import TernGrad
 from gossamer.distribute.exchange import faults
 from gossamer.distribute.wire.message import Writer
+from launched import run
 
 CODECS = {
     "terngrad": by_name("terngrad"),
@@ -622,14 +621,7 @@ def work(rank, size, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    run = subprocess.run(
-        [sys.executable, __file__, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    run(__file__, folder)
     return folder
 
 

@@ -7,7 +7,6 @@ killed, and after the restart go on with what was saved.
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from gossamer.datasets import Dataset, Split
 from gossamer.distribute import Processes, by_name
 from gossamer.training import TrainConfig, train
 from gossamer.training.workers import share
+from launched import TWO, run
 
 CONFIG = TrainConfig(epochs=2, batch_size=24, lr=0.05, optimizer="adam")
 KILL_AT = 7  # of 12 steps
@@ -93,15 +93,7 @@ def work(folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    run = subprocess.run(
-        [*launcher, "--nproc-per-node=2", "--max-restarts=1", __file__, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    run(*TWO, "--max-restarts=1", __file__, folder)
     return folder
 
 

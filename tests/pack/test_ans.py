@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from damage import damaged, skewed, streams
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.kernels import kernel
 from gossamer.pack.coders.ans import Rans, Stream, parse
@@ -13,12 +14,6 @@ from gossamer.pack.coders.gaps import to_gaps
 
 coder = Rans()
 LEVELS = ["scalar", "avx2", "avx512"]
-
-
-def skewed(seed: int, alphabet: int, count: int, shape: float = 0.3) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    chance = rng.gamma(shape, size=alphabet) + 1e-9
-    return rng.choice(alphabet, count, p=chance / chance.sum())
 
 
 def entropy_bytes(symbols: np.ndarray) -> float:
@@ -118,13 +113,6 @@ def test_gaps_of_random_positions_need_no_table():
     assert decode_all_ways(data, 2000, 256) == [symbols.tolist()] * 4
 
 
-@st.composite
-def streams(draw, most=5000):
-    alphabet = draw(st.one_of(st.integers(1, 300), st.integers(1, 70_000)))
-    count = draw(st.integers(0, most))
-    return alphabet, skewed(draw(st.integers(0, 99)), alphabet, count, draw(st.floats(0.01, 2)))
-
-
 @given(streams())
 @settings(max_examples=30)
 def test_round_trip(case):
@@ -182,14 +170,8 @@ def read(how, *arguments) -> list[int] | None:
 def test_damage_is_refused_or_harmless(case, data):
     """And all decoders agree on which."""
     alphabet, symbols = case
-    coded = bytearray(coder.encode(symbols, alphabet))
-    if coded and data.draw(st.booleans()):
-        for _ in range(data.draw(st.integers(1, 3))):
-            at = data.draw(st.integers(0, min(len(coded) - 1, 80)))
-            coded[at] ^= data.draw(st.integers(1, 255))
-    else:
-        coded = coded[: data.draw(st.integers(0, len(coded)))]
-    results = decode_all_ways(bytes(coded), len(symbols), alphabet)
+    coded = damaged(data, coder.encode(symbols, alphabet), flips=3, reach=81)
+    results = decode_all_ways(coded, len(symbols), alphabet)
     assert all(r == results[0] for r in results)
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from damage import damaged
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.kernels import kernel
 from gossamer.pack.coders import context
@@ -99,16 +100,11 @@ def test_a_flattened_convolution_is_found():
 def test_damage_is_refused_or_harmless(seed, data):
     """Compiled and plain decoders agree on which."""
     values = ranks(seed, 6, 18, 0.4, 12)
-    coded = bytearray(context.encode(values, 9))
-    if data.draw(st.booleans()):
-        at = data.draw(st.integers(0, len(coded) - 1))
-        coded[at] ^= data.draw(st.integers(1, 255))
-    else:
-        coded = coded[: data.draw(st.integers(0, len(coded)))]
+    coded = damaged(data, context.encode(values, 9), flips=1, reach=1 << 20)
     found = []
     for how in (lambda *a: context.decode(*a), lambda *a: plain(context.decode, *a)):
         try:
-            found.append(how(bytes(coded), 6, 18).tolist())
+            found.append(how(coded, 6, 18).tolist())
         except FormatError:
             found.append(None)
     assert found[0] == found[1]

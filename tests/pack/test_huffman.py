@@ -8,18 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from damage import damaged, skewed, streams
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.pack.coders.bits import BitWriter
-from gossamer.pack.coders.huffman import Huffman, code_lengths
+from gossamer.pack.coders.huffman import Huffman, code_lengths, table_bytes
 from gossamer.pack.coders.tables import write_signed, write_used
 
 coder = Huffman()
-
-
-def skewed(seed: int, alphabet: int, count: int, shape: float = 0.3) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    chance = rng.gamma(shape, size=alphabet) + 1e-9
-    return rng.choice(alphabet, count, p=chance / chance.sum())
 
 
 def entropy(histogram: np.ndarray) -> float:
@@ -100,13 +95,6 @@ def test_within_a_bit_of_the_entropy(alphabet):
         assert abs(coder.estimate(histogram) - len(data)) < 0.02 * len(data) + alphabet
 
 
-@st.composite
-def streams(draw, most=5000):
-    alphabet = draw(st.one_of(st.integers(1, 300), st.integers(1, 70_000)))
-    count = draw(st.integers(0, most))
-    return alphabet, skewed(draw(st.integers(0, 99)), alphabet, count, draw(st.floats(0.01, 2)))
-
-
 @given(streams())
 @settings(max_examples=40)
 def test_round_trip(case):
@@ -165,17 +153,11 @@ def test_stream_must_end_with_its_symbols(native, monkeypatch):
 def test_damage_is_refused_or_harmless(case, data):
     """And both decoders agree on which."""
     alphabet, symbols = case
-    coded = bytearray(coder.encode(symbols, alphabet))
-    if coded and data.draw(st.booleans()):
-        for _ in range(data.draw(st.integers(1, 3))):
-            at = data.draw(st.integers(0, min(len(coded) - 1, 60)))
-            coded[at] ^= data.draw(st.integers(1, 255))
-    else:
-        coded = coded[: data.draw(st.integers(0, len(coded)))]
+    coded = damaged(data, coder.encode(symbols, alphabet), flips=3, reach=61)
     results = []
     for decode in (coder.decode, coder.decode_reference):
         try:
-            out = decode(bytes(coded), len(symbols), alphabet)
+            out = decode(coded, len(symbols), alphabet)
             assert len(out) == len(symbols)
             assert not len(out) or out.max() < alphabet
             results.append(out.tolist())
@@ -206,3 +188,32 @@ def test_a_measure_is_what_encoding_takes():
         given = np.array(symbols, np.uint8)
         histogram = np.bincount(given, minlength=6)
         assert coder.measure(histogram) == len(coder.encode(given, 6))
+
+
+def test_four_streams_by_hand():
+    # Five symbols are split 2, 2, 1, 0: codes 0, 10, 11 once more, each stream to its own byte.
+    table = forged([1, 2, 2], b"")
+    sizes = b"".join(n.to_bytes(4, "little") for n in (1, 1, 1))
+    data = b"\2" + table[1:] + sizes + bytes([0b01000000, 0b01100000, 0])
+    for decode in (coder.decode, coder.decode_reference):
+        assert decode(data, 5, 3).tolist() == [0, 1, 0, 2, 0]
+        with pytest.raises(FormatError, match="longer than the data"):
+            decode(data[:-1], 5, 3)
+    assert table_bytes(data, 5, 3) == len(data) - 3
+
+
+def test_what_a_table_takes():
+    data = coder.encode(np.array([0, 1, 0, 2, 0]), 3)
+    assert table_bytes(data, 5, 3) == len(data) - 1
+    assert table_bytes(b"", 0, 3) == 0
+    one = coder.encode(np.full(9, 7), 9)
+    assert table_bytes(one, 9, 9) == len(one)
+
+
+def test_a_measure_counts_four_streams_from_where_they_begin():
+    # Two bytes more than encoding takes: half a byte for each stream, which here is filled up.
+    symbols = np.arange(1 << 16) % 2
+    assert coder.encode(symbols, 2)[0] == 2
+    assert coder.measure(np.array([1 << 15, 1 << 15])) == len(coder.encode(symbols, 2)) + 2
+    assert coder.encode(symbols[1:], 2)[0] == 1
+    assert coder.measure(np.array([(1 << 15) - 1, 1 << 15])) == len(coder.encode(symbols[1:], 2))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 
 import numpy as np
+import pytest
+import torch
 
+from gossamer.core.errors import FormatError
 from gossamer.pack import Archive
+from gossamer.pack.format.section import matrix
+from gossamer.pack.format.values import BY_TORCH
+from gossamer.pack.read.decode import decode_section
 
 NAMES = ["w", "b", "t"]
 
@@ -67,3 +74,24 @@ def test_the_hand_made_file_reads() -> None:
             "codes": 2,
             "framing": 6,
         }
+
+
+def test_as_many_escapes_as_the_zeros_allow() -> None:
+    # 255 zeros, then a 1: an escape, and no further zero.
+    section = b"\x02\x01\x00\x01" + struct.pack("<f", 1) + b"\x01" + bytes([2 << 2, 255, 0])
+    f32 = BY_TORCH[torch.float32]
+    values = decode_section(section, f32, (256,), 256, "w").view(np.float32)
+    assert values.tolist() == [*[0.0] * 255, 1.0]
+    with pytest.raises(FormatError, match="escapes is 1, at most 0"):
+        decode_section(section, f32, (255,), 255, "w")
+
+
+def test_rows_and_columns_of_a_tensor() -> None:
+    for shape, expected in (
+        ((), (1, 1)),
+        ((6,), (1, 6)),
+        ((4, 3), (4, 3)),
+        ((4, 3, 2, 2), (4, 12)),
+        ((0, 3), (0, 0)),
+    ):
+        assert matrix(shape, math.prod(shape)) == expected

@@ -11,12 +11,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from damage import mutated
 from gossamer import nets
 from gossamer.core.errors import ArgumentError, FormatError
-from gossamer.core.seeds import SCHEMES, Seed, init_
+from gossamer.core.seeds import FACTORS, SCALES, SCHEMES, Seed, init_
 from gossamer.pack import PROFILES, Archive, describe, load_into, pack, pack_bytes, unpack
-from gossamer.pack.coders.limits import varint
+from gossamer.pack.coders.limits import VERSION, Reader, varint
 from gossamer.pack.format.container import OWN, Entry, Header, file_chunks
+from gossamer.pack.format.lzma_bytes import encode_lzma
+from gossamer.pack.format.section import parse
 from gossamer.pack.format.values import BY_TORCH, to_bits
 from gossamer.pack.read.decode import decode_section
 
@@ -147,6 +150,7 @@ def test_any_shape_and_mask_comes_back(data: st.DataObject) -> None:
 
 SEED = Seed("normal", 0x1122334455667788, 300, 0.25)
 RAW_MASK = b"\0\0" + bytes([1, 0, 1, 1])
+KEPT = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
 
 
 def head(**change: bytes) -> bytes:
@@ -219,6 +223,27 @@ def test_other_dtypes_and_the_empty_are_refused() -> None:
         decode_section(head(), F32, (0, 3), 0, "x")
 
 
+def test_scales_and_factors_up_to_their_bounds() -> None:
+    for scale in SCALES:
+        found = unpack(file_with(head(scale=struct.pack("<f", scale)) + RAW_MASK))["w"]
+        assert same(found, Seed("normal", SEED.seed, 300, scale).values((2, 2)) * KEPT)
+    for factor in FACTORS:
+        payload = head(scheme=b"\x80", factor=struct.pack("<f", factor)) + RAW_MASK
+        found = unpack(file_with(payload))["w"]
+        assert same(found, Seed("normal", SEED.seed, 300, 0.25, factor).values((2, 2)) * KEPT)
+
+
+def test_the_parts_of_a_section_add_up() -> None:
+    lzma = b"\x07\x00" + encode_lzma(bytes([1, 0, 1, 1]), 1)
+    for data, shape in ((head() + RAW_MASK, (2, 2)), (head() + lzma, (2, 2)), (CODED[1], (24, 40))):
+        numel = shape[0] * shape[1]
+        section = parse(Reader(data, "x", VERSION), F32, shape, numel)
+        assert sum(section.parts.values()) == len(data)
+        assert section.parts["seed"] == len(head())
+        assert section.version >= 2
+    assert np.count_nonzero(decode_section(head() + lzma, F32, (2, 2), 4, "x")) == 3
+
+
 def test_versions() -> None:
     with pytest.raises(FormatError, match="'w' is seeded in a file of version 1"):
         unpack(file_with(head() + RAW_MASK, version=1))
@@ -282,15 +307,9 @@ def test_several_layouts_are_damaged() -> None:
 @QUICK
 @given(st.data())
 def test_mutated_sections_give_an_error_or_a_tensor(data: st.DataObject) -> None:
-    section = bytearray(data.draw(st.sampled_from(CODED)))
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(section) - 1))
-        if data.draw(st.booleans()):
-            section[at] = data.draw(st.integers(0, 255))
-        else:
-            section[at:at] = data.draw(st.binary(min_size=1, max_size=4))
+    section = mutated(data, data.draw(st.sampled_from(CODED)))
     try:
-        bits = decode_section(bytes(section), F32, (24, 40), 960, "x")
+        bits = decode_section(section, F32, (24, 40), 960, "x")
     except FormatError:
         return
     assert bits.shape == (960,)

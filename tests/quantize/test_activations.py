@@ -18,13 +18,8 @@ from gossamer.quantize import (
     quantize_activations_,
     quantized_relu,
 )
-from gossamer.quantize.activations import (
-    ESTIMATORS,
-    FORMS,
-    best_step,
-    half_normal_step,
-    squared_error,
-)
+from gossamer.quantize.activations import ESTIMATORS
+from gossamer.quantize.levels import FORMS, best_step, half_normal_step, squared_error
 
 SETTINGS = {"estimator": "clipped", "form": "ceil"}
 every_kind = pytest.mark.parametrize(

@@ -10,29 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from classifier import batch, net, step
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.pack import Archive, pack
 from gossamer.quantize import LSQ, Projected, binary, dorefa, lsq, projected, twn
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)
-    )
-
-
-def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(32, 12, generator=g), torch.randint(4, (32,), generator=g)
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> None:
-    x, y = batch(seed)
-    optimizer.zero_grad()
-    F.cross_entropy(model(x), y).backward()
-    optimizer.step()
 
 
 def test_twn_by_hand_and_least_squares() -> None:

@@ -54,6 +54,8 @@ def test_start_of_the_search_by_hand():
     assert no_overflow(0.0, 0.9960, 8) == 7  # 127.49 rounds to 127
     assert no_overflow(-300.0, 5.0, 8) == -2
     assert no_overflow(0.0, 0.0, 8) == 0
+    assert no_overflow(0.0, 2.0**900, 8) == -894  # 64; 128 is too large
+    assert no_overflow(0.0, 2.0**-900, 8) == 906
 
 
 def brute(tensor: Tensor, bits: int, target: Tensor | None = None) -> dict[int, float]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from classifier import net, step
 from gossamer.core import names, optimizers
 from gossamer.core.errors import ArgumentError
 from gossamer.pack import Archive, pack
@@ -20,21 +21,6 @@ from gossamer.quantize.loss_aware import (
     objective,
     ternary,
 )
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)
-    )
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> None:
-    g = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(32, 12, generator=g), torch.randint(4, (32,), generator=g)
-    optimizer.zero_grad()
-    F.cross_entropy(model(x), y).backward()
-    optimizer.step()
 
 
 def pair(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -317,3 +303,30 @@ def test_bits_at_their_edges_and_what_the_names_mean() -> None:
     assert torch.equal(PROJECTIONS["lat2"](w, d), ternary(w, d, scales=2))
     assert len(PROJECTIONS["lat"](w, d).abs().unique()) == 2
     assert len(PROJECTIONS["lat2"](w, d).abs().unique()) == 3
+    for name, rule, options in (
+        ("lat, approximate", linear, {"bits": 2}),
+        ("lat2, approximate", linear, {"bits": 2, "scales": 2}),
+        ("laq-4", linear, {"bits": 4}),
+        ("laq-3, logarithmic", logarithmic, {"bits": 3}),
+        ("laq-4, logarithmic", logarithmic, {"bits": 4}),
+    ):
+        assert torch.equal(PROJECTIONS[name](w, d), rule(w, d, **options))
+
+
+def test_levels_by_hand() -> None:
+    # Mean 23 / 16: at 3 bits the outermost level begins at .75 * 3 of it, 3.234375.
+    w, d = torch.tensor([8.0, *[1.0] * 15]), torch.ones(16)
+    start = {"bits": 3, "iterations": 0}
+    assert linear(w, d, **start).tolist() == [3.234375, *[3.234375 / 3] * 15]
+    assert logarithmic(w, d, **start).tolist() == [3.234375, *[3.234375 / 4] * 15]
+    # It begins at .984375, and the codes 1, .5, -.25 and 0 make it 1.
+    w, d = torch.tensor([1.0, 0.5, -0.25, 0.0]), torch.ones(4)
+    assert torch.equal(logarithmic(w, d, bits=3), w)
+
+
+def test_the_authors_scale_by_hand() -> None:
+    # A step of 1, codes 3, 1, -2: sum b w = 14 over sum b^2 = 14, or over 3 sum |b| = 18.
+    w, d = torch.tensor([3.0, 1.0, -2.0]), torch.ones(3)
+    assert torch.equal(linear(w, d, bits=3), w)
+    found = linear(w, d, bits=3, iterations=1, scale="authors")
+    assert found.tolist() == pytest.approx([21 / 9, 7 / 9, -21 / 9])

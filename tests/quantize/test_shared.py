@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from classifier import batch, step
 from gossamer.core import names
 from gossamer.core.codebook import Quantized
 from gossamer.core.errors import ArgumentError
@@ -25,20 +26,6 @@ def net(seed: int = 0) -> nn.Sequential:
     with torch.no_grad():
         model[0].weight[torch.rand(20, 12) < 0.6] = 0
     return model
-
-
-def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(32, 12, generator=g), torch.randint(4, (32,), generator=g)
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> float:
-    x, y = batch(seed)
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(x), y)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
 
 
 @pytest.mark.parametrize("native", [True, False])

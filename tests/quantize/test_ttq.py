@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from classifier import batch, net, step
 from gossamer import nets
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
@@ -15,25 +16,6 @@ from gossamer.datasets import Dataset, Split
 from gossamer.pack import Archive, load_into, pack
 from gossamer.quantize.ttq import TTQ, SparsityWarning, codes, ternary
 from gossamer.training import Progress, TrainConfig, train
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)
-    )
-
-
-def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(32, 12, generator=g), torch.randint(4, (32,), generator=g)
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> None:
-    x, y = batch(seed)
-    optimizer.zero_grad()
-    F.cross_entropy(model(x), y).backward()
-    optimizer.step()
 
 
 def method(**options: object) -> TTQ:
@@ -263,6 +245,9 @@ def test_arguments_at_their_edges() -> None:
     assert method(threshold=None, density=1.0).density == 1.0
     assert method(threshold=None, density=0.5).density == 0.5
     assert method(threshold=0.0).threshold == 0.0
+    assert method(weight_decay=0.0).weight_decay == 0.0
+    with pytest.raises(ArgumentError, match="weight_decay=inf"):
+        method(weight_decay=float("inf"))
 
 
 def zeroed(model: nn.Sequential) -> None:

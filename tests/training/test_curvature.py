@@ -208,6 +208,10 @@ def test_what_has_no_rule_is_refused_by_name() -> None:
         hessian_diagonal(Branching(), data(4))
     with pytest.raises(ArgumentError, match="split is empty"):
         hessian_diagonal(nn.Sequential(nn.Linear(4, 3)).double(), data(4).take(torch.arange(0)))
+    for padding in ({"padding": 1, "padding_mode": "circular"}, {"padding": "same"}):
+        net = nn.Sequential(nn.Conv1d(2, 3, 3, **padding), nn.Flatten()).double()
+        with pytest.raises(ArgumentError, match=r"0: padding=.* pad with zeros, by numbers"):
+            hessian_diagonal(net, Split(torch.randn(4, 2, 5).double(), torch.zeros(4).long()))
     with pytest.raises(ArgumentError, match="'hinge'"):
         hessian_diagonal(nn.Sequential(nn.Linear(4, 3)), data(4), loss="hinge")  # type: ignore[arg-type]
 

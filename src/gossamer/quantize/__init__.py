@@ -6,6 +6,7 @@ from gossamer.quantize.activations import (
     quantize_activations_,
     quantized_relu,
 )
+from gossamer.quantize.calibration import Precision, calibrate
 from gossamer.quantize.ecsq import ecsq, entropy
 from gossamer.quantize.fixed_point import to_fixed_point
 from gossamer.quantize.fixed_training import FixedReLU, FixedWeights, fixed_activations_
@@ -13,7 +14,7 @@ from gossamer.quantize.integer import IntegerNetwork
 from gossamer.quantize.kmeans import rate, share, share_model
 from gossamer.quantize.loss_aware import LossAware
 from gossamer.quantize.lsq import LSQ
-from gossamer.quantize.network import FixedPoint, Precision, calibrate
+from gossamer.quantize.network import FixedPoint
 from gossamer.quantize.projected import Projected
 from gossamer.quantize.rate_aware import RateAware
 from gossamer.quantize.shared import SharedWeights

@@ -8,7 +8,8 @@ Quantized Neural Nets*, ICLR 2019, arXiv 1903.05662, section 4.
 - Backward: the derivative of sigma is replaced by 1 (identity), 1{x > 0} (relu), or
   1{0 < x < (2^b - 1) alpha} (clipped).
 - alpha minimises E(sigma(x) - x)^2 over positive x, for the half-normal distribution
-  (:func:`half_normal_step`) or for data (:func:`best_step`), before training, and stays.
+  (:func:`~gossamer.quantize.levels.half_normal_step`) or for data
+  (:func:`~gossamer.quantize.levels.best_step`), before training, and stays.
 - Each activation is preceded by batch-norm without scale and shift: :func:`normalize_`.
 
 Deviations: the paper runs Lloyd's algorithm for alpha. With the ceil form codes are not nearest
@@ -23,61 +24,33 @@ put in once, before the optimizer is made, and any loop trains the model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gossamer.core.errors import ArgumentError, one_of
+from gossamer.core.errors import ArgumentError
 from gossamer.quantize import capture
+from gossamer.quantize.levels import (
+    best_step,
+    check_distance,
+    check_levels,
+    codes,
+    half_normal_step,
+)
 
 __all__ = [
     "ESTIMATORS",
-    "FORMS",
     "QuantizedReLU",
-    "best_step",
-    "codes",
-    "half_normal_step",
     "normalize_",
     "quantize_activations_",
     "quantized_relu",
-    "squared_error",
 ]
 
 ESTIMATORS = ("identity", "relu", "clipped")
-FORMS = ("ceil", "round")
 
 _SAMPLE = 1 << 16  # values a layer that decide its alpha
-
-
-def _check(bits: int, form: str) -> None:
-    if not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise ArgumentError(f"bits={bits!r} must be a whole number from 2 to 8")
-    if form not in FORMS:
-        raise ArgumentError(f"form {form!r} is not one of {', '.join(FORMS)}")
-
-
-def _check_alpha(alpha: float) -> None:
-    if not (alpha > 0 and math.isfinite(alpha)):
-        raise ArgumentError(
-            f"alpha={alpha} must be positive and finite: the distance of two levels"
-        )
-
-
-def codes(x: Tensor, bits: int, alpha: float | Tensor, *, form: str) -> Tensor:
-    """The level's number k for each value, 0 to 2^bits - 1, in the dtype of x.
-
-    Nearest levels (``form="round"``) take ties to the even one.
-
-    >>> codes(torch.tensor([-1.0, 0.1, 0.5, 0.6, 9.0]), 2, 0.5, form="ceil").tolist()
-    [0.0, 1.0, 1.0, 2.0, 3.0]
-    """
-    one_of("form", form, FORMS)
-    scaled = x / alpha
-    whole = scaled.ceil_() if form == "ceil" else scaled.round_()
-    return whole.clamp_(0, 2**bits - 1)
 
 
 class _Quantize(torch.autograd.Function):
@@ -134,10 +107,10 @@ def quantized_relu(
     Raises :class:`ArgumentError` for bits outside 2 to 8, an alpha that is not positive, an
     unknown estimator or form.
     """
-    _check(bits, form)
+    check_levels(bits, form)
     _check_estimator(estimator)
     if not isinstance(alpha, Tensor):
-        _check_alpha(alpha)
+        check_distance(alpha)
     step = torch.as_tensor(alpha, dtype=x.dtype, device=x.device)
     result: Tensor = _Quantize.apply(x, step, bits, form, estimator)
     return result
@@ -163,9 +136,9 @@ class QuantizedReLU(nn.Module):
         self, bits: int, alpha: float, *, estimator: str, form: str, learned: bool = False
     ) -> None:
         super().__init__()
-        _check(bits, form)
+        check_levels(bits, form)
         _check_estimator(estimator)
-        _check_alpha(alpha)
+        check_distance(alpha)
         self.bits, self.estimator, self.form, self.learned = bits, estimator, form, learned
         if learned:
             self.alpha = nn.Parameter(torch.tensor(float(alpha)))
@@ -193,92 +166,6 @@ class QuantizedReLU(nn.Module):
         )
 
 
-Tail = Callable[[Tensor], Tensor]
-
-
-def _errors(alphas: Tensor, bits: int, form: str, mass: Tail, mean: Tail, second: float) -> Tensor:
-    """E(sigma(x) - x)^2 over x > 0 for each alpha, (A,) -> (A,).
-
-    A value's code k is the number of thresholds below it, so with the tails P(x > t) and
-    E[x; x > t] at the thresholds t_j: E k x = sum E[x; x > t_j], E k^2 = sum (2j - 1) P(x > t_j).
-    """
-    j = torch.arange(1, 2**bits, dtype=torch.float64)
-    t = alphas[:, None] * (j - (1.0 if form == "ceil" else 0.5))
-    return second - 2 * alphas * mean(t).sum(1) + alphas.square() * (mass(t) * (2 * j - 1)).sum(1)
-
-
-def _minimum(bits: int, form: str, mass: Tail, mean: Tail, second: float, largest: float) -> float:
-    # Several local minima: a scan over all that could be best, then ever closer ones.
-    low, high = largest / (8 * (2**bits - 1)), 1.5 * largest
-    best = high
-    for _ in range(4):
-        alphas = torch.logspace(math.log10(low), math.log10(high), 257, dtype=torch.float64)
-        at = int(_errors(alphas, bits, form, mass, mean, second).argmin())
-        best = float(alphas[at])
-        low, high = float(alphas[max(0, at - 2)]), float(alphas[min(256, at + 2)])
-    return best
-
-
-def half_normal_step(bits: int, *, form: str) -> float:
-    """alpha of least squared error for |N(0, 1)|, what batch-norm without scale gives.
-
-    >>> [round(half_normal_step(b, form="ceil"), 2) for b in (2, 4)]
-    [0.49, 0.17]
-    >>> [round(half_normal_step(b, form="round"), 2) for b in (2, 4)]
-    [0.65, 0.19]
-
-    Raises :class:`ArgumentError` for bits outside 2 to 8 or an unknown form.
-    """
-    _check(bits, form)
-    root = math.sqrt(2)
-
-    def mass(t: Tensor) -> Tensor:
-        return torch.erfc(t / root)
-
-    def mean(t: Tensor) -> Tensor:
-        return math.sqrt(2 / math.pi) * torch.exp(-t.square() / 2)
-
-    return _minimum(bits, form, mass, mean, 1.0, 6.0)
-
-
-def best_step(values: Tensor, bits: int, *, form: str) -> float:
-    """alpha of least mean squared error over the positive ``values``, any shape.
-
-    Raises :class:`ArgumentError` for bits outside 2 to 8, an unknown form, values that are not
-    finite, or none above 0.
-    """
-    _check(bits, form)
-    flat = values.detach().reshape(-1).to("cpu", torch.float64)
-    if not bool(flat.isfinite().all()):
-        raise ArgumentError("values holds NaN or infinite ones; alpha cannot be found from them")
-    x = flat[flat > 0].sort().values
-    if not len(x):
-        raise ArgumentError("values holds none above 0; give alpha as a number")
-    # tails by position: sums of everything from there on
-    sums = torch.cat([x.flip(0).cumsum(0).flip(0), x.new_zeros(1)]) / len(x)
-
-    def place(t: Tensor) -> Tensor:
-        return torch.searchsorted(x, t.contiguous(), right=True)
-
-    return _minimum(
-        bits,
-        form,
-        lambda t: 1 - place(t) / len(x),
-        lambda t: sums[place(t)],
-        float(x.square().mean()),
-        float(x[-1]),
-    )
-
-
-def squared_error(values: Tensor, bits: int, alpha: float, *, form: str) -> float:
-    """Mean (sigma(x) - x)^2 over the positive ``values``: what :func:`best_step` minimises."""
-    _check(bits, form)
-    _check_alpha(alpha)
-    x = values.detach().reshape(-1).double()
-    x = x[x > 0]
-    return float((codes(x, bits, alpha, form=form) * alpha - x).square().mean())
-
-
 def quantize_activations_(
     model: nn.Module,
     bits: int,
@@ -304,7 +191,7 @@ def quantize_activations_(
         estimator, form: as for :func:`quantized_relu`.
         alpha: for all layers; None: from ``calibration``, or without it of the half-normal
             distribution, which fits inputs normalised without scale and shift.
-        calibration: batches; each layer's alpha is :func:`best_step` of at most 65,536 of its
+        calibration: batches; each layer's alpha is ``best_step`` of at most 65,536 of its
             inputs, run in evaluation mode; of a tuple or list the first entry. A captured graph
             is compared with the model on the first batch, in both modes.
         forward: ``forward(model, batch)`` where ``model(batch)`` is not the way to run it.
@@ -319,10 +206,10 @@ def quantize_activations_(
     place on a tensor that is read elsewhere, a captured graph that differs from the model or by
     its mode, a pattern that matches nothing, or a layer that calibration does not reach.
     """
-    _check(bits, form)
+    check_levels(bits, form)
     _check_estimator(estimator)
     if alpha is not None:
-        _check_alpha(alpha)
+        check_distance(alpha)
         if calibration is not None:
             raise ArgumentError(f"alpha={alpha} and calibration: give one of the two")
     target, found = capture.activations(model, functional, include, exclude)

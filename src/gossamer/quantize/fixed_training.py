@@ -7,7 +7,7 @@ of bits, each layer with a length f of its own. Backward is straight-through: a 
 quantized value's gradient, an activation its gradient where it lies in the range.
 
 Batch-norm stays as it is and is folded afterwards, when
-:func:`gossamer.quantize.network.calibrate` chooses the formats of the network that is deployed:
+:func:`gossamer.quantize.calibration.calibrate` chooses the formats of the network that is deployed:
 folded weights are other numbers, and what training under noise of this size buys is that they may
 be rounded. Sums before a ReLU are not rounded here, only what the next layer multiplies.
 

@@ -8,7 +8,7 @@ shifted to the longer of their lengths. An average is an integer sum, divided by
 the remainder deciding the rounding.
 
 The sums of products run through float64 convolutions: codes and their products are integers, and
-:func:`~gossamer.quantize.network.calibrate` has bounded every partial sum below 2^53, where
+:func:`~gossamer.quantize.calibration.calibrate` has bounded every partial sum below 2^53, where
 float64 addition and multiplication of integers are exact in any order. So this is integer
 arithmetic on the floating-point unit, tens of times faster than int64 convolution. With
 ``oracle=True`` int64 multiplications and additions do it instead; they give the same bits.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gossamer.core.errors import ArgumentError
 from gossamer.quantize.fixed_point import Format, to_codes
-from gossamer.quantize.network import FixedPoint, Layer, _schedule
+from gossamer.quantize.network import FixedPoint, Layer, schedule
 from gossamer.quantize.steps import Step, choose, sums
 
 __all__ = ["IntegerNetwork", "divide_round", "shift_round"]
@@ -63,7 +63,7 @@ class IntegerNetwork(nn.Module):
     """A fixed-point network on integers.
 
     Args:
-        net: from :func:`~gossamer.quantize.network.calibrate`.
+        net: from :func:`~gossamer.quantize.calibration.calibrate`.
         oracle: multiply and add in int64; slow, for tests.
     """
 
@@ -92,7 +92,7 @@ class IntegerNetwork(nn.Module):
         if x.numel() and not first.low <= int(x.min()) <= int(x.max()) <= first.high:
             raise ArgumentError(f"codes leave {first.low} to {first.high}; use encode()")
         held: dict[str, Tensor] = {}
-        for step, last in _schedule(self.net.program):
+        for step, last in schedule(self.net.program):
             inputs = [held[n] for n in step.inputs]
             held[step.name] = x if step.kind == "input" else self._step(step, inputs)
             for name in last:

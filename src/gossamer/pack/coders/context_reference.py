@@ -17,9 +17,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
-from gossamer.core.errors import FormatError
+from gossamer.pack.coders.binary_range import Coder, Decoder, Encoder
 
 __all__ = ["decode", "encode"]
 
@@ -86,74 +85,6 @@ def _curves() -> tuple[list[int], list[int]]:
     return stretch + [EDGE] * (65536 - len(stretch)), squash
 
 
-class _Coder(Protocol):
-    def code(self, bit: int, p: int) -> int: ...
-
-
-class _Encoder:
-    """Carry-less binary range coder over [low, high] of 32 bits."""
-
-    def __init__(self) -> None:
-        self.low, self.high, self.out = 0, 0xFFFFFFFF, bytearray()
-
-    def code(self, bit: int, p: int) -> int:
-        middle = self.low + ((self.high - self.low) * p >> 16)
-        if bit:
-            self.high = middle
-        else:
-            self.low = middle + 1
-        while not (self.low ^ self.high) >> 24:
-            self.out.append(self.high >> 24)
-            self.low = self.low << 8 & 0xFFFFFFFF
-            self.high = self.high << 8 & 0xFFFFFFFF | 255
-        return bit
-
-    def finish(self) -> bytes:
-        return bytes(self.out + _tail(self.low, self.high)).rstrip(b"\0")
-
-
-def _tail(low: int, high: int) -> bytes:
-    """The fewest bytes that, followed by zeros, name a number in [low, high]."""
-    for k in range(1, 5):
-        rest = (1 << 32 - 8 * k) - 1
-        value = (low + rest) & ~rest
-        if value <= high:
-            break
-    return value.to_bytes(4, "big")[:k]
-
-
-class _Decoder:
-    """Reads zeros past the end; ``finish`` tells whether these were all the encoder's bytes."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 4
-        self.low, self.high = 0, 0xFFFFFFFF
-        self.value = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
-
-    def code(self, bit: int, p: int) -> int:
-        middle = self.low + ((self.high - self.low) * p >> 16)
-        bit = int(self.value <= middle)
-        if bit:
-            self.high = middle
-        else:
-            self.low = middle + 1
-        while not (self.low ^ self.high) >> 24:
-            self.low = self.low << 8 & 0xFFFFFFFF
-            self.high = self.high << 8 & 0xFFFFFFFF | 255
-            byte = self.data[self.at] if self.at < len(self.data) else 0
-            self.value = self.value << 8 & 0xFFFFFFFF | byte
-            self.at += 1
-        return bit
-
-    def finish(self) -> None:
-        tail, done = _tail(self.low, self.high), self.at - 4
-        rest = self.data[done:]
-        if self.data[-1:] == b"\0" or rest.ljust(len(tail), b"\0") != tail:
-            raise FormatError(
-                f"context stream of {len(self.data)} bytes: it does not end where its entries end"
-            )
-
-
 def encode(
     ranks: Sequence[int], rows: int, cols: int, kernel: int, stride: int, largest: int
 ) -> bytes:
@@ -162,14 +93,14 @@ def encode(
     ``kernel`` entries of each row belong to one input channel; entries ``stride`` apart are above
     each other in the kernel (or in the picture that a row is, when ``kernel`` is 1).
     """
-    coder = _Encoder()
+    coder = Encoder()
     _Model(coder, rows, cols, kernel, stride, largest).run(list(ranks))
     return coder.finish()
 
 
 def decode(data: bytes, rows: int, cols: int, kernel: int, stride: int, largest: int) -> list[int]:
     """The ranks of :func:`encode`; :class:`FormatError` when ``data`` has another length."""
-    coder, ranks = _Decoder(data), [0] * (rows * cols)
+    coder, ranks = Decoder(data), [0] * (rows * cols)
     _Model(coder, rows, cols, kernel, stride, largest).run(ranks)
     coder.finish()
     return ranks
@@ -210,7 +141,7 @@ class _Mixer:
 class _Model:
     def __init__(
         self,
-        coder: _Coder,
+        coder: Coder,
         rows: int,
         cols: int,
         kernel: int,

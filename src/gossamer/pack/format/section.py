@@ -291,6 +291,8 @@ def _dense(
     alphabet = _size(section) + bool(section.flags & ZERO)
     if alphabet == 0:
         raise reader.fail("dense symbols without any value")
+    if not section.flags & ZERO and total != sum(groups):
+        raise reader.fail(f"{total} of {sum(groups)} entries, all of which are non-zero")
     before = reader.at
     for size in groups:
         need = size and alphabet > 1

@@ -28,7 +28,7 @@ from gossamer.pack.format.raw import decode_raw, decompress
 from gossamer.pack.format.section import Section, parse
 from gossamer.pack.format.values import Bits, DType, from_bits, to_bits
 from gossamer.pack.read.decode import decode_parsed
-from gossamer.pack.read.rows import Row, grouped_row, own_row, tied_row
+from gossamer.pack.read.rows import Row, grouped_row, own_parts, own_row, tied_row
 from gossamer.pack.read.source import Source
 
 __all__ = ["Archive", "describe", "unpack"]
@@ -249,30 +249,23 @@ class Archive:
 
     def _bits(self, index: int, entry: Entry, out: Bits | None = None) -> Bits:
         if index not in self._kept:
-            bits, section = self._decode(index, entry, None if self.keep else out)
+            bits = self._decode(index, entry, None if self.keep else out)
             if not self.keep:
                 return bits
-            self._rows[index] = self._row(index, entry, bits, section)
             self._kept[index] = bits
         if out is None:
             return self._kept[index]
         out[:] = self._kept[index]
         return out
 
-    def _decode(
-        self, index: int, entry: Entry, out: Bits | None = None
-    ) -> tuple[Bits, Section | None]:
-        """The patterns, and the section that they came from if the tensor has its own."""
-        what, section = f"tensor {entry.name!r}", None
+    def _decode(self, index: int, entry: Entry, out: Bits | None = None) -> Bits:
         if entry.place == SOLID:
             solid = self._solid_bits(entry.dtype)
             start = self._starts[index]
             bits = np.empty(entry.numel, entry.dtype.bits) if out is None else out
             bits[:] = solid[start : start + entry.numel]
         else:
-            payload = self._section(self._sections[index], what)
-            reader = Reader(payload, f"{self.where}: {what}", self.header.version)
-            section = parse(reader, entry.dtype, entry.shape, entry.numel)
+            reader, section = self._parsed(index, entry)
             bits = decode_parsed(
                 reader,
                 section,
@@ -282,8 +275,17 @@ class Archive:
                 allowed=lambda work: self.trusted or self._allowance.take(work, index),
             )
         if entry.dtype.torch == torch.bool and bits.size and bits.max() > 1:
-            raise FormatError(f"{self.where}: {what} is bool but holds the byte {bits.max()}")
-        return bits, section
+            raise FormatError(
+                f"{self.where}: tensor {entry.name!r} is bool but holds the byte {bits.max()}"
+            )
+        return bits
+
+    def _parsed(self, index: int, entry: Entry) -> tuple[Reader, Section]:
+        """A tensor's own section, taken apart."""
+        what = f"tensor {entry.name!r}"
+        payload = self._section(self._sections[index], what)
+        reader = Reader(payload, f"{self.where}: {what}", self.header.version)
+        return reader, parse(reader, entry.dtype, entry.shape, entry.numel)
 
     def _solid_bits(self, dtype: DType) -> Bits:
         if dtype.code not in self._solid:
@@ -333,25 +335,27 @@ class Archive:
     # Describing -----------------------------------------------------------------------------
 
     def rows(self) -> list[Row]:
-        """One row per name. Decodes each tensor once, to count what it holds."""
+        """One row per name. Decodes only what does not say of itself how many values it holds.
+
+        Counts of the others are those that their sections declare, which decoding checks.
+        """
         return [self.info(name) for name in self.names]
 
     def info(self, name: str) -> Row:
         """The row of one tensor; an alias takes no bytes."""
         index, entry = self._entry(name)
-        if index not in self._rows and self.keep:
-            self._bits(index, entry)
-        elif index not in self._rows:
-            self._rows[index] = self._row(index, entry, *self._decode(index, entry))
+        if index not in self._rows:
+            self._rows[index] = self._row(index, entry)
         row = self._rows[index]
         return (
             tied_row(name, row) if name != entry.name else Row(**row | {"parts": {**row["parts"]}})
         )
 
-    def _row(self, index: int, entry: Entry, bits: Bits, section: Section | None) -> Row:
-        if section is None:
-            return grouped_row(entry, bits, self._share(index, entry))
-        return own_row(entry, bits, section)
+    def _row(self, index: int, entry: Entry) -> Row:
+        if entry.place == SOLID:
+            return grouped_row(entry, self._bits(index, entry), self._share(index, entry))
+        section = self._parsed(index, entry)[1]
+        return own_row(entry, section, lambda: self._bits(index, entry))
 
     def _share(self, index: int, entry: Entry) -> int:
         """A grouped tensor's share of its section, by elements; shares add up exactly."""
@@ -363,12 +367,18 @@ class Archive:
         return whole * (start + entry.numel) // count - whole * start // count
 
     def parts(self) -> dict[str, int]:
-        """Bytes of the whole file by purpose; they add up to ``file_bytes``."""
+        """Bytes of the whole file by purpose; they add up to ``file_bytes``. Decodes nothing."""
         out = {"header": self.header.size}
         if self.header.has_metadata:
             out["metadata"] = self.header.lengths[0] + 4
-        for row in self.rows():
-            for part, size in row["parts"].items():
+        for index, entry in enumerate(self.header.entries):
+            if index in self._rows:
+                parts = self._rows[index]["parts"]
+            elif entry.place == SOLID:
+                parts = {"raw": self._share(index, entry)}
+            else:
+                parts = {} if entry.place == ALIAS else own_parts(self._parsed(index, entry)[1])
+            for part, size in parts.items():
                 out[part] = out.get(part, 0) + size
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
@@ -14,7 +15,7 @@ from gossamer.pack.format.container import Entry
 from gossamer.pack.format.section import Section, Stream
 from gossamer.pack.format.values import Bits
 
-__all__ = ["Row", "grouped_row", "own_row", "tied_row"]
+__all__ = ["Row", "grouped_row", "own_parts", "own_row", "tied_row"]
 
 
 class Row(TypedDict):
@@ -41,19 +42,19 @@ class Row(TypedDict):
     tied_to: str | None
 
 
-def own_row(entry: Entry, bits: Bits, section: Section) -> Row:
-    """A tensor with a section of its own; its checksum counts as framing."""
-    parts = _without_tables(section)
-    parts["framing"] = parts.get("framing", 0) + 4
-    # A code book says what sorting a large tensor would; a seeded one is the mask's.
-    book = section.book if section.seed is None else None
-    distinct = None if book is None else len(book) + (not bits.all())
-    return _row(entry, bits, section.chain, parts, distinct=distinct)
+def own_row(entry: Entry, section: Section, decoded: Callable[[], Bits]) -> Row:
+    """A tensor with a section of its own; ``decoded`` is asked for what that does not tell."""
+    parts = own_parts(section)
+    if section.book is None or section.seed is not None:  # a seeded one's book is the mask's
+        return _counted(entry, decoded(), section.chain, parts)
+    nonzeros = sum(section.kept)
+    distinct = len(section.book) + (nonzeros < entry.numel)
+    return _row(entry, nonzeros, distinct, section.chain, parts)
 
 
 def grouped_row(entry: Entry, bits: Bits, share: int) -> Row:
     """A member of the section of small tensors, with its share of the bytes."""
-    return _row(entry, bits, "raw, grouped", {"raw": share})
+    return _counted(entry, bits, "raw, grouped", {"raw": share})
 
 
 def tied_row(name: str, target: Row) -> Row:
@@ -71,10 +72,12 @@ def tied_row(name: str, target: Row) -> Row:
     )
 
 
-def _row(
-    entry: Entry, bits: Bits, codec: str, parts: dict[str, int], *, distinct: int | None = None
-) -> Row:
-    nonzeros, total = int(np.count_nonzero(bits)), sum(parts.values())
+def _counted(entry: Entry, bits: Bits, codec: str, parts: dict[str, int]) -> Row:
+    return _row(entry, int(np.count_nonzero(bits)), len(np.unique(bits)), codec, parts)
+
+
+def _row(entry: Entry, nonzeros: int, distinct: int, codec: str, parts: dict[str, int]) -> Row:
+    total = sum(parts.values())
     return Row(
         name=entry.name,
         shape=entry.shape,
@@ -82,7 +85,7 @@ def _row(
         numel=entry.numel,
         nonzeros=nonzeros,
         density=nonzeros / entry.numel if entry.numel else 1.0,
-        distinct=len(np.unique(bits)) if distinct is None else distinct,
+        distinct=distinct,
         codec=codec,
         bytes=total,
         bits_per_weight=8 * total / entry.numel if entry.numel else 0.0,
@@ -91,8 +94,8 @@ def _row(
     )
 
 
-def _without_tables(section: Section) -> dict[str, int]:
-    """The section's parts with the coders' tables taken out of positions and codes."""
+def own_parts(section: Section) -> dict[str, int]:
+    """Bytes by purpose: coders' tables out of positions and codes, the checksum in framing."""
     parts = dict(section.parts)
     for part, streams in (("positions", section.positions), ("codes", [section.codes])):
         # Dense symbols are codes, though there is one stream of them per class.
@@ -101,6 +104,7 @@ def _without_tables(section: Section) -> dict[str, int]:
         if size:
             parts[part] -= size
             parts["tables"] = parts.get("tables", 0) + size
+    parts["framing"] = parts.get("framing", 0) + 4
     return parts
 
 
