@@ -21,7 +21,7 @@ from typing import Any
 from gossamer.compression import run
 from gossamer.compression.recipe import load
 from gossamer.core.errors import GossamerError
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments import Claim, Context, experiment, spread
 
 __all__ = ["kills", "lenets", "resnet"]
 
@@ -146,31 +146,38 @@ def _timed(out: Path) -> float:
     return time.monotonic() - started
 
 
-@experiment("resume-after-kills", seeds=(0,))
-def kills(context: Context) -> Outcome:
-    """A compression run killed with SIGKILL at ten random moments ends with the same bytes."""
-    whole, broken = context.work / "whole", context.work / "broken"
+def killed(seed: int, work: Path, count: int) -> dict[str, Any]:
+    """The demo run unbroken, and killed so many times: moments, hits, seconds and hashes."""
+    whole, broken = work / "whole", work / "broken"
     for folder in (whole, broken):
         shutil.rmtree(folder, ignore_errors=True)
     length, start = _timed(whole), _timed(whole)  # the second finds everything done
-    count = 2 if context.quick else 10
     # Each start imports torch and reads the data first; the kills are spread over what follows.
-    choose = random.Random(context.seeds[0])
+    choose = random.Random(seed)
     # Half of it in all: the last kill still finds the run at work.
     share = 0.5 * max(0.0, length - start) / count
     moments = [round(choose.uniform(0.5 * start, start + share), 2) for _ in range(count)]
-    hit = _broken(broken, moments)
-    same = _hash(whole) == _hash(broken)
-    context.say(f"{hit} of {count} kills hit a running process")
-    return Outcome(
-        [
-            Claim("house.resume", "kills that hit a running process", hit, ">=", count),
-            Claim("house.resume", "same bytes as the unbroken run", float(same), "==", 1.0),
-        ],
-        {
-            "moments": moments,
-            "unbroken_seconds": length,
-            "start_seconds": start,
-            "sha256": _hash(broken),
-        },
-    )
+    return {
+        "moments": moments,
+        "hits": _broken(broken, moments),
+        "unbroken_seconds": length,
+        "start_seconds": start,
+        "sha256": {"unbroken": _hash(whole), "killed": _hash(broken)},
+    }
+
+
+def _judge_kills(raw: Mapping[str, Any]) -> list[Claim]:
+    page, count, hashes = "house.resume", len(raw["moments"]), raw["sha256"]
+    same = hashes["unbroken"] == hashes["killed"]
+    return [
+        Claim(page, "kills that hit a running process", raw["hits"], ">=", count),
+        Claim(page, "same bytes as the unbroken run", float(same), "==", 1.0),
+    ]
+
+
+@experiment("resume-after-kills", seeds=(0,), judge=_judge_kills)
+def kills(context: Context) -> dict[str, Any]:
+    """A compression run killed with SIGKILL at ten random moments ends with the same bytes."""
+    count = 2 if context.quick else 10
+    (found,) = context.map(killed, [(context.seeds[0], context.work, count)])
+    return found

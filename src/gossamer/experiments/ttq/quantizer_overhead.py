@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer import nets
-from gossamer.experiments import Claim, Context, Outcome, experiment
+from gossamer.experiments import Claim, Context, experiment
 from gossamer.quantize import (
     LSQ,
     TTQ,
@@ -85,9 +85,7 @@ class _Run:
         return time.process_time() - began
 
 
-def ratios(
-    net: str, batch: int, blocks: int, only: list[str], say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+def ratios(net: str, batch: int, blocks: int, only: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Ratio, its quartiles and milliseconds of a step, for each quantizer named."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -120,12 +118,12 @@ def ratios(
             "step_ms": 1e3 * statistics.median(a for a, _ in pairs),
             "float_step_ms": 1e3 * statistics.median(b for _, b in pairs),
         }
-        say(f"{name:28} {rows[name]['ratio']:.3f}x  {rows[name]['step_ms']:.1f} ms a step")
     return rows
 
 
-def claims(net: str, rows: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
-    """The bounded ones among :func:`ratios`."""
+def claims(raw: Mapping[str, Any]) -> list[Claim]:
+    """The bounded ones among :func:`ratios`, of the network ``net``."""
+    net, rows = raw["net"], raw["ratios"]
     return [
         Claim(f"{page}.beyond", f"{name}: training step over the float step, {net}",
               rows[name]["ratio"], "<=", bound)
@@ -134,9 +132,11 @@ def claims(net: str, rows: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
     ]  # fmt: skip
 
 
-@experiment("quantizer-overhead", seeds=(0,))
-def overhead(context: Context) -> Outcome:
+@experiment("quantizer-overhead", seeds=(0,), judge=claims)
+def overhead(context: Context) -> dict[str, Any]:
     """Few-bit weights: a training step over the float step, ResNet-20, batch 128, one thread."""
     net, batch, blocks = ("lenet-5", 16, 2) if context.quick else ("resnet-20", 128, 15)
-    rows = ratios(net, batch, blocks, list(QUANTIZERS), context.say)
-    return Outcome(claims(net, rows), {"ratios": rows, "blocks": blocks, "batch": batch})
+    (rows,) = context.map(ratios, [(net, batch, blocks, list(QUANTIZERS))])
+    for name, row in rows.items():
+        context.say(f"{name:28} {row['ratio']:.3f}x  {row['step_ms']:.1f} ms a step")
+    return {"net": net, "ratios": rows, "blocks": blocks, "batch": batch}
