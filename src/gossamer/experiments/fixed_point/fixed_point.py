@@ -20,7 +20,7 @@ from gossamer import datasets, nets
 from gossamer.analysis import canvas
 from gossamer.datasets import Dataset, Split, batches
 from gossamer.experiments import Claim, Context, experiment, spread
-from gossamer.experiments.shared.lenets import LENET_5, dense, lenets_folder, mnist
+from gossamer.experiments.shared.lenets import after, lenets_folder, mnist
 from gossamer.pack import pack
 from gossamer.quantize import FixedPoint, IntegerNetwork, Precision, calibrate
 from gossamer.quantize.fixed_point import error, no_overflow, search
@@ -260,8 +260,7 @@ def search_is_brute_force(context: Context) -> dict[str, Any]:
 
 def ranks(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """LeNet-5's first fully-connected layer at each rank, of one seed; errors in percent."""
-    data = mnist(quick)
-    model = dense(LENET_5, seed, work, data, quick)
+    data, model = mnist(quick), after("train", "lenet-5", seed, work, quick).model
     if quick:
         few = slice(0, 50)
         data = replace(data, validation=data.validation.take(few), test=data.test.take(few))
