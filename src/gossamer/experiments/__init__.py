@@ -149,6 +149,10 @@ class Context:
         self.ledger.inside += time.monotonic() - began
         return [part.result for part in parts]
 
+    def alone(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        """As :meth:`map`, one after the other: what is timed, or starts many processes itself."""
+        return [self.map(function, [job])[0] for job in jobs]
+
     def _pool(self, jobs: int) -> AbstractContextManager[Executor | None]:
         if self.executor is not None or self.workers <= 1 or not jobs:
             return nullcontext(self.executor)

@@ -383,18 +383,12 @@ def exact(context: Context) -> dict[str, Any]:
     quick, steps = context.quick, 20 if context.quick else 1000
     jobs = [("terngrad", n) for n in ((2, 4) if quick else (2, 3, 4, 5))]
     jobs += [("sq3", n) for n in ((2,) if quick else (2, 4))]
-
-    def alone(function: Callable[..., Any], *job: Any) -> Any:
-        # one after the other: the processes are many already
-        return context.map(function, [job])[0]
-
     kinds = list(FAULTS)[: 1 if quick else 2]
+    runs = [(codec, size, seed, steps) for seed in context.seeds for codec, size in jobs]
+    unusual = context.alone(ranks, [(usage, size) for size in (2, 4)])
+    faults = context.alone(failed, [(kind,) for kind in kinds])
     return {
-        "runs": [
-            alone(compared, codec, size, seed, steps)
-            for seed in context.seeds
-            for codec, size in jobs
-        ],
-        "unusual": [row for size in (2, 4) for row in alone(ranks, usage, size)],
-        "faults": {kind: alone(failed, kind) for kind in kinds},
+        "runs": context.alone(compared, runs),
+        "unusual": [row for rows in unusual for row in rows],
+        "faults": dict(zip(kinds, faults, strict=True)),
     }

@@ -296,11 +296,6 @@ def resumed(work: Path) -> dict[str, Any]:
     return {"kills_that_hit": hits, "digests": ends}
 
 
-def overheads(quick: bool) -> dict[str, float]:
-    """:func:`overhead` of each network, one after another."""
-    return {net: overhead(net, quick) for net in CONFIGS}
-
-
 def overhead(net: str, quick: bool) -> float:
     """Time of a sparse step over a dense one, between reallocations: median over paired blocks."""
     data = mnist(True)
@@ -352,5 +347,6 @@ def exact(context: Context) -> dict[str, Any]:
     """Sparse momentum 3, 6: exact counts, exact zeros, resume after kills, overhead of a step."""
     counts = context.map(counted, [(seed, context.quick) for seed in context.seeds])
     (resume,) = context.map(resumed, [(context.work,)])
-    (ratios,) = context.map(overheads, [(context.quick,)])
-    return {"counts": counts, "resume": resume, "overhead": ratios}
+    ratios = context.alone(overhead, [(net, context.quick) for net in CONFIGS])
+    overheads = dict(zip(CONFIGS, ratios, strict=True))
+    return {"counts": counts, "resume": resume, "overhead": overheads}

@@ -31,6 +31,7 @@ DENSITY = 0.05
 NET = "lenet-5-caffe"
 CONFIG = replace(CONFIGS[NET], epochs=3)
 REALLOCATIONS = 10  # an epoch
+FACTORS = {"channel": "estimated_channel", "ideal": "estimated_ideal", "measured": "measured"}
 FEATURES = ("conv1", "conv2", "ip1")  # ip2's units are the classes
 
 
@@ -73,26 +74,21 @@ def one_seed(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     }
 
 
+def speeds_of(seed: int, work: Path, quick: bool) -> dict[str, Any]:
+    """The speed-up figures of one pair, which is loaded from its checkpoints."""
+    test, rounds = measured_on(quick), 3 if quick else 50
+    return {
+        kind: speedups(model, test, rounds=rounds).as_dict()
+        for kind, model in networks(seed, work, quick).items()
+    }
+
+
 @experiment("sparse-specialization", judge=lambda raw: [])
 def sparse_specialization(context: Context) -> dict[str, Any]:
     """Class specialization and speed-up of LeNet-5 by sparse momentum at 5 %, against dense."""
     jobs = [(seed, context.work, context.quick) for seed in context.seeds]
     rows = context.map(one_seed, jobs)
-    # the trained ones are loaded from their checkpoints; timed alone, one thread, one after another
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        test = measured_on(context.quick)
-        speeds = [
-            {
-                kind: speedups(model, test, rounds=3 if context.quick else 50)
-                for kind, model in networks(*job).items()
-            }
-            for job in jobs
-        ]
-    finally:
-        torch.set_num_threads(threads)
-    context.say(speeds[0]["sparse"].table())
+    speeds = context.alone(speeds_of, jobs)
     scores: dict[str, dict[str, Tensor]] = {
         kind: {
             layer: torch.tensor(row["scores"])
@@ -106,10 +102,8 @@ def sparse_specialization(context: Context) -> dict[str, Any]:
         layer: spread([r["comparison"][layer]["difference"] for r in rows]) for layer in layers
     }
     factors = {
-        figure: {
-            kind: spread([getattr(s[kind], figure) for s in speeds]) for kind in ("sparse", "dense")
-        }
-        for figure in ("channel", "ideal", "measured")
+        figure: {kind: spread([s[kind][key] for s in speeds]) for kind in ("sparse", "dense")}
+        for figure, key in FACTORS.items()
     }
     return {
         "difference_of_means": differences,
@@ -117,5 +111,5 @@ def sparse_specialization(context: Context) -> dict[str, Any]:
         "speed_up": factors,
         "threads": 1,
         "runs": rows,
-        "speeds": [{kind: found.as_dict() for kind, found in s.items()} for s in speeds],
+        "speeds": speeds,
     }

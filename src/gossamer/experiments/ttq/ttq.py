@@ -126,7 +126,8 @@ def reference(setting: Setting, seed: int, work: Path, quick: bool) -> tuple[nn.
     return model, data
 
 
-def _only_float(setting: Setting, seed: int, work: Path, quick: bool) -> None:
+def only_float(setting: Setting, seed: int, work: Path, quick: bool) -> None:
+    """Train the float network before two jobs want the same one."""
     reference(setting, seed, work, quick)
 
 
@@ -204,8 +205,8 @@ def _answers(model: nn.Module, data: Dataset) -> Tensor:
 
 def _runs(context: Context, setting: Setting) -> dict[str, list[dict[str, Any]]]:
     kinds = ("ttq", "twn")
-    if setting.reference is not None:  # before two jobs want the same one
-        context.map(_only_float, [(setting, s, context.work, context.quick) for s in context.seeds])
+    if setting.reference is not None:
+        context.map(only_float, [(setting, s, context.work, context.quick) for s in context.seeds])
     jobs = [(setting, k, s, context.work, context.quick) for s in context.seeds for k in kinds]
     rows = context.map(retrained, jobs)
     return {kind: [row for row in rows if row["kind"] == kind] for kind in kinds}
