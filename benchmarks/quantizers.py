@@ -23,15 +23,14 @@ def main():
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     began = time.time()
-    raw = {"net": options.net, "blocks": options.blocks, "batch": options.batch}
-    raw["ratios"] = ratios(options.net, options.batch, options.blocks, options.only)
+    rows = ratios(options.net, options.batch, options.blocks, options.only)
     record(
         "quantizer-overhead",
         f"Few-bit weights: training step over the float step, {options.net}, "
         f"batch {options.batch}, one thread",
         began,
-        claims(raw),
-        raw,
+        claims(options.net, rows),
+        {"ratios": rows, "blocks": options.blocks, "batch": options.batch},
         options.json,
     )
 

@@ -86,6 +86,8 @@ def test_quick_runs_never_overwrite_results(tmp_path: Path) -> None:
 def test_parallel_map_keeps_order(tmp_path: Path) -> None:
     context = Context(tmp_path, (0,), workers=2)
     assert context.map(square, [(i,) for i in range(4)]) == [0, 1, 4, 9]
+    assert context.alone(square, [(i,) for i in range(4, 6)]) == [16, 25]
+    assert [part.job for part in context.ledger.parts] == [f"square {i}" for i in range(6)]
 
 
 @pytest.mark.usefixtures("registry")

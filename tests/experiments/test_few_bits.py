@@ -30,7 +30,7 @@ def test_overhead_is_a_ratio_for_each_quantizer() -> None:
     rows = ratios("lenet-5", 2, 1, only)
     assert list(rows) == only
     assert all(0 < row["ratio"] < float("inf") for row in rows.values())
-    assert {claim.id for claim in claims({"net": "lenet-5", "ratios": rows})} == {
+    assert {claim.id for claim in claims("lenet-5", rows)} == {
         "ttq.beyond",
         "loss-aware.beyond",
         "fixed-point.beyond",

@@ -32,6 +32,7 @@ from gossamer.quantize import (
 
 __all__ = ["QUANTIZERS", "claims", "overhead", "ratios"]
 
+NET = "resnet-20"
 Attach = Callable[[nn.Module, torch.optim.Optimizer], Any]
 
 # All layers but the first and the last, fixed point all; alternations always run to their number.
@@ -121,9 +122,8 @@ def ratios(net: str, batch: int, blocks: int, only: Sequence[str]) -> dict[str, 
     return rows
 
 
-def claims(raw: Mapping[str, Any]) -> list[Claim]:
-    """The bounded ones among :func:`ratios`, of the network ``net``."""
-    net, rows = raw["net"], raw["ratios"]
+def claims(net: str, rows: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
+    """The bounded ones among :func:`ratios`."""
     return [
         Claim(f"{page}.beyond", f"{name}: training step over the float step, {net}",
               rows[name]["ratio"], "<=", bound)
@@ -132,11 +132,11 @@ def claims(raw: Mapping[str, Any]) -> list[Claim]:
     ]  # fmt: skip
 
 
-@experiment("quantizer-overhead", seeds=(0,), judge=claims)
+@experiment("quantizer-overhead", seeds=(0,), judge=lambda raw: claims(NET, raw["ratios"]))
 def overhead(context: Context) -> dict[str, Any]:
     """Few-bit weights: a training step over the float step, ResNet-20, batch 128, one thread."""
-    net, batch, blocks = ("lenet-5", 16, 2) if context.quick else ("resnet-20", 128, 15)
-    (rows,) = context.map(ratios, [(net, batch, blocks, list(QUANTIZERS))])
+    batch, blocks = (2, 2) if context.quick else (128, 15)
+    (rows,) = context.map(ratios, [(NET, batch, blocks, list(QUANTIZERS))])
     for name, row in rows.items():
         context.say(f"{name:28} {row['ratio']:.3f}x  {row['step_ms']:.1f} ms a step")
-    return {"net": net, "ratios": rows, "blocks": blocks, "batch": batch}
+    return {"ratios": rows, "blocks": blocks, "batch": batch}
