@@ -154,16 +154,16 @@ def killed(seed: int, work: Path, count: int) -> dict[str, Any]:
         "epochs": epochs,
         "moments": moments,
         "hits": _broken(broken, moments),
-        "sha256": {"unbroken": _hash(whole), "killed": _hash(broken)},
+        "sha256": _hash(broken),
+        "same_bytes": _hash(broken) == _hash(whole),
     }
 
 
 def _judge_kills(raw: Mapping[str, Any]) -> list[Claim]:
-    page, count, hashes = "house.resume", len(raw["moments"]), raw["sha256"]
-    same = hashes["unbroken"] == hashes["killed"]
+    page, same = "house.resume", float(raw["same_bytes"])
     return [
-        Claim(page, "kills that hit a running process", raw["hits"], ">=", count),
-        Claim(page, "same bytes as the unbroken run", float(same), "==", 1.0),
+        Claim(page, "kills that hit a running process", raw["hits"], ">=", len(raw["moments"])),
+        Claim(page, "same bytes as the unbroken run", same, "==", 1.0),
     ]
 
 

@@ -292,12 +292,15 @@ def resumed(work: Path) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     killed(whole, 0, 0)
     hits = killed(broken, 1, 2)
-    ends = [(folder / "done.txt").read_text() for folder in (whole, broken)]
-    return {"kills_that_hit": hits, "digests": ends}
+    one, other = ((folder / "done.txt").read_text() for folder in (whole, broken))
+    return {"kills_that_hit": hits, "same_bits": one == other}
 
 
 def overhead(net: str, quick: bool) -> float:
-    """Time of a sparse step over a dense one, between reallocations: median over paired blocks."""
+    """A sparse step over a dense one, between reallocations: median over paired blocks.
+
+    Of this process's processor time, which other processes do not enter.
+    """
     data = mnist(True)
     steps = 5 if net != "lenet-300-100" else 50
     runs = []
@@ -316,24 +319,24 @@ def overhead(net: str, quick: bool) -> float:
     for _ in range(3 if quick else 40):
         seconds = []
         for model, optimizer in runs:
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(steps):
                 optimizer.zero_grad()
                 cross_entropy(model(x), y).backward()
                 optimizer.step()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
         ratios.append(seconds[1] / seconds[0])
     return median(ratios)
 
 
 def _judge_exact(raw: Mapping[str, Any]) -> list[Claim]:
     off, leaked = (sum(c[key] for c in raw["counts"]) for key in ("count_off", "leaked"))
-    hits, (whole, broken) = raw["resume"]["kills_that_hit"], raw["resume"]["digests"]
+    hits, same = (float(raw["resume"][key]) for key in ("kills_that_hit", "same_bits"))
     claims = [
         Claim(f"{PAGE}.3", "steps with another count", off, "==", 0),
         Claim(f"{PAGE}.3", "steps with an inactive weight not exactly 0", leaked, "==", 0),
         Claim(f"{PAGE}.6", "kills that hit a running training", hits, ">=", 2),
-        Claim(f"{PAGE}.6", "same bits as the unbroken run", float(whole == broken), "==", 1),
+        Claim(f"{PAGE}.6", "same bits as the unbroken run", same, "==", 1),
     ]
     claims += [
         Claim(f"{PAGE}.6", f"{net}: step over dense, between updates", ratio, "<=", 1.05)
