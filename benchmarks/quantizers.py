@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     began = time.time()
-    rows = ratios(options.net, options.batch, options.blocks, options.only, print)
+    rows = ratios(options.net, options.batch, options.blocks, options.only)
     record(
         "quantizer-overhead",
         f"Few-bit weights: training step over the float step, {options.net}, "

@@ -58,12 +58,12 @@ def test_the_lottery_points_are_read_off_the_means() -> None:
         row("one-shot", 12, 1000, 0.981),
         row("one-shot", 15, 1000, 0.977),
     ]
-    found = lottery._lenet_claims(density_curves(rows))
-    assert [c.id[-1] for c in found] == list("2222334444")
-    expected = [0.6, 0.3, 0.4, -0.4, 2.0, 0.4, 0.1, -0.1, -0.1, 0.1]
+    found = lottery._judge_lenet({"curves": density_curves(rows), "runs": rows})
+    assert [c.id[-1] for c in found] == list("12222334444")
+    expected = [21.1 - 100 * 0.8**7, 0.6, 0.3, 0.4, -0.4, 2.0, 0.4, 0.1, -0.1, -0.1, 0.1]
     assert [c.value for c in found] == pytest.approx(expected)
-    assert [c.holds for c in found] == [True, True, True, False, True, True, True, False, True,
-                                        False]  # fmt: skip
+    assert [c.holds for c in found] == [False, True, True, True, False, True, True, True, False,
+                                        True, False]  # fmt: skip
 
 
 def test_the_deconstruction_points_are_read_off_the_means() -> None:

@@ -1,12 +1,14 @@
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gossamer import experiments
 from gossamer.core.errors import ArgumentError, GossamerError
-from gossamer.experiments import Claim, Context, Outcome, spread
+from gossamer.experiments import Claim, Context, spread
 
 
 def square(x: int) -> int:
@@ -47,11 +49,13 @@ def test_unknown_relation_is_refused() -> None:
 
 @pytest.mark.usefixtures("registry")
 def test_run_writes_the_results_file_with_failures_kept(tmp_path: Path) -> None:
-    @experiments.experiment("toy", seeds=(3, 4))
-    def toy(context: Context) -> Outcome:
+    def judge(raw: Mapping[str, Any]) -> list[Claim]:
+        return [Claim("toy.1", "largest square", max(raw["all"]), "<=", 10)]
+
+    @experiments.experiment("toy", judge=judge, seeds=(3, 4))
+    def toy(context: Context) -> dict[str, Any]:
         """A toy."""
-        values = context.map(square, [(s,) for s in context.seeds])
-        return Outcome([Claim("toy.1", "largest square", max(values), "<=", 10)], {"all": values})
+        return {"all": context.map(square, [(s,) for s in context.seeds])}
 
     said: list[str] = []
     path = experiments.run("toy", out=tmp_path, work=tmp_path / "w", workers=1, say=said.append)
@@ -69,10 +73,10 @@ def test_run_writes_the_results_file_with_failures_kept(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("registry")
 def test_quick_runs_never_overwrite_results(tmp_path: Path) -> None:
-    @experiments.experiment("toy")
-    def toy(context: Context) -> Outcome:
+    @experiments.experiment("toy", judge=lambda raw: [])
+    def toy(context: Context) -> dict[str, Any]:
         """A toy."""
-        return Outcome([], {"quick": context.quick})
+        return {"quick": context.quick}
 
     path = experiments.run("toy", out=tmp_path, work=tmp_path / "w", quick=True, say=lambda _: None)
     assert path.name == "toy.quick.json"
@@ -82,6 +86,8 @@ def test_quick_runs_never_overwrite_results(tmp_path: Path) -> None:
 def test_parallel_map_keeps_order(tmp_path: Path) -> None:
     context = Context(tmp_path, (0,), workers=2)
     assert context.map(square, [(i,) for i in range(4)]) == [0, 1, 4, 9]
+    assert context.alone(square, [(i,) for i in range(4, 6)]) == [16, 25]
+    assert [part.job for part in context.ledger.parts] == [f"square {i}" for i in range(6)]
 
 
 @pytest.mark.usefixtures("registry")
@@ -89,25 +95,20 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="'no-such' does not exist; there are: "):
         experiments.run("no-such", out=tmp_path)
 
-    @experiments.experiment("empty")
-    def empty(context: Context) -> Outcome:
+    @experiments.experiment("empty", judge=lambda raw: [])
+    def empty(context: Context) -> dict[str, Any]:
         """Nothing."""
-        return Outcome([])
+        return {}
 
     with pytest.raises(GossamerError, match="returned nothing"):
         experiments.run("empty", out=tmp_path, work=tmp_path / "w", say=lambda _: None)
     with pytest.raises(ArgumentError, match="seeds is empty"):
         experiments.run("empty", out=tmp_path, seeds=[], work=tmp_path / "w")
     with pytest.raises(ArgumentError, match="registered twice"):
-        experiments.experiment("empty")(empty)
+        experiments.experiment("empty", judge=lambda raw: [])(empty)
 
 
-def _judged() -> list[str]:
-    experiments.names()
-    return sorted(name for name, entry in experiments._REGISTRY.items() if entry.judge)
-
-
-@pytest.mark.parametrize("name", _judged())
+@pytest.mark.parametrize("name", [name for name, _ in experiments.names()])
 def test_stored_claims_are_those_of_the_stored_figures(name: str, tmp_path: Path) -> None:
     stored = Path(__file__).parents[2] / "results" / f"{name}.json"
     if not stored.exists():

@@ -1,8 +1,6 @@
 import json
 from pathlib import Path
 
-import torch
-
 from gossamer import experiments
 from gossamer.experiments.ttq import ttq
 from gossamer.experiments.ttq.quantizer_overhead import QUANTIZERS, claims, ratios
@@ -24,15 +22,13 @@ def test_exact_projections_hold(tmp_path: Path) -> None:
 
 
 def test_ternary_gradients_agree_with_the_formulas() -> None:
-    assert max(ttq.gradients(0, torch.float64).values()) < 1e-12
+    assert max(ttq.gradients(0, "double").values()) < 1e-12
 
 
 def test_overhead_is_a_ratio_for_each_quantizer() -> None:
-    said: list[str] = []
     only = list(QUANTIZERS)
-    rows = ratios("lenet-5", 2, 1, only, said.append)
+    rows = ratios("lenet-5", 2, 1, only)
     assert list(rows) == only
-    assert len(said) == len(only)
     assert all(0 < row["ratio"] < float("inf") for row in rows.values())
     assert {claim.id for claim in claims("lenet-5", rows)} == {
         "ttq.beyond",

@@ -225,9 +225,6 @@ def test_judged_again_from_the_file_alone(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ArgumentError, match=r"there is no .*toy\.json"):
         experiments.judge("toy", **given)
-    experiments.experiment("old")(toy)
-    with pytest.raises(ArgumentError, match="'old' judges while it runs"):
-        experiments.judge("old", **given)
 
 
 @contextmanager

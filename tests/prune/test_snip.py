@@ -346,7 +346,8 @@ def test_the_specialization_experiment_on_striped_images(tmp_path: Path) -> None
         assert 0 < row["ideal_ms"] <= row["dense_ms"]
     assert [row["layer"] for row in sparse] == ["conv1", "conv2", "ip1", "ip2"]
     total = sum(row["weight_density"] * n for row, n in zip(sparse, SIZES, strict=True))
-    assert total == pytest.approx(0.05 * sum(SIZES), abs=1)
+    # a weight regrown in a unit that is dead stays 0
+    assert 0.98 * 0.05 * sum(SIZES) < total <= 0.05 * sum(SIZES) + 1
     assert (tmp_path / "specialization.svg").stat().st_size > 1000
     json.dumps(raw)
 

@@ -3,7 +3,7 @@
 An experiment is a function decorated with :func:`experiment` in a module of this package. It gets
 a :class:`Context` (where to work, which seeds, how many workers), does its work in parts that a
 restart finds again (:meth:`Context.map`), and returns its raw figures; what they show is judged by
-a pure function of them. :func:`run` writes ``results/NAME.json``::
+a pure function of them, now or another day. :func:`run` writes ``results/NAME.json``::
 
     {name, command, commit, hardware, seconds, wall, seeds, parts: [{job, seconds}],
      claims: [{id, what, value, bound, holds}], ...raw}
@@ -41,7 +41,6 @@ from gossamer.experiments.record import commit, hardware, write_json
 __all__ = [
     "Claim",
     "Context",
-    "Outcome",
     "commit",
     "experiment",
     "hardware",
@@ -99,14 +98,6 @@ class Claim:
 
 
 @dataclass
-class Outcome:
-    """What an experiment returns: its claims, and every raw figure behind them."""
-
-    claims: list[Claim]
-    raw: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
 class _Ledger:
     """The parts of a run so far, and the seconds of this call that passed inside them."""
 
@@ -158,6 +149,10 @@ class Context:
         self.ledger.inside += time.monotonic() - began
         return [part.result for part in parts]
 
+    def alone(self, function: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> list[T]:
+        """As :meth:`map`, one after the other: what is timed, or starts many processes itself."""
+        return [self.map(function, [job])[0] for job in jobs]
+
     def _pool(self, jobs: int) -> AbstractContextManager[Executor | None]:
         if self.executor is not None or self.workers <= 1 or not jobs:
             return nullcontext(self.executor)
@@ -170,7 +165,7 @@ def _folder(name: str, module: str, quick: bool) -> str:
 
 Judge = Callable[[Mapping[str, Any]], list[Claim]]
 """Raw figures, as they are in the results file, to claims."""
-Experiment = Callable[[Context], Outcome | dict[str, Any]]
+Experiment = Callable[[Context], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -178,19 +173,18 @@ class _Entry:
     function: Experiment
     about: str
     seeds: tuple[int, ...]
-    judge: Judge | None
+    judge: Judge
 
 
 _REGISTRY: dict[str, _Entry] = {}
 
 
 def experiment(
-    name: str, *, seeds: Sequence[int] = (0, 1, 2), judge: Judge | None = None
+    name: str, *, judge: Judge, seeds: Sequence[int] = (0, 1, 2)
 ) -> Callable[[Experiment], Experiment]:
     """Register an experiment by name; its docstring's first line describes it.
 
-    With ``judge`` the function returns raw figures, and the claims are the judge's; without, it
-    returns an :class:`Outcome`, and only a new run judges it again.
+    The function returns raw figures; the claims are the judge's, of the figures alone.
     """
 
     def register(function: Experiment) -> Experiment:
@@ -284,12 +278,11 @@ def run(
     directory.mkdir(parents=True, exist_ok=True)
     context = Context(directory, chosen, quick, workers or os.cpu_count() or 1, say, executor)
     began = time.monotonic()
-    found = entry.function(context)
+    raw = entry.function(context)
     wall = time.monotonic() - began
-    outcome = found if isinstance(found, Outcome) else Outcome([], found)
-    if not outcome.claims and not outcome.raw:
+    if not raw:
         raise GossamerError(f"experiment {name!r} returned nothing")
-    if clash := sorted(_HEAD & outcome.raw.keys()):
+    if clash := sorted(_HEAD & raw.keys()):
         raise GossamerError(f"experiment {name!r} has raw figures of the names {clash}; rename")
     head, here, parts = commit(), hardware(), context.ledger.parts
     commits = list(dict.fromkeys([*(c for part in parts for c in part.commits), head]))
@@ -307,14 +300,11 @@ def run(
         "wall": round(wall, 1),
         "seeds": list(chosen),
         "parts": summary(parts, head, here),
-        "claims": [claim.as_dict() for claim in outcome.claims],
-        **outcome.raw,
+        "claims": [],
+        **raw,
     }
     path = Path(out) / f"{name}{suffix}.json"
     write_json(path, data)
-    if entry.judge is None:
-        _tell(data["claims"], say)
-        return path
     # of the file's figures, not of those in memory: another day's judgement is then the same
     return _judged(entry.judge, path, say)
 
@@ -334,15 +324,11 @@ def judge(
 ) -> Path:
     """Judge the raw figures of ``out/NAME.json`` again; nothing is run.
 
-    Raises :class:`ArgumentError` for an unknown name, no such file, or an experiment that judges
-    while it runs; :class:`GossamerError` where the file lacks a figure. The file is then as it was.
+    Raises :class:`ArgumentError` for an unknown name or no such file; :class:`GossamerError` where
+    the file lacks a figure. The file is then as it was.
     """
     entry = _entry(name)
     path = Path(out) / f"{name}{'.quick' if quick else ''}.json"
-    if entry.judge is None:
-        raise ArgumentError(
-            f"experiment {name!r} judges while it runs; gossamer reproduce {name} runs it again"
-        )
     if not path.is_file():
         raise ArgumentError(f"there is no {path}; gossamer reproduce {name} makes it")
     return _judged(entry.judge, path, say, mark=True)
@@ -363,11 +349,7 @@ def _judged(judge: Judge, path: Path, say: Callable[[str], None], *, mark: bool 
         head = {key: value for key, value in data.items() if key in _HEAD}
         data = {**head, "judged": commit(), "claims": claims, **raw}
     write_json(path, data)
-    _tell(data["claims"], say)
+    for row in data["claims"]:
+        verdict = "holds" if row["holds"] else "FALLS SHORT"
+        say(f"{row['id']}: {row['what']}: {row['value']:.6g} ({row['bound']}) {verdict}")
     return path
-
-
-def _tell(claims: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> None:
-    for row in claims:
-        mark = "holds" if row["holds"] else "FALLS SHORT"
-        say(f"{row['id']}: {row['what']}: {row['value']:.6g} ({row['bound']}) {mark}")

@@ -1,7 +1,8 @@
 """Deep Compression of the LeNets on MNIST: sizes, errors, tables and initial centroids.
 
 Han, Mao, Dally, ICLR 2016, tables 1-3 and figure 8. See :mod:`gossamer.experiments.shared.lenets`
-for the settings.
+for the
+runs, which are those of the library's recipes.
 """
 
 from __future__ import annotations
@@ -12,30 +13,29 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gossamer import nets
+from gossamer.compression import fresh
+from gossamer.compression.state import State
 from gossamer.core import names
+from gossamer.core.codebook import Quantized
 from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.lenets import (
-    LENET_5,
-    LENET_300_100,
-    Plan,
-    dense,
+    NETS,
+    after,
+    compressed,
     error,
     lenets_folder,
-    mnist,
-    packed,
-    pruned,
-    shared,
+    recipe,
 )
-from gossamer.pack import Archive
+from gossamer.pack import Archive, pack, unpack
 from gossamer.quantize import SharedWeights
 from gossamer.report import tables
 from gossamer.training import evaluate
 
 __all__ = ["inits", "lenets"]
 
-PLANS = {plan.net: plan for plan in (LENET_300_100, LENET_5)}
 # published whole-file sizes, KB of 1000 bytes
 PUBLISHED = {"lenet-300-100": 27.0, "lenet-5": 44.0}
 # what Huffman coding saves by the paper's own tables, percent, at its densities
@@ -44,23 +44,23 @@ SAVED = {"lenet-300-100": (25.8, "8/9/26 %"), "lenet-5": (10.8, "66/12/8/19 %")}
 
 def stages(net: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """Errors after each stage (percent of the test set) and real file bytes, of one seed."""
-    plan, data = PLANS[net], mnist(quick)
-    reference = evaluate(dense(plan, seed, work, data, quick), data.test)
-    model, masks = pruned(plan, seed, work, data, quick)
-    sparse = evaluate(model, data.test)
-    model, _, _ = shared(plan, seed, work, data, quick)
+    dense, pruned, shared = (
+        after(stage, net, seed, work, quick) for stage in ("train", "prune", "share")
+    )
+    out, test = compressed(net, seed, work, quick), dense.data.test
     figures: dict[str, Any] = {
         "net": net,
         "seed": seed,
-        "weights_kept": masks.kept,
-        "error_dense": error(reference),
-        "error_pruned": error(sparse),
-        "error_shared": error(evaluate(model, data.test)),
-        "files": {},
+        "weights_kept": pruned.masks.kept,
+        "error_dense": error(evaluate(dense.model, test)),
+        "error_pruned": error(evaluate(pruned.model, test)),
+        "error_shared": error(evaluate(shared.model, test)),
+        "files": {"huffman": checked(shared.model, out / "model.gsm")},
     }
-    for profile in ("huffman", "fast", "smallest"):
-        path = work / f"{net}-{seed}" / f"{profile}.gsm"
-        figures["files"][profile] = packed(model, path, profile)
+    for profile in ("fast", "smallest"):
+        path = out / f"{profile}.gsm"
+        pack(shared.model, path, profile=profile)
+        figures["files"][profile] = checked(shared.model, path)
     with Archive(path) as archive:
         decoded = archive.tensors()
         figures["layers"] = tables.layer_rows(archive.rows(), decoded)
@@ -68,17 +68,27 @@ def stages(net: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
         layer.pop("codebook"), layer.pop("histogram")
     back = nets.build(net)
     back.load_state_dict(decoded)
-    figures["error_decoded"] = error(evaluate(back, data.test))
-    figures["centroid_gradient"] = centroid_gradient(plan, seed, work, quick)
+    figures["error_decoded"] = error(evaluate(back, test))
+    figures["centroid_gradient"] = centroid_gradient(shared)
     return figures
 
 
-def centroid_gradient(plan: Plan, seed: int, work: Path, quick: bool) -> float:
+def checked(model: nn.Module, path: Path) -> dict[str, Any]:
+    """A file's bytes, and whether it gives the network's bits, here and in a fresh process."""
+    back, state = unpack(path), model.state_dict()
+    same = all(torch.equal(back[name], value) for name, value in state.items())
+    return {
+        "bytes": path.stat().st_size,
+        "identical": same and set(back) == set(state),
+        "fresh_digest_equal": fresh.check(path)["digest"] == fresh.digest(state),
+    }
+
+
+def centroid_gradient(state: State) -> float:
     """Largest relative difference of a centroid's gradient from the grouped sum, in float64."""
-    data = mnist(quick)
-    model, _, tuned = shared(plan, seed, work, data, quick)
-    model = model.double()
-    inputs, targets = data.train.inputs[:256].double(), data.train.targets[:256]
+    tuned = {name: Quantized.of(w.detach()) for name, w in names.weights(state.model).items()}
+    model, train = state.model.double(), state.data.train
+    inputs, targets = train.inputs[:256].double(), train.targets[:256]
     F.cross_entropy(model(inputs), targets).backward()
     grouped = {}
     for name, p in model.named_parameters():
@@ -108,7 +118,7 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float:
 
 def _judge_lenets(raw: Mapping[str, Any]) -> list[Claim]:
     claims: list[Claim] = []
-    for net in PLANS:
+    for net in NETS:
         rows = [r for r in raw["runs"] if r["net"] == net]
         size = [r["files"]["huffman"]["bytes"] / 1000 for r in rows]
         increase = _mean(rows, "error_decoded") - _mean(rows, "error_dense")
@@ -152,7 +162,9 @@ def _judge_lenets(raw: Mapping[str, Any]) -> list[Claim]:
                 1e-6,
             ),
         ]
-        claims += _coding_claims(net, [x["paper"] for r in rows for x in r["layers"] if x["paper"]])
+        claims += _coding_claims(
+            net, [[x["paper"] for x in r["layers"] if x["paper"]] for r in rows]
+        )
     return claims
 
 
@@ -160,10 +172,10 @@ def _judge_lenets(raw: Mapping[str, Any]) -> list[Claim]:
 def lenets(context: Context) -> dict[str, Any]:
     """Deep Compression 1, 2, 4, 5: LeNet-300-100 and LeNet-5 through the paper's three stages."""
     work = lenets_folder(context)
-    jobs = [(net, seed, work, context.quick) for net in PLANS for seed in context.seeds]
+    jobs = [(net, seed, work, context.quick) for net in NETS for seed in context.seeds]
     found = context.map(stages, jobs)
     summary: dict[str, Any] = {}
-    for net in PLANS:
+    for net in NETS:
         rows = [r for r in found if r["net"] == net]
         size = {p: spread([r["files"][p]["bytes"] / 1000 for r in rows]) for p in rows[0]["files"]}
         summary[net] = {
@@ -177,7 +189,9 @@ def lenets(context: Context) -> dict[str, Any]:
     return {"summary": summary, "runs": found}
 
 
-def _coding_claims(net: str, layers: list[dict[str, float]]) -> list[Claim]:
+def _coding_claims(net: str, runs: list[list[dict[str, float]]]) -> list[Claim]:
+    layers = [layer for run in runs for layer in run]
+
     # What Huffman codes: weight codes and position differences, not code books and biases.
     def bits(ending: str) -> float:
         return sum(
@@ -191,7 +205,7 @@ def _coding_claims(net: str, layers: list[dict[str, float]]) -> list[Claim]:
     over = max(p["weight_bits_huffman"] - p["weight_entropy"] for p in layers)
     over = max(over, *(p["index_bits_huffman"] - p["index_entropy"] for p in layers))
     least, densities = SAVED[net]
-    ours = "/".join(f"{100 * d:g}" for d in PLANS[net].density.values())
+    ours = "/".join(f"{p['kept_percent']:.2g}" for p in runs[0])
     what = f"{net}: saved by Huffman at {ours} %, percent (the paper's table, at {densities})"
     return [
         Claim("deep-compression.4", f"{net}: Huffman over entropy, bits a symbol", over, "<=", 1.0),
@@ -200,10 +214,12 @@ def _coding_claims(net: str, layers: list[dict[str, float]]) -> list[Claim]:
 
 
 def by_init(net: str, seed: int, work: Path, quick: bool, bits: int, init: str) -> dict[str, Any]:
-    """Validation loss and test error after fine-tuning from one kind of initial centroids."""
-    plan, data = PLANS[net], mnist(quick)
-    model, _, _ = shared(plan, seed, work, data, quick, init=init, bits={"*": bits})
-    found = evaluate(model, data.test)
+    """Test error and loss after the recipe's fine-tuning from one kind of initial centroids."""
+    state = after("prune", net, seed, work, quick)
+    state.name = f"{init}-{bits}"
+    shipped = recipe(net, seed, quick).work[state.number - 1]
+    shipped.model_copy(update={"init": init, "bits": bits}).run(state)
+    found = evaluate(state.model, state.data.test)
     return {
         "net": net,
         "seed": seed,
@@ -234,7 +250,7 @@ def _judge_inits(raw: Mapping[str, Any]) -> list[Claim]:
 def inits(context: Context) -> dict[str, Any]:
     """Deep Compression 3: linear against density and Forgy centroids, 2 to 8 bits, fine-tuned."""
     work = lenets_folder(context)
-    net = LENET_300_100.net
+    net = NETS[0]
     grid = (4,) if context.quick else (2, 3, 4, 5, 6, 8)
     jobs = [
         (net, seed, work, context.quick, bits, init)
@@ -257,4 +273,4 @@ def inits(context: Context) -> dict[str, Any]:
 
 def stages_once(net: str, seed: int, work: Path, quick: bool) -> int:
     """Make one seed's pruned network; the weights it keeps."""
-    return pruned(PLANS[net], seed, work, mnist(quick), quick)[1].kept
+    return after("prune", net, seed, work, quick).masks.kept

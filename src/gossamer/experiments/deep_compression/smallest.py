@@ -7,7 +7,6 @@ run would, and every file is decoded and evaluated in a fresh process.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import shutil
 import signal
@@ -21,7 +20,7 @@ from typing import Any
 from gossamer.compression import run
 from gossamer.compression.recipe import load
 from gossamer.core.errors import GossamerError
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments import Claim, Context, experiment, spread
 
 __all__ = ["kills", "lenets", "resnet"]
 
@@ -119,58 +118,58 @@ def _hash(out: Path) -> str:
     return hashlib.sha256((out / "model.gsm").read_bytes()).hexdigest()
 
 
-def _broken(out: Path, moments: list[float]) -> int:
-    """Run, killing at each moment (seconds after a start), then to the end; kills that hit."""
-    hit = 0
+def _epochs(out: Path) -> int:
+    """How many epochs a run has trained, in all its stages."""
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("metrics/*.jsonl"))
+
+
+def _broken(out: Path, moments: list[int]) -> int:
+    """Run, killing at each moment (epochs trained), then to the end; kills that hit."""
+    hit, said = 0, out.with_suffix(".txt")
     for moment in [*moments, None]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _RUN, str(out)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            _, said = process.communicate(timeout=moment)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-            hit += 1
-            continue
-        if process.returncode:
-            raise GossamerError(f"the resumed run failed: {said.decode()[-500:]}")
+        with said.open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _RUN, str(out)], stdout=subprocess.DEVNULL, stderr=errors
+            )
+        while moment is not None and process.poll() is None:
+            if _epochs(out) >= moment:
+                process.kill()  # SIGKILL
+                hit += 1
+                break
+            time.sleep(0.01)
+        if process.wait() not in (0, -signal.SIGKILL):
+            raise GossamerError(f"the resumed run failed: {said.read_text()[-500:]}")
     return hit
 
 
-def _timed(out: Path) -> float:
-    started = time.monotonic()
-    _broken(out, [])
-    return time.monotonic() - started
-
-
-@experiment("resume-after-kills", seeds=(0,))
-def kills(context: Context) -> Outcome:
-    """A compression run killed with SIGKILL at ten random moments ends with the same bytes."""
-    whole, broken = context.work / "whole", context.work / "broken"
+def killed(seed: int, work: Path, count: int) -> dict[str, Any]:
+    """The demo run unbroken, and killed so many times: moments, hits and hashes."""
+    whole, broken = work / "whole", work / "broken"
     for folder in (whole, broken):
         shutil.rmtree(folder, ignore_errors=True)
-    length, start = _timed(whole), _timed(whole)  # the second finds everything done
+    _broken(whole, [])
+    epochs = _epochs(whole)
+    moments = sorted(random.Random(seed).sample(range(1, epochs), count))
+    return {
+        "epochs": epochs,
+        "moments": moments,
+        "hits": _broken(broken, moments),
+        "sha256": _hash(broken),
+        "same_bytes": _hash(broken) == _hash(whole),
+    }
+
+
+def _judge_kills(raw: Mapping[str, Any]) -> list[Claim]:
+    page, same = "house.resume", float(raw["same_bytes"])
+    return [
+        Claim(page, "kills that hit a running process", raw["hits"], ">=", len(raw["moments"])),
+        Claim(page, "same bytes as the unbroken run", same, "==", 1.0),
+    ]
+
+
+@experiment("resume-after-kills", seeds=(0,), judge=_judge_kills)
+def kills(context: Context) -> dict[str, Any]:
+    """A compression run killed with SIGKILL at ten random epochs ends with the same bytes."""
     count = 2 if context.quick else 10
-    # Each start imports torch and reads the data first; the kills are spread over what follows.
-    choose = random.Random(context.seeds[0])
-    # Half of it in all: the last kill still finds the run at work.
-    share = 0.5 * max(0.0, length - start) / count
-    moments = [round(choose.uniform(0.5 * start, start + share), 2) for _ in range(count)]
-    hit = _broken(broken, moments)
-    same = _hash(whole) == _hash(broken)
-    context.say(f"{hit} of {count} kills hit a running process")
-    return Outcome(
-        [
-            Claim("house.resume", "kills that hit a running process", hit, ">=", count),
-            Claim("house.resume", "same bytes as the unbroken run", float(same), "==", 1.0),
-        ],
-        {
-            "moments": moments,
-            "unbroken_seconds": length,
-            "start_seconds": start,
-            "sha256": _hash(broken),
-        },
-    )
+    (found,) = context.map(killed, [(context.seeds[0], context.work, count)])
+    return found

@@ -268,12 +268,7 @@ def _judge_performance(raw: Mapping[str, Any]) -> list[Claim]:
 @experiment("exchange-performance", seeds=(0,), judge=_judge_performance)
 def exchange_performance(context: Context) -> dict[str, Any]:
     """TernGrad 6: the performance model, against measured steps, and drawn for 1 to 512 workers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        rate = training_rate(2 if context.quick else 9)
-    finally:
-        torch.set_num_threads(threads)
+    (rate,) = context.alone(training_rate, [(2 if context.quick else 9,)])
     links = ("1gbit",) if context.quick else ("1gbit", "10gbit")
     checks: dict[str, dict[str, Any]] = {}
     found: dict[str, dict[str, Any]] = {}

@@ -156,17 +156,13 @@ def codecs(context: Context) -> dict[str, Any]:
         sizes, rounds, large = [100_000], 2, 300_000
     else:
         sizes, rounds, large = [1 << 20, 1 << 24, 1 << 25, ALEXNET], 25, 1_000_000
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        rates = {str(n): speed(TernGrad(), n, rounds, seed) for n in sizes}
-        finer = speed(SQm(4), sizes[-1], max(2, rounds // 3), seed)
-    finally:
-        torch.set_num_threads(threads)
+    found = context.alone(speed, [(TernGrad(), n, rounds, seed) for n in sizes])
+    rates = {str(n): row for n, row in zip(sizes, found, strict=True)}
+    (finer,) = context.alone(speed, [(SQm(4), sizes[-1], max(2, rounds // 3), seed)])
     for n, row in rates.items():
         context.say(f"{n}: read {row['read']:.1f} GB/s, " + ", ".join(
             f"{k} {v / row['read']:.2f}" for k, v in row.items() if "code" in k))  # fmt: skip
-    table = parity(large, seed)
+    (table,) = context.map(parity, [(large, seed)])
     return {
         "gigabytes_per_second": rates,
         "sq4_gigabytes_per_second": {str(sizes[-1]): finer},

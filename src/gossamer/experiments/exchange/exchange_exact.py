@@ -14,7 +14,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from itertools import pairwise
 from multiprocessing import get_context
@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gossamer import datasets
 from gossamer.core.errors import ExchangeError, GossamerError
 from gossamer.distribute import GradientExchange, by_name, exchange, simulate
-from gossamer.experiments import Claim, Context, Outcome, experiment
+from gossamer.experiments import Claim, Context, experiment
 
 __all__ = ["exact"]
 
@@ -308,29 +308,21 @@ def compared(codec: str, size: int, seed: int, steps: int) -> dict[str, Any]:
     }
 
 
-@experiment("exchange-exact", seeds=(0,))
-def exact(context: Context) -> Outcome:
-    """Exchange 6, 8, 9, 10, TernGrad 4, loss-aware 6: bits over ranks, replay, NaN, faults."""
-    steps = 20 if context.quick else 1000
-    jobs = [("terngrad", n) for n in ((2, 4) if context.quick else (2, 3, 4, 5))]
-    jobs += [("sq3", n) for n in ((2,) if context.quick else (2, 4))]
-    runs = []
-    for seed in context.seeds:
-        for codec, size in jobs:  # one after the other: the processes are many already
-            runs.append(compared(codec, size, seed, steps))
-            context.say(json.dumps(runs[-1]))
-    unusual = [row for size in (2, 4) for row in ranks(usage, size)]
-    faults = {
-        name: ranks(fault, 3, int(signum), lost=1)
-        for name, signum in list(FAULTS.items())[: 1 if context.quick else 2]
-    }
+def failed(kind: str) -> list[Any]:
+    """What two ranks say of a third that is killed or stopped."""
+    return ranks(fault, 3, int(FAULTS[kind]), lost=1)
+
+
+def _judge(raw: Mapping[str, Any]) -> list[Claim]:
+    runs, unusual, faults = raw["runs"], raw["unusual"], raw["faults"]
+    steps = runs[0]["steps"]
     tern = [run for run in runs if run["codec"] == "terngrad"]
     rest = [run for run in runs if run["codec"] != "terngrad"]
 
     def count(chosen: list[dict[str, Any]], key: str) -> float:
         return float(sum(run[key] for run in chosen))
 
-    claims = [
+    return [
         Claim("exchange.6", "ranks whose parameters differ", count(runs, "ranks_differ"), "==", 0),
         Claim(
             "exchange.6",
@@ -383,4 +375,20 @@ def exact(context: Context) -> Outcome:
             0,
         ),
     ]
-    return Outcome(claims, {"runs": runs, "unusual": unusual, "faults": faults})
+
+
+@experiment("exchange-exact", seeds=(0,), judge=_judge)
+def exact(context: Context) -> dict[str, Any]:
+    """Exchange 6, 8, 9, 10, TernGrad 4, loss-aware 6: bits over ranks, replay, NaN, faults."""
+    quick, steps = context.quick, 20 if context.quick else 1000
+    jobs = [("terngrad", n) for n in ((2, 4) if quick else (2, 3, 4, 5))]
+    jobs += [("sq3", n) for n in ((2,) if quick else (2, 4))]
+    kinds = list(FAULTS)[: 1 if quick else 2]
+    runs = [(codec, size, seed, steps) for seed in context.seeds for codec, size in jobs]
+    unusual = context.alone(ranks, [(usage, size) for size in (2, 4)])
+    faults = context.alone(failed, [(kind,) for kind in kinds])
+    return {
+        "runs": context.alone(compared, runs),
+        "unusual": [row for rows in unusual for row in rows],
+        "faults": dict(zip(kinds, faults, strict=True)),
+    }

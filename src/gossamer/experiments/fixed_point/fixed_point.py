@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from gossamer import datasets, nets
 from gossamer.analysis import canvas
 from gossamer.datasets import Dataset, Split, batches
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
-from gossamer.experiments.shared.lenets import LENET_5, dense, lenets_folder, mnist
+from gossamer.experiments import Claim, Context, experiment, spread
+from gossamer.experiments.shared.lenets import after, lenets_folder, mnist
 from gossamer.pack import pack
 from gossamer.quantize import FixedPoint, IntegerNetwork, Precision, calibrate
 from gossamer.quantize.fixed_point import error, no_overflow, search
@@ -260,8 +260,7 @@ def search_is_brute_force(context: Context) -> dict[str, Any]:
 
 def ranks(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """LeNet-5's first fully-connected layer at each rank, of one seed; errors in percent."""
-    data = mnist(quick)
-    model = dense(LENET_5, seed, work, data, quick)
+    data, model = mnist(quick), after("train", "lenet-5", seed, work, quick).model
     if quick:
         few = slice(0, 50)
         data = replace(data, validation=data.validation.take(few), test=data.test.take(few))
@@ -296,8 +295,20 @@ def _smallest(run: Mapping[str, Any], most: float) -> Mapping[str, Any]:
     return next((r for r in rows if r["float, validation"] <= limit), rows[-1])
 
 
-@experiment("fixed-point-svd")
-def fixed_point_svd(context: Context) -> Outcome:
+def _judge_svd(raw: Mapping[str, Any]) -> list[Claim]:
+    chosen = [_smallest(run, 0.1) for run in raw["runs"]]
+    before, after = raw["vgg_fc6"]
+    page, what = f"{PAGE}.5", "LeNet-5 ip1 at the first rank within .1 points on validation:"
+    lost = raw["test_points_lost"]["mean"]
+    return [
+        Claim(page, "VGG fc6 at rank 500, times smaller", round(before / after, 2), "==", 7.04),
+        Claim(page, f"{what} times smaller, least", min(r["ratio"] for r in chosen), ">", 1),
+        Claim(page, f"{what} test points lost, mean", lost, "<=", 0.2),
+    ]
+
+
+@experiment("fixed-point-svd", judge=_judge_svd)
+def fixed_point_svd(context: Context) -> dict[str, Any]:
     """Fixed point 5: ranks of LeNet-5's first fully-connected layer; VGG fc6's 7.04 times."""
     work = lenets_folder(context)
     runs = context.map(ranks, [(seed, work, context.quick) for seed in context.seeds])
@@ -306,15 +317,10 @@ def fixed_point_svd(context: Context) -> Outcome:
         row["float, test"] - run["float"]["float, test"]
         for row, run in zip(chosen, runs, strict=True)
     ]
-    page = f"{PAGE}.5"
     vgg = svd_size(25088, 4096, 500)
-    what = "LeNet-5 ip1 at the first rank within .1 points on validation:"
-    return Outcome(
-        [
-            Claim(page, "VGG fc6 at rank 500, times smaller", round(vgg.ratio, 2), "==", 7.04),
-            Claim(page, f"{what} times smaller, least", min(r["ratio"] for r in chosen), ">", 1),
-            Claim(page, f"{what} test points lost, mean", spread(lost)["mean"], "<=", 0.2),
-        ],
-        {"vgg_fc6": [vgg.before, vgg.after], "chosen_ranks": [r["rank"] for r in chosen],
-         "test_points_lost": spread(lost), "runs": runs},
-    )  # fmt: skip
+    return {
+        "vgg_fc6": [vgg.before, vgg.after],
+        "chosen_ranks": [r["rank"] for r in chosen],
+        "test_points_lost": spread(lost),
+        "runs": runs,
+    }

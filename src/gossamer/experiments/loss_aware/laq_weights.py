@@ -13,6 +13,7 @@ moment is the curvature of the projection (:mod:`gossamer.quantize.loss_aware`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from gossamer import nets
 from gossamer.analysis import canvas
 from gossamer.analysis.regret import spacing
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.lenets import mnist
 from gossamer.quantize import LossAware, Projected, loss_aware, normalize_
 
@@ -109,8 +110,31 @@ def draw_linear(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-@experiment("laq-dimension")
-def dimension(context: Context) -> Outcome:
+def _judge_dimension(raw: Mapping[str, Any]) -> list[Claim]:
+    binary, floats = ([*raw[kind].values()] for kind in ("binary", "float"))
+    what = "weights, linear model"
+    return [
+        Claim(f"{PAGE}.5", f"{what}, LAB: least growth of the final regret from d to 2d, times",
+              _least_growth(binary, "final"), ">", 1.0),
+        Claim(f"{PAGE}.5", f"{what}, LAB: least growth of the steps to {PART:g} of the regret at "
+              "the start from d to 2d, times", _least_growth(binary, "reached"), ">", 1.0),
+        Claim(f"{PAGE}.5", f"{what}, LAB: least growth of the average regret from d to 2d, times",
+              _least_growth(binary, "average_regret"), ">", 1.0),
+        Claim(f"{PAGE}.5", f"{what}, float: least growth of the average regret from d to 2d, "
+              "times", _least_growth(floats, "average_regret"), ">", 1.0),
+        Claim(f"{PAGE}.5", f"{what}, d = {AT}: final regret of 1, 2, 3, 4 bits and float, least "
+              "fall from one to the next, times",
+              _least_growth([*raw["bits"].values()][::-1], "final"), ">", 1.0),
+    ]  # fmt: skip
+
+
+def _least_growth(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    means = [row[key]["mean"] for row in rows]
+    return min(b / a for a, b in pairwise(means))
+
+
+@experiment("laq-dimension", judge=_judge_dimension)
+def dimension(context: Context) -> dict[str, Any]:
     """Loss-aware 5, weight half: regret of a linear model against dimension and weight spacing."""
     steps = 200 if context.quick else 4000
     sizes = (64, 128, AT) if context.quick else DIMENSIONS
@@ -126,42 +150,18 @@ def dimension(context: Context) -> Outcome:
             **{key: spread([r[key] for r in mine]) for key in ("final", "reached")},
         }
 
-    binary = [figures(d, 1) for d in sizes]
-    floats = [figures(d, None) for d in sizes]
-    bits = {b: figures(AT, b) for b in (1, *FINE, None)}
-    what = "weights, linear model"
-    claims = [
-        Claim(f"{PAGE}.5", f"{what}, LAB: least growth of the final regret from d to 2d, times",
-              _least_growth(binary, "final"), ">", 1.0),
-        Claim(f"{PAGE}.5", f"{what}, LAB: least growth of the steps to {PART:g} of the regret at "
-              "the start from d to 2d, times", _least_growth(binary, "reached"), ">", 1.0),
-        Claim(f"{PAGE}.5", f"{what}, LAB: least growth of the average regret from d to 2d, times",
-              _least_growth(binary, "average_regret"), ">", 1.0),
-        Claim(f"{PAGE}.5", f"{what}, float: least growth of the average regret from d to 2d, "
-              "times", _least_growth(floats, "average_regret"), ">", 1.0),
-        Claim(f"{PAGE}.5", f"{what}, d = {AT}: final regret of 1, 2, 3, 4 bits and float, least "
-              "fall from one to the next, times",
-              _least_growth(list(reversed(bits.values())), "final"), ">", 1.0),
-    ]  # fmt: skip
-    return Outcome(
-        claims,
-        {
-            "binary": {str(d): row for d, row in zip(sizes, binary, strict=True)},
-            "float": {str(d): row for d, row in zip(sizes, floats, strict=True)},
-            "bits": {
-                str(b or "float"): {"delta_w": spacing(b) if b and b > 1 else None, **row}
-                for b, row in bits.items()
-            },
-            "steps": steps,
-            "picture": path.name,
-            "runs": rows,
+    bits = (1, *FINE, None)
+    return {
+        "binary": {str(d): figures(d, 1) for d in sizes},
+        "float": {str(d): figures(d, None) for d in sizes},
+        "bits": {
+            str(b or "float"): {"delta_w": spacing(b) if b and b > 1 else None, **figures(AT, b)}
+            for b in bits
         },
-    )
-
-
-def _least_growth(rows: list[dict[str, dict[str, Any]]], key: str) -> float:
-    means = [row[key]["mean"] for row in rows]
-    return min(b / a for a, b in pairwise(means))
+        "steps": steps,
+        "picture": path.name,
+        "runs": rows,
+    }
 
 
 HIDDEN = (32, 64, 128)
@@ -219,8 +219,27 @@ def draw_perceptron(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-@experiment("laq-weight-bits")
-def weight_bits(context: Context) -> Outcome:
+def _judge_bits(raw: Mapping[str, Any]) -> list[Claim]:
+    claims = []
+    for hidden, found in raw["final"].items():
+        means = {bits: figure["mean"] for bits, figure in found.items()}
+        what = f"weights, perceptron of {hidden}"
+        claims += [
+            Claim(f"{PAGE}.5", f"{what}: {a} bits' final training loss over {b} bits'",
+                  means[str(a)] / means[str(b)], ">", 1.0)
+            for a, b in pairwise(BITS[:-1])
+        ]  # fmt: skip
+        lost = means["1"] - means["float"]
+        claims += [
+            Claim(f"{PAGE}.5", f"{what}: {bits} bits' loss over float's, part of 1 bit's",
+                  (means[bits] - means["float"]) / lost, "<=", 0.25)
+            for bits in ("3", "4")
+        ]  # fmt: skip
+    return claims
+
+
+@experiment("laq-weight-bits", judge=_judge_bits)
+def weight_bits(context: Context) -> dict[str, Any]:
     """Loss-aware 5, weight half: a perceptron on MNIST with weights of 1 to 4 bits, and float."""
     steps = 60 if context.quick else 2500
     widths = HIDDEN[:1] if context.quick else HIDDEN
@@ -228,36 +247,12 @@ def weight_bits(context: Context) -> Outcome:
     rows = context.map(perceptron_run, jobs)
     path = draw_perceptron(rows, context.work / "laq-weight-bits.svg")
     finals = {
-        h: {
-            bits: spread([r["final"] for r in rows if (r["hidden"], r["bits"]) == (h, bits)])
+        str(h): {
+            str(bits or "float"): spread(
+                [r["final"] for r in rows if (r["hidden"], r["bits"]) == (h, bits)]
+            )
             for bits in BITS
         }
         for h in widths
     }
-    claims = []
-    for h, found in finals.items():
-        means = {bits: figure["mean"] for bits, figure in found.items()}
-        what = f"weights, perceptron of {h}"
-        claims += [
-            Claim(f"{PAGE}.5", f"{what}: {a} bits' final training loss over {b} bits'",
-                  means[a] / means[b], ">", 1.0)
-            for a, b in pairwise(BITS[:-1])
-        ]  # fmt: skip
-        lost = means[1] - means[None]
-        claims += [
-            Claim(f"{PAGE}.5", f"{what}: {bits} bits' loss over float's, part of 1 bit's",
-                  (means[bits] - means[None]) / lost, "<=", 0.25)
-            for bits in (3, 4)
-        ]  # fmt: skip
-    return Outcome(
-        claims,
-        {
-            "final": {
-                str(h): {str(bits or "float"): figure for bits, figure in found.items()}
-                for h, found in finals.items()
-            },
-            "steps": steps,
-            "picture": path.name,
-            "runs": rows,
-        },
-    )
+    return {"final": finals, "steps": steps, "picture": path.name, "runs": rows}

@@ -5,7 +5,7 @@ Hou, Yao, Kwok, ICLR 2017 (LAB); Hou, Kwok, ICLR 2018 (LAT, LAQ).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise, product
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.experiments import Claim, Context, Outcome, experiment
+from gossamer.experiments import Claim, Context, experiment
 from gossamer.quantize import loss_aware
 from gossamer.quantize.loss_aware import objective
 
@@ -84,13 +84,10 @@ def alternation(seed: int, count: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-@experiment("loss-aware-exact", seeds=range(5))
-def exact(context: Context) -> Outcome:
-    """Loss-aware weights 4: exact projections equal brute force, the alternation is monotone."""
-    largest = 7 if context.quick else LARGEST
-    rows = [row for seed in context.seeds for row in against_brute_force(seed, largest)]
-    runs = {seed: alternation(seed, 2000) for seed in context.seeds}
-    rises = [run[name]["largest_rise"] for run in runs.values() for name in RULES]
+def _judge(raw: Mapping[str, Any]) -> list[Claim]:
+    rows = raw["brute_force"]
+    largest = max(row["weights"] for row in rows)
+    rises = [rule["largest_rise"] for run in raw["alternation"].values() for rule in run.values()]
     claims = [
         Claim(
             f"{PAGE}.4",
@@ -101,14 +98,19 @@ def exact(context: Context) -> Outcome:
         )
         for name in ("lat", "lat2", "lab")
     ]
-    claims.append(
-        Claim(f"{PAGE}.4", "alternation: largest rise of the objective", max(rises), "<=", 1e-12)
-    )
-    return Outcome(
-        claims,
-        {
-            "brute_force": rows,
-            "alternation": {str(seed): run for seed, run in runs.items()},
-            "approximate_worst": max(row["lat, approximate"] for row in rows),
-        },
-    )
+    what = "alternation: largest rise of the objective"
+    return [*claims, Claim(f"{PAGE}.4", what, max(rises), "<=", 1e-12)]
+
+
+@experiment("loss-aware-exact", seeds=range(5), judge=_judge)
+def exact(context: Context) -> dict[str, Any]:
+    """Loss-aware weights 4: exact projections equal brute force, the alternation is monotone."""
+    largest = 7 if context.quick else LARGEST
+    found = context.map(against_brute_force, [(seed, largest) for seed in context.seeds])
+    runs = context.map(alternation, [(seed, 2000) for seed in context.seeds])
+    rows = [row for of_seed in found for row in of_seed]
+    return {
+        "brute_force": rows,
+        "alternation": {str(s): run for s, run in zip(context.seeds, runs, strict=True)},
+        "approximate_worst": max(row["lat, approximate"] for row in rows),
+    }

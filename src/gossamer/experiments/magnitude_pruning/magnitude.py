@@ -15,18 +15,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from gossamer import nets
+from gossamer.compression.stages.train import Train
 from gossamer.core.errors import one_of
 from gossamer.core.masks import Masks
 from gossamer.core.method import Masked
 from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.lenets import (
-    LENET_5,
-    LENET_300_100,
-    dense,
+    NETS,
+    after,
     error,
     lenets_folder,
     mnist,
-    pruned,
+    recipe,
 )
 from gossamer.prune import magnitude, sensitivity
 from gossamer.training import TrainConfig, evaluate, train
@@ -34,7 +34,6 @@ from gossamer.training import TrainConfig, evaluate, train
 __all__ = ["curves", "exact_zeros", "lenets", "picture", "scan"]
 
 PAGE = "magnitude-pruning"
-PLANS = {plan.net: plan for plan in (LENET_300_100, LENET_5)}
 # net -> (most weights kept, highest error in percent)
 BOUNDS = {"lenet-300-100": (22_000, 1.65), "lenet-5": (36_000, 0.85)}
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03)
@@ -45,22 +44,20 @@ L1: dict[str, Any] = {"l1": 2e-5}
 
 def kept_and_errors(net: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """Weights kept and test errors (percent) before and after, of one seed."""
-    plan, data = PLANS[net], mnist(quick)
-    before = error(evaluate(dense(plan, seed, work, data, quick), data.test))
-    model, masks = pruned(plan, seed, work, data, quick)
+    dense, pruned = (after(stage, net, seed, work, quick) for stage in ("train", "prune"))
     return {
         "net": net,
         "seed": seed,
-        "kept": masks.kept,
-        "kept_by_layer": masks.densities(),
-        "error_dense": before,
-        "error_pruned": error(evaluate(model, data.test)),
+        "kept": pruned.masks.kept,
+        "kept_by_layer": pruned.masks.densities(),
+        "error_dense": error(evaluate(dense.model, dense.data.test)),
+        "error_pruned": error(evaluate(pruned.model, pruned.data.test)),
     }
 
 
 def _judge_lenets(raw: Mapping[str, Any]) -> list[Claim]:
     claims = []
-    for number, net in enumerate(PLANS, 1):
+    for number, net in enumerate(NETS, 1):
         before, after = (raw["summary"][net][key] for key in ("error_dense", "error_pruned"))
         kept = max(r["kept"] for r in raw["runs"] if r["net"] == net)
         most, worst = BOUNDS[net]
@@ -83,19 +80,19 @@ def _judge_lenets(raw: Mapping[str, Any]) -> list[Claim]:
 def lenets(context: Context) -> dict[str, Any]:
     """Magnitude pruning 1, 2: weights kept and errors of LeNet-300-100 and LeNet-5."""
     work = lenets_folder(context)
-    jobs = [(net, seed, work, context.quick) for net in PLANS for seed in context.seeds]
+    jobs = [(net, seed, work, context.quick) for net in NETS for seed in context.seeds]
     rows = context.map(kept_and_errors, jobs)
     keys = ("error_dense", "error_pruned")
     summary = {
         net: {key: spread([r[key] for r in rows if r["net"] == net]) for key in keys}
-        for net in PLANS
+        for net in NETS
     }
     return {"summary": summary, "runs": rows}
 
 
 def curve(seed: int, work: Path, quick: bool) -> dict[str, dict[str, float]]:
     """Test error (percent) by density of the five ways, of one seed."""
-    data, plan = mnist(quick), LENET_300_100
+    data, net = mnist(quick), NETS[0]
     short = replace(CURVE, seed=seed, epochs=1 if quick else CURVE.epochs)
     folder = work / f"curves-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,11 +100,11 @@ def curve(seed: int, work: Path, quick: bool) -> dict[str, dict[str, float]]:
 
     def start(kind: str) -> nn.Module:
         if kind == "L2":
-            return dense(plan, seed, work, data, quick)
-        model = nets.build(plan.net, seed=seed)
-        config = replace(
-            plan.reference, seed=seed, weight_decay=0.0, epochs=1 if quick else 10, **L1
-        )
+            return after("train", net, seed, work, quick).model
+        model = nets.build(net, seed=seed)
+        reference = recipe(net, seed, quick).work[0]
+        assert isinstance(reference, Train)  # the recipe's first stage
+        config = replace(reference.config(seed), weight_decay=0.0, **L1)
         train(model, data, config, checkpoint=folder / "dense-l1.pt")
         return model
 
@@ -201,8 +198,7 @@ def bands(kept: torch.Tensor) -> dict[str, float]:
 
 def picture_of(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """The first layer's kept counts of one seed."""
-    _, masks = pruned(LENET_300_100, seed, work, mnist(quick), quick)
-    kept = masks["ip1.weight"].sum(0)
+    kept = after("prune", NETS[0], seed, work, quick).masks["ip1.weight"].sum(0)
     return {"seed": seed, **bands(kept), "kept": kept.tolist()}
 
 
@@ -271,14 +267,14 @@ def exact_zeros(context: Context) -> dict[str, Any]:
 @experiment("magnitude-sensitivity", seeds=(0,), judge=lambda raw: [])
 def scan(context: Context) -> dict[str, Any]:
     """Magnitude pruning 6: the sensitivity scan of both LeNets as table and plot."""
-    jobs = [(net, context.seeds[0], lenets_folder(context), context.quick) for net in PLANS]
-    return dict(zip(PLANS, context.map(scanned, jobs), strict=True))
+    jobs = [(net, context.seeds[0], lenets_folder(context), context.quick) for net in NETS]
+    return dict(zip(NETS, context.map(scanned, jobs), strict=True))
 
 
 def scanned(net: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """One network's scan, what it suggests at half a point, and its picture's name."""
-    data = mnist(quick)
-    found = sensitivity.scan(dense(PLANS[net], seed, work, data, quick), data.validation)
+    dense = after("train", net, seed, work, quick)
+    found = sensitivity.scan(dense.model, dense.data.validation)
     return {
         "scan": found.as_dict(),
         "suggested": found.suggest(0.005),

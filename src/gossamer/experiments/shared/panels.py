@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gossamer.analysis import canvas
 from gossamer.core.errors import ArgumentError
 from gossamer.experiments import spread
 
@@ -27,14 +28,9 @@ def draw(
 
     Raises :class:`ArgumentError` where there is nothing to draw.
     """
-    # no pyplot: its global figures leak, and it asks for a display
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not panels or not all(panels.values()):
         raise ArgumentError("panels is empty; give {title: {label: {x: values}}}")
-    figure = Figure(figsize=(1 + 4 * len(panels), 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(1 + 4 * len(panels), 3.8)
     drawn = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, lines) in zip(drawn, panels.items(), strict=True):
         for label, points in lines.items():

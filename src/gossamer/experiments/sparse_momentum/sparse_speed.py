@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[int, int, float]] = {
 
 
 def layer_times(
-    out: int, inputs: int, density: float, batch: int, *, seed: int, rounds: int
+    out: int, inputs: int, density: float, batch: int, seed: int, rounds: int
 ) -> dict[str, Any]:
     """Dense and CSR milliseconds of one layer, and their ratio, in one run.
 
@@ -61,31 +61,16 @@ def _judge(raw: Mapping[str, Any]) -> list[Claim]:
 @experiment("deep-compression-speed", seeds=(0,), judge=_judge)
 def sparse_speed(context: Context) -> dict[str, Any]:
     """Deep Compression 6: pruned fully-connected layers in CSR, batch 1 and batch 64."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        table: dict[str, dict[str, Any]] = {}
-        for name, (out, inputs, density) in LAYERS.items():
-            if context.quick:
-                out, inputs = out // 16, inputs // 16
-            table[name] = {
-                f"batch_{batch}": layer_times(
-                    out,
-                    inputs,
-                    density,
-                    batch,
-                    seed=context.seeds[0],
-                    rounds=3 if context.quick else 15,
-                )
-                for batch in (1, 64)
-            }
-            row = table[name]
-            context.say(
-                f"{name}: batch 1 {row['batch_1']['speed_up']:.2f}x, "
-                f"batch 64 {row['batch_64']['speed_up']:.2f}x"
-            )
-    finally:
-        torch.set_num_threads(threads)
+    small, rounds = (16, 3) if context.quick else (1, 15)
+    table: dict[str, dict[str, Any]] = {}
+    for name, (out, inputs, density) in LAYERS.items():
+        jobs = [
+            (out // small, inputs // small, density, batch, context.seeds[0], rounds)
+            for batch in (1, 64)
+        ]
+        one, many = context.alone(layer_times, jobs)
+        table[name] = {"batch_1": one, "batch_64": many}
+        context.say(f"{name}: batch 1 {one['speed_up']:.2f}x, batch 64 {many['speed_up']:.2f}x")
     mean = {
         b: sum(row[f"batch_{b}"]["speed_up"] for row in table.values()) / len(table)
         for b in (1, 64)

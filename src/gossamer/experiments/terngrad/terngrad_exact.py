@@ -7,6 +7,7 @@ the exchange's own experiment.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from gossamer.distribute import SQm, TernGrad
 from gossamer.distribute.codecs.codec import GradCodec
 from gossamer.distribute.codecs.random import Key
-from gossamer.experiments import Claim, Context, Outcome, experiment
+from gossamer.experiments import Claim, Context, experiment, spread
 
 __all__ = ["exact", "unbiased"]
 
@@ -102,37 +103,41 @@ def sizes(elements: int, seed: int) -> tuple[dict[str, float], int]:
     return ratios, lost
 
 
-@experiment("terngrad-exact", seeds=range(3))
-def exact(context: Context) -> Outcome:
-    """TernGrad 1-3: no bias, clipping's published figures, bytes of payloads, round trips."""
-    draws, elements = (2000, 200_000) if context.quick else (100_000, 20_000_000)
-    runs = {s: unbiased(TernGrad(clip=None), draws, s) for s in context.seeds}
-    clips = {s: clipping(elements, 2.5, s) for s in context.seeds}
-    ratios, lost = sizes(elements, context.seeds[0])
-    largest = max(run["largest_deviation_in_standard_errors"] for run in runs.values())
-    length = max(abs(run["length_over_expected"] - 1) for run in runs.values())
-
-    def mean(name: str) -> float:
-        return sum(run[name] for run in clips.values()) / len(clips)
-
-    one, two, three = (f"{PAGE}.{i}" for i in (1, 2, 3))
-    bits = SQm(2).payload_bytes(64 * 1000) * 8 / 64_000
-    return Outcome(
-        [
-            Claim(one, "mean of draws off the gradient, standard errors", largest, "<=", 4.0),
-            Claim(one, "E|q|^2 over s |g|_1, off 1", length, "<=", 0.01),
-            Claim(two, "zeros, off 68.24 %, points", abs(mean("zeros") * 100 - 68.24), "<=", 0.05),
-            Claim(two, "length, off -1.13 %, points", abs(mean("length") * 100 + 1.13), "<=", 0.02),
-            Claim(two, "angle, off 2.75 degrees", abs(mean("angle") - 2.75), "<=", 0.02),
-            Claim(three, "base 3: float32 bytes over payload's", ratios["base3"], ">=", 19.9),
-            Claim(three, "two planes: bits an element", bits, "==", 2.0),
-            Claim(three, "codes lost in round trips, all forms", lost, "==", 0),
-        ],
-        {
-            "unbiased": {str(s): run for s, run in runs.items()},
-            "clipping": {str(s): run for s, run in clips.items()},
-            "bias_slope_expected": TernGrad(clip=2.5).bias,
-            "float32_bytes_over_payload_bytes": ratios,
-            "elements": elements,
-        },
+def _judge(raw: Mapping[str, Any]) -> list[Claim]:
+    runs, clips = raw["unbiased"].values(), raw["clipping"].values()
+    largest = max(run["largest_deviation_in_standard_errors"] for run in runs)
+    length = max(abs(run["length_over_expected"] - 1) for run in runs)
+    zeros, shorter, angle = (
+        spread([run[key] for run in clips])["mean"] for key in ("zeros", "length", "angle")
     )
+    base3 = raw["float32_bytes_over_payload_bytes"]["base3"]
+    one, two, three = (f"{PAGE}.{i}" for i in (1, 2, 3))
+    return [
+        Claim(one, "mean of draws off the gradient, standard errors", largest, "<=", 4.0),
+        Claim(one, "E|q|^2 over s |g|_1, off 1", length, "<=", 0.01),
+        Claim(two, "zeros, off 68.24 %, points", abs(zeros * 100 - 68.24), "<=", 0.05),
+        Claim(two, "length, off -1.13 %, points", abs(shorter * 100 + 1.13), "<=", 0.02),
+        Claim(two, "angle, off 2.75 degrees", abs(angle - 2.75), "<=", 0.02),
+        Claim(three, "base 3: float32 bytes over payload's", base3, ">=", 19.9),
+        Claim(three, "two planes: bits an element", raw["bits_in_two_planes"], "==", 2.0),
+        Claim(three, "codes lost in round trips, all forms", raw["codes_lost"], "==", 0),
+    ]
+
+
+@experiment("terngrad-exact", seeds=range(3), judge=_judge)
+def exact(context: Context) -> dict[str, Any]:
+    """TernGrad 1-3: no bias, clipping's published figures, bytes of payloads, round trips."""
+    seeds = context.seeds
+    draws, elements = (2000, 200_000) if context.quick else (100_000, 20_000_000)
+    runs = context.map(unbiased, [(TernGrad(clip=None), draws, s) for s in seeds])
+    clips = context.map(clipping, [(elements, 2.5, s) for s in seeds])
+    ((ratios, lost),) = context.map(sizes, [(elements, seeds[0])])
+    return {
+        "unbiased": {str(s): run for s, run in zip(seeds, runs, strict=True)},
+        "clipping": {str(s): run for s, run in zip(seeds, clips, strict=True)},
+        "bias_slope_expected": TernGrad(clip=2.5).bias,
+        "float32_bytes_over_payload_bytes": ratios,
+        "bits_in_two_planes": SQm(2).payload_bytes(64 * 1000) * 8 / 64_000,
+        "codes_lost": lost,
+        "elements": elements,
+    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer import nets
-from gossamer.experiments import Claim, Context, Outcome, experiment
+from gossamer.experiments import Claim, Context, experiment
 from gossamer.quantize import (
     LSQ,
     TTQ,
@@ -32,6 +32,7 @@ from gossamer.quantize import (
 
 __all__ = ["QUANTIZERS", "claims", "overhead", "ratios"]
 
+NET = "resnet-20"
 Attach = Callable[[nn.Module, torch.optim.Optimizer], Any]
 
 # All layers but the first and the last, fixed point all; alternations always run to their number.
@@ -85,9 +86,7 @@ class _Run:
         return time.process_time() - began
 
 
-def ratios(
-    net: str, batch: int, blocks: int, only: list[str], say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+def ratios(net: str, batch: int, blocks: int, only: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Ratio, its quartiles and milliseconds of a step, for each quantizer named."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -120,7 +119,6 @@ def ratios(
             "step_ms": 1e3 * statistics.median(a for a, _ in pairs),
             "float_step_ms": 1e3 * statistics.median(b for _, b in pairs),
         }
-        say(f"{name:28} {rows[name]['ratio']:.3f}x  {rows[name]['step_ms']:.1f} ms a step")
     return rows
 
 
@@ -134,9 +132,11 @@ def claims(net: str, rows: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
     ]  # fmt: skip
 
 
-@experiment("quantizer-overhead", seeds=(0,))
-def overhead(context: Context) -> Outcome:
+@experiment("quantizer-overhead", seeds=(0,), judge=lambda raw: claims(NET, raw["ratios"]))
+def overhead(context: Context) -> dict[str, Any]:
     """Few-bit weights: a training step over the float step, ResNet-20, batch 128, one thread."""
-    net, batch, blocks = ("lenet-5", 16, 2) if context.quick else ("resnet-20", 128, 15)
-    rows = ratios(net, batch, blocks, list(QUANTIZERS), context.say)
-    return Outcome(claims(net, rows), {"ratios": rows, "blocks": blocks, "batch": batch})
+    batch, blocks = (2, 2) if context.quick else (128, 15)
+    (rows,) = context.map(ratios, [(NET, batch, blocks, list(QUANTIZERS))])
+    for name, row in rows.items():
+        context.say(f"{name:28} {row['ratio']:.3f}x  {row['step_ms']:.1f} ms a step")
+    return {"ratios": rows, "blocks": blocks, "batch": batch}

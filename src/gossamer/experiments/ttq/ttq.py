@@ -20,7 +20,7 @@ from gossamer.core import names
 from gossamer.core.errors import one_of
 from gossamer.core.quantizer import Quantizer, chosen
 from gossamer.datasets import Dataset
-from gossamer.experiments import Claim, Context, Outcome, experiment, spread
+from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.layout import channels_last_
 from gossamer.experiments.shared.lenets import error, mnist
 from gossamer.pack import Archive, load_into, pack
@@ -126,7 +126,8 @@ def reference(setting: Setting, seed: int, work: Path, quick: bool) -> tuple[nn.
     return model, data
 
 
-def _only_float(setting: Setting, seed: int, work: Path, quick: bool) -> None:
+def only_float(setting: Setting, seed: int, work: Path, quick: bool) -> None:
+    """Train the float network before two jobs want the same one."""
     reference(setting, seed, work, quick)
 
 
@@ -204,8 +205,8 @@ def _answers(model: nn.Module, data: Dataset) -> Tensor:
 
 def _runs(context: Context, setting: Setting) -> dict[str, list[dict[str, Any]]]:
     kinds = ("ttq", "twn")
-    if setting.reference is not None:  # before two jobs want the same one
-        context.map(_only_float, [(setting, s, context.work, context.quick) for s in context.seeds])
+    if setting.reference is not None:
+        context.map(only_float, [(setting, s, context.work, context.quick) for s in context.seeds])
     jobs = [(setting, k, s, context.work, context.quick) for s in context.seeds for k in kinds]
     rows = context.map(retrained, jobs)
     return {kind: [row for row in rows if row["kind"] == kind] for kind in kinds}
@@ -257,11 +258,14 @@ def resnet_20(context: Context) -> dict[str, Any]:
     return _raw(RESNET_20, _runs(context, RESNET_20))
 
 
-def gradients(seed: int, dtype: torch.dtype) -> dict[str, float]:
+def gradients(seed: int, precision: str) -> dict[str, float]:
     """Largest deviation of the gradients from equations 7 and 8, element by element, relative.
 
     On a random weight, and through a LeNet-300-100 against the same loss written with masks.
+    ``precision``: single or double.
     """
+    one_of("precision", precision, ("single", "double"))
+    dtype = torch.float32 if precision == "single" else torch.float64
     g = torch.Generator().manual_seed(seed)
     w = torch.randn(40, 50, generator=g, dtype=dtype).requires_grad_()
     s = (torch.rand(2, generator=g, dtype=dtype) + 0.5).requires_grad_()
@@ -324,22 +328,29 @@ def short_run(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     }
 
 
-@experiment("ttq-exact")
-def exact(context: Context) -> Outcome:
-    """TTQ 1, 2: gradients against the formulas; three values; size and answers of the file."""
-    single = [gradients(seed, torch.float32) for seed in context.seeds]
-    double = [gradients(seed, torch.float64) for seed in context.seeds]
-    runs = [short_run(seed, context.work, context.quick) for seed in context.seeds]
+def _judge_exact(raw: Mapping[str, Any]) -> list[Claim]:
+    single, runs = raw["single"], raw["runs"]
     worst = {kind: max(row[kind] for row in single) for kind in single[0]}
     claims = [
         Claim(f"{PAGE}.1", f"{kind}: gradient off the formula, relative", value, "<=", 1e-6)
         for kind, value in worst.items()
     ]
-    claims += [
+    return [
+        *claims,
         Claim(f"{PAGE}.2", "most values of a layer", max(r["values"] for r in runs), "==", 3),
         Claim(f"{PAGE}.2", "quantized layers: 32 bits over the file's, times",
               min(r["ratio"] for r in runs), ">=", 15.0),
         Claim(f"{PAGE}.2", "networks whose file answers otherwise than training did",
               sum(not r["same_answers"] for r in runs), "==", 0),
     ]  # fmt: skip
-    return Outcome(claims, {"single": single, "double": double, "runs": runs})
+
+
+@experiment("ttq-exact", judge=_judge_exact)
+def exact(context: Context) -> dict[str, Any]:
+    """TTQ 1, 2: gradients against the formulas; three values; size and answers of the file."""
+    found = {
+        precision: context.map(gradients, [(seed, precision) for seed in context.seeds])
+        for precision in ("single", "double")
+    }
+    jobs = [(seed, context.work, context.quick) for seed in context.seeds]
+    return {**found, "runs": context.map(short_run, jobs)}

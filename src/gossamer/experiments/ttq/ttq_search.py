@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.experiments import Context, experiment
-from gossamer.experiments.ttq.ttq import LENET_5, RESNET_20, Setting, reference, retrained
+from gossamer.experiments.ttq.ttq import LENET_5, RESNET_20, Setting, only_float, retrained
 
 __all__ = ["search"]
 
@@ -56,16 +56,12 @@ def _one(kind: str, setting: Setting, seed: int, work: Path, quick: bool) -> dic
     }
 
 
-def _only_float(seed: int, work: Path, quick: bool) -> None:
-    reference(LENET_5, seed, work, quick)
-
-
 @experiment("ttq-search", seeds=(0,), judge=lambda raw: [])
 def search(context: Context) -> dict[str, Any]:
     """TTQ 3, 4: settings of TTQ and TWN by validation error, for ttq-lenet and ttq-resnet20."""
     (seed,) = context.seeds
     # before several jobs want it
-    context.map(_only_float, [(seed, context.work, context.quick)])
+    context.map(only_float, [(LENET_5, seed, context.work, context.quick)])
     rows = context.map(_one, [(k, s, seed, context.work, context.quick) for k, s in _tried()])
     return {"tried": rows, "used_over_least": _over(rows, seed)}
 
