@@ -159,8 +159,9 @@ def _class(name: str) -> Any:
     except (ImportError, RuntimeError) as e:
         missing("transformers", e)
     found = getattr(transformers, name, None) if name.isidentifier() else None
-    own = isinstance(found, type) and found.__module__.startswith("transformers.models.")
-    return found if own and issubclass(found, PreTrainedModel) else None
+    if not isinstance(found, type) or not found.__module__.startswith("transformers.models."):
+        return None
+    return found if issubclass(found, PreTrainedModel) else None
 
 
 def _as_packed(model: nn.Module, archive: Archive) -> None:

@@ -7,7 +7,7 @@ is there to be loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class MethodCallback(TrainerCallback):
                 )
         trainer.create_optimizer()
         self.attached = Attached(methods, trainer.model, trainer.optimizer)
-        self._tied = _declare_ties(trainer.model)
+        self._untie = _declare_ties(trainer.model)
         self._finished = False
         trainer.add_callback(self)
 
@@ -93,15 +93,14 @@ class MethodCallback(TrainerCallback):
             saved = torch.load(path, map_location="cpu", weights_only=True)
             self.attached.load_state_dict(saved[KEY])
         self.attached.finish()
-        if self._tied:
-            del self.attached.model._tied_weights_keys
+        self._untie()
         self._finished = True
 
 
-def _declare_ties(model: Any) -> bool:
+def _declare_ties(model: Any) -> Callable[[], None]:
     """Tell transformers which parametrized tensors are tied: it saves no others that share memory.
 
-    Whether there are any; the model then has ``_tied_weights_keys`` of its own over its class's.
+    What is returned takes it back.
     """
     first: dict[int, str] = {}
     ties: dict[str, str] = {}
@@ -109,9 +108,17 @@ def _declare_ties(model: Any) -> bool:
         same = first.setdefault(id(tensor), name)
         if same != name and ".parametrizations." in name:
             ties[name] = same
+    before = vars(model).get("_tied_weights_keys")
     if ties:
         model._tied_weights_keys = {**(getattr(model, "_tied_weights_keys", None) or {}), **ties}
-    return bool(ties)
+
+    def untie() -> None:
+        if before is not None:
+            model._tied_weights_keys = before
+        elif ties:
+            del model._tied_weights_keys  # the class's own shows again
+
+    return untie
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
