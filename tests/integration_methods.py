@@ -43,6 +43,16 @@ METHODS: dict[str, Callable[[nn.Module], list[Method]]] = {
 }
 
 
+FAMILIES = [
+    "masks",
+    "rigl",
+    "rate aware under masks",
+    "shared",
+    "ttq, a group of its own",
+]
+"""One of each family, where a run takes a second or two."""
+
+
 def same(a: nn.Module, b: nn.Module) -> bool:
     """Same names, same bits."""
     one, other = a.state_dict(), b.state_dict()

@@ -7,6 +7,7 @@ with a script and its arguments, it does so for that one.
 import importlib.metadata
 import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -35,4 +36,5 @@ def hide() -> None:
 if __name__ == "__main__":
     hide()
     sys.argv = sys.argv[1:]
+    sys.path[0] = str(Path(sys.argv[0]).parent)  # the script's folder, not this one's
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from gossamer.core.errors import ArgumentError
 from gossamer.integrations.accelerate import attach
 from gossamer.integrations.attached import Attached
-from integration_methods import METHODS, same
+from integration_methods import FAMILIES, METHODS, same
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -43,8 +43,9 @@ def loop(run: tuple, begin: int, end: int) -> None:
         scheduler.step()
 
 
-@pytest.mark.parametrize("kind", METHODS)
-@pytest.mark.parametrize("prepared", [False, True], ids=["attached first", "prepared first"])
+@pytest.mark.parametrize(
+    ("kind", "prepared"), [*((k, False) for k in METHODS), *((k, True) for k in FAMILIES)]
+)
 def test_a_resumed_run_is_the_unbroken_one(kind: str, prepared: bool, tmp_path: Path) -> None:
     whole = begin(kind, prepared)
     loop(whole, 0, 5)

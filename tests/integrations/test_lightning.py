@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.method import Method
-from integration_methods import METHODS, same
+from integration_methods import FAMILIES, METHODS, same
 
 lightning = pytest.importorskip("lightning")
 from gossamer.integrations.lightning import MethodCallback  # noqa: E402
@@ -65,7 +65,7 @@ def fitted(folder: Path, kind: str, *, stop: int = 0) -> Any:
     return run(folder, MethodCallback(METHODS[kind](module)), module, stop=stop)
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_a_resumed_run_is_the_unbroken_one(kind: str, tmp_path: Path) -> None:
     whole = fitted(tmp_path / "a", kind)
     with pytest.raises(KeyError, match="stopped"):

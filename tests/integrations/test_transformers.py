@@ -10,7 +10,7 @@ from torch import nn
 
 import gossamer
 from gossamer.core.errors import ArgumentError, FormatError, GossamerError
-from integration_methods import METHODS, STEPS, same
+from integration_methods import FAMILIES, METHODS, STEPS, same
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -74,7 +74,7 @@ def trained(folder: Path, kind: str, model: Any, *, stop: int = 0, **options: An
     return model
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_a_resumed_run_is_the_unbroken_one(kind: str, tmp_path: Path) -> None:
     whole = trained(tmp_path / "a", kind, bert())
     with pytest.raises(KeyError, match="stopped"):
