@@ -447,3 +447,42 @@ def test_a_wrapper_around_itself_is_refused() -> None:
     wrong.optimizer = wrong
     with pytest.raises(ArgumentError, match="nor a wrapper"):
         hooks.unwrap(wrong)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_closures_gradients_are_there_before_the_step(by_name: bool) -> None:
+    class Seen(Method):
+        def __init__(self) -> None:
+            super().__init__()
+            self.order: list[Any] = []
+
+        def _setup(self) -> None:
+            pass
+
+        def before_step(self) -> None:
+            self.order.append(("before", float(self.model[0].weight.grad.sum())))  # type: ignore
+
+        def after_step(self) -> None:
+            self.order.append("after")
+
+    model = net()
+    optimizer = sgd(model)
+    seen, later = Seen().attach(model, optimizer), Seen().attach(model, optimizer)
+    later.order = seen.order
+    expected: list[Any] = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).square().sum()
+        loss.backward()
+        expected.extend(2 * [("before", float(model[0].weight.grad.sum()))])  # type: ignore
+        return loss
+
+    for _ in range(2):
+        loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+        assert loss > 0
+        expected += ["after", "after"]
+    assert seen.order == expected
+    before = model[0].weight.detach().clone()  # type: ignore
+    torch.optim.LBFGS(model.parameters(), max_iter=2).step(closure)  # another one: as before
+    assert not torch.equal(model[0].weight, before)  # type: ignore

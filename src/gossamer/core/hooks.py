@@ -103,14 +103,30 @@ def _unscale(optimizer: torch.optim.Optimizer) -> None:
 def on_steps(method: _Hooked, optimizer: torch.optim.Optimizer) -> list[Any]:
     """Call the method's hooks at each step that ``optimizer`` takes; handles, to remove them.
 
-    Gradients are unscaled when ``before_step`` reads them, whatever the scaler.
+    Gradients are unscaled when ``before_step`` reads them, whatever the scaler. A step that is
+    given a closure has its gradients only when that has run: ``before_step`` is called after each
+    evaluation.
     """
 
-    def before(*_: Any) -> None:
+    def ready() -> None:
         if not skipped(optimizer):
             with torch.no_grad():
                 _unscale(optimizer)
             method.before_step()
+
+    def before(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        closure = options.get("closure", args[1] if len(args) > 1 else None)  # args[0]: optimizer
+        if not callable(closure):
+            return ready()
+
+        def evaluated() -> Any:
+            loss = closure()
+            ready()
+            return loss
+
+        if "closure" in options:
+            return args, {**options, "closure": evaluated}
+        return (args[0], evaluated, *args[2:]), options
 
     def after(*_: Any) -> None:
         if not skipped(optimizer):

@@ -35,8 +35,13 @@ class Method(ABC):
     ``_setup`` is called by :meth:`attach` with everything checked, ``_state`` and ``_load`` make
     resume bit-identical in every order of attaching and loading, ``finish`` leaves plain tensors
     behind.
+
+    Attributes:
+        parametrizes: whether the model's ``state_dict`` has other names while it is attached: it
+            is attached, to no optimizer if need be, before the model's state is loaded.
     """
 
+    parametrizes: bool = False
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
     _arguments: Mapping[str, Any] = {}

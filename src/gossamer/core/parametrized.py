@@ -26,6 +26,7 @@ class Parametrized(Method, ABC):
         lr_factor: their learning rate over that of the weight's group.
     """
 
+    parametrizes = True
     weight_decay: float | None = None
     lr_factor: float = 1.0
 

@@ -96,6 +96,8 @@ class RateAware(Method):
     or already parametrized weights, on attach, with the model left as it was.
     """
 
+    parametrizes = True
+
     def __init__(
         self,
         steps: Mapping[str, float],
