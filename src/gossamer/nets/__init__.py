@@ -20,9 +20,10 @@ from gossamer.core.locate import called, find, function
 from gossamer.nets.classic import conv_n, glorot_, lenet_5, lenet_300_100, mlp
 from gossamer.nets.language import LSTMLM, lstm_lm
 from gossamer.nets.resnet import ResNet, WideResNet, resnet, wrn
+from gossamer.nets.transformer import GPT, gpt
 from gossamer.nets.vision import alexnet, cifarnet, convnet, vgg
 
-__all__ = ["LSTMLM", "NETS", "ResNet", "WideResNet", "build", "glorot_"]
+__all__ = ["GPT", "LSTMLM", "NETS", "ResNet", "WideResNet", "build", "glorot_"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -45,6 +46,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "wrn-16-8": partial(wrn, 16, 8),
     "wrn-28-2": partial(wrn, 28, 2),
     "lstm-lm": lstm_lm,
+    "gpt": gpt,
 }
 
 _PRETRAINED = {f"resnet-{d}": f"resnet-cifar10/resnet{d}.safetensors" for d in (20, 32, 44, 56)}
