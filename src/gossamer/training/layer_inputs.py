@@ -49,13 +49,13 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        # before the product: who is told may set the weight
         if func is _CONVOLUTION:
             self._convolution(*args)
         elif func in _PRODUCT:
             first = _PRODUCT[func]
             self._product(args[first], args[first + 1])
-        return out
+        return func(*args, **(kwargs or {}))
 
     def _of(self, operand: Any) -> tuple[str, Tensor] | None:
         if not isinstance(operand, Tensor) or not operand.numel():
@@ -103,14 +103,19 @@ class _Watch(TorchDispatchMode):
         known = self._of(w)
         if known is None or transposed or x.ndim > 4 or w.shape != known[1].shape:
             return
-        if x.ndim == 3:  # one dimension: of two, the first of which is 1
-            x, w = x[:, :, None], w[:, :, None]
-            stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-        found = F.unfold(
-            x, w.shape[2:], (*dilation,), (*padding,), (*stride,)
-        )  # (N, C kh kw, places)
-        rows = found.movedim(1, 2).reshape(-1, groups, found.shape[1] // groups)
-        self._see(known[0], False, list(rows.unbind(1)))
+        self._see(known[0], False, _patches(x, w, stride, padding, dilation, groups))
+
+
+def _patches(
+    x: Tensor, w: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> list[Tensor]:
+    """What each place of a convolution's output is made from, (places, columns) of each group."""
+    if x.ndim == 3:  # one dimension: of two, the first of which is 1
+        x, w = x[:, :, None], w[:, :, None]
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    found = F.unfold(x, w.shape[2:], (*dilation,), (*padding,), (*stride,))  # (N, C kh kw, places)
+    rows = found.movedim(1, 2).reshape(-1, groups, found.shape[1] // groups)
+    return list(rows.unbind(1))
 
 
 def _feed(model: nn.Module, batch: Any) -> None:
@@ -196,13 +201,13 @@ class Moments:
 
     def add(self, now: list[Tensor], before: list[Tensor]) -> None:
         """Inputs of one product: in the network as it is, and in the original."""
-        y, x = torch.stack(now), torch.stack(before)
+        y, x = (v[0][None] if len(v) == 1 else torch.stack(v) for v in (now, before))
         if not torch.isfinite(y).all():
             raise ArgumentError("calibration inputs lead to NaN or infinity inside the network")
         # a batch in float32: its rounding is far below the damping, and takes half the time
         hessian, cross = (y.mT @ y).double(), (x.mT @ y).double()
-        self.hessian = hessian if self.hessian is None else self.hessian + hessian
-        self.cross = cross if self.cross is None else self.cross + cross
+        self.hessian = hessian if self.hessian is None else self.hessian.add_(hessian)
+        self.cross = cross if self.cross is None else self.cross.add_(cross)
         self.count += y.shape[1]
 
 

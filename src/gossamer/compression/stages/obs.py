@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -28,7 +29,9 @@ from gossamer.quantize.obs import (
     scale_of,
     step_for,
 )
-from gossamer.training.layer_inputs import Moments, moments, readers
+from gossamer.training import load_checkpoint, save_atomic
+from gossamer.training.layer_inputs import Moments
+from gossamer.training.layer_stream import layer_by_layer
 
 __all__ = ["Obs"]
 
@@ -98,18 +101,19 @@ class Obs(LayerStage):
             raise ArgumentError(f"stage {state.name} names no layer; give density, bits or rate")
         split = getattr(state.data, self.calibrate_on)
         batches = examples(split, self.calibration, state.generator(97))
-        original = copy.deepcopy(state.model)
-        uses = readers(state.model, batches[0], treated)
         rows: list[dict[str, Any]] = []
-        order = [*uses, *(n for n in treated if n not in uses)]
-        for done, name in enumerate(order):
-            seen = None
-            if name in uses:
-                seen = moments(state.model, original, batches, name, uses[name])
-            options = {key: found.get(name) for key, found in wanted.items()}
-            mask = state.masks.get(name)
-            rows.append({"name": name, **self._treat(weights[name], seen, mask, **options)})
-            state.progress.count(f"{state.name} layers", done + 1, len(order), name)
+        done = _Finished(state)
+        layers = layer_by_layer(state.model, batches, treated, done.rows)
+        with contextlib.closing(layers):
+            for name, seen in layers:
+                if name in done.rows:
+                    row = done.put(name, weights[name])
+                else:
+                    options = {key: found.get(name) for key, found in wanted.items()}
+                    row = self._treat(weights[name], seen, state.masks.get(name), **options)
+                    done.add(name, weights[name], row)
+                rows.append({"name": name, **row})
+                state.progress.count(f"{state.name} layers", len(rows), len(treated), name)
         state.fixed -= set(treated)
         pruned = {n for n in treated if n in wanted["density"] or n in state.masks}
         own = names.parameters(state.model)
@@ -140,16 +144,18 @@ class Obs(LayerStage):
         power = float((matrix @ hessian * matrix).sum())
         if not power > 0:
             return {"seen": seen is not None, "density": _density(weight), "error": 0.0}
-        hessian = hessian / power  # err^2 is then a part of the power of the layer's outputs
         start = matrix
-        if seen is not None:
-            cross = _given(seen.cross) / power
+        if seen is None:
+            hessian = hessian / power
+        else:
             start = torch.stack(
                 [
                     start_from(w, h, c, self.damp)
-                    for w, h, c in zip(matrix, hessian, cross, strict=True)
+                    for w, h, c in zip(matrix, hessian, _given(seen.cross), strict=True)
                 ]
             )
+            seen.cross = None  # of a wide layer it is large
+            hessian.div_(power)  # err^2 is then a part of the power of the layer's outputs
         uppers = [factor(h, self.damp) for h in hessian]
         within = None if mask is None else (mask.T if turned else mask).reshape(matrix.shape)
 
@@ -186,6 +192,33 @@ class Obs(LayerStage):
         values = found.reshape(plain.shape)
         weight.copy_((values.T if turned else values).to(weight.dtype))
         return {"seen": seen is not None, "density": _density(weight), "error": error}
+
+
+class _Finished:
+    """Layers that are done, kept as files until the stage is: a killed run goes on behind them."""
+
+    def __init__(self, state: State) -> None:
+        self._start = state.out / f"{state.name}"
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, Path] = {}
+        while (path := self._path(len(self.rows))).exists():
+            found = load_checkpoint(path)
+            self.rows[found["name"]], self._files[found["name"]] = found["row"], path
+
+    def _path(self, number: int) -> Path:
+        return self._start.with_name(f"{self._start.name}-{number}.train.pt")
+
+    def add(self, name: str, weight: Tensor, row: dict[str, Any]) -> None:
+        """Keep a layer."""
+        path = self._path(len(self.rows))
+        save_atomic({"name": name, "row": row, "weight": weight.detach().cpu()}, path)
+        self.rows[name], self._files[name] = row, path
+
+    @torch.no_grad()
+    def put(self, name: str, weight: Tensor) -> dict[str, Any]:
+        """Set the weight to what was found; its row."""
+        weight.copy_(load_checkpoint(self._files[name])["weight"])
+        return self.rows[name]
 
 
 def _given(moment: Tensor | None) -> Tensor:
