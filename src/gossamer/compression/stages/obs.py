@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,13 +20,14 @@ from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
 from gossamer.core.obs import Choice, Kept, factor, solve, start_from
+from gossamer.pack import pack_bytes
 from gossamer.quantize.obs import (
     Coded,
+    Prices,
     Pruned,
     Rounded,
     Sparsity,
     Within,
-    lengths,
     scale_of,
     step_for,
 )
@@ -36,7 +38,8 @@ from gossamer.training.layer_stream import layer_by_layer
 __all__ = ["Obs"]
 
 _MOST = 2000  # codes of a rate-coded layer: -2000..2000
-_PASSES = 2  # over a rate-coded layer: the first prices codes as rounding to nearest has them
+_PASSES = 3  # over a rate-coded layer: the first prices codes as rounding to nearest has them
+_CODED = 1 << 18  # weights up to which prices are those of the real coder's bytes
 
 
 class Obs(LayerStage):
@@ -169,14 +172,20 @@ class Obs(LayerStage):
                 parts.append(solve(start[g], uppers[g], choice).weight)
             return torch.stack(parts)
 
+        row: dict[str, Any] = {}
         if rate is not None:
             diagonal = torch.cat([u.diagonal() for u in uppers])
-            price = rate / 1000
-            step = step_for(diagonal, price)
+            cost = rate / 1000
+            step = step_for(diagonal, cost)
             found = start
             for _ in range(_PASSES):
-                code_bits = lengths((found / step).round(), _MOST)
-                found = solved([Coded(step, price, code_bits) for _ in uppers])
+                prices = _prices((found / step).round(), step, plain.shape)
+                tall = matrix.shape[1]
+                found = solved(
+                    [Coded(step, cost, prices[g * tall : (g + 1) * tall]) for g in range(groups)]
+                )
+            codes = (found / step).round().flatten(0, 1)
+            row["bits"] = float(prices.of(codes).sum())
         elif bits is not None:
             group = self.group if isinstance(self.group, int) else None
             step = None
@@ -191,7 +200,23 @@ class Obs(LayerStage):
         error = float((left @ hessian * left).sum())
         values = found.reshape(plain.shape)
         weight.copy_((values.T if turned else values).to(weight.dtype))
-        return {"seen": seen is not None, "density": _density(weight), "error": error}
+        return {**row, "seen": seen is not None, "density": _density(weight), "error": error}
+
+
+def _prices(codes: Tensor, step: float, shape: torch.Size) -> Prices:
+    """Of codes (groups, rows, columns), as the smallest file of such codes has them."""
+    flat = codes.flatten(0, 1)
+    prices = Prices.fitted(flat, _MOST)
+    if flat.numel() > _CODED:
+        return prices
+    values = {"": (codes * step).float().reshape(shape)}
+    taken = len(pack_bytes(values, profile="smallest")) - _empty()
+    return prices * (8 * taken / max(1.0, float(prices.of(flat).sum())))
+
+
+@cache
+def _empty() -> int:
+    return len(pack_bytes({"": torch.zeros(0)}, profile="smallest"))
 
 
 class _Finished:
