@@ -20,6 +20,7 @@ from gossamer.quantize import SharedWeights
 __all__ = ["examples", "mask_zeros", "put_quantized", "random_batches", "scan"]
 
 _BATCH = 64  # examples of a calibration batch
+_TOKENS = 1024  # of one for a language model, whose outputs are large
 # Batches whose gradients a score averages; SNIP's paper takes one of 100 to 128 patterns.
 _BATCHES, _PATTERNS = 4, 128
 
@@ -48,9 +49,12 @@ def random_batches(state: State, part: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def examples(split: Split, count: int, generator: torch.Generator) -> list[Tensor]:
-    """Random examples of a split, in batches."""
+    """Random examples of a split, in batches; fewer in each where the examples are long texts."""
     rows = torch.randperm(len(split), generator=generator)[:count]
-    return [split.batch(part)[0] for part in rows.split(_BATCH)]
+    size = _BATCH
+    if split.stored.ndim == 2 and not split.stored.is_floating_point():
+        size = max(1, min(size, _TOKENS // split.stored.shape[1]))
+    return [split.batch(part)[0] for part in rows.split(size)]
 
 
 def put_quantized(state: State, found: dict[str, Quantized], finetune: Training | None) -> None:
