@@ -172,6 +172,39 @@ def test_lstm_is_causal_carries_its_state_and_ties():
         build("lstm-lm", embedding=6, hidden=5, tied=True)
 
 
+def test_gpt_has_the_published_size_is_causal_and_ties():
+    with torch.device("meta"):
+        whole = build("gpt")
+    assert sum(p.numel() for p in whole.parameters()) == 124_439_808
+    model = build("gpt", classes=11, context=8, width=6, layers=2, heads=2, seed=0).eval()
+    assert model.output.weight is model.embedding.weight
+    tokens = torch.randint(0, 11, (3, 8), generator=torch.Generator().manual_seed(0))
+    out = model(tokens)
+    assert out.shape == (3, 8, 11)
+    changed = tokens.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 11
+    after = model(changed)
+    assert torch.allclose(out[:, :5], after[:, :5], atol=1e-6)
+    assert not torch.allclose(out[:, 5:], after[:, 5:])
+    assert torch.allclose(model(tokens[:, :5]), out[:, :5], atol=1e-6)
+    # a block, written down: attention and a perceptron, each normalised before and added
+    block, x = model.block[0], torch.randn(1, 3, 6, generator=torch.Generator().manual_seed(1))
+    q, k, v = block.attention.packed(block.norm1(x)).split(6, -1)
+    heads = []
+    for q1, k1, v1 in zip(q.split(3, -1), k.split(3, -1), v.split(3, -1), strict=True):
+        scores = (q1 @ k1.mT / 3**0.5).masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf)
+        heads.append(scores.softmax(-1) @ v1)
+    y = x + block.attention.output(torch.cat(heads, -1))
+    y = y + block.contract(F.gelu(block.expand(block.norm2(y)), approximate="tanh"))
+    torch.testing.assert_close(block(x), y, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ArgumentError, match="longer than context=8"):
+        model(torch.zeros(1, 9, dtype=torch.long))
+    with pytest.raises(ArgumentError, match="multiple of heads"):
+        build("gpt", width=6, heads=4)
+    with pytest.raises(ArgumentError, match="in_shape"):
+        build("gpt", in_shape=(1, 8, 8))
+
+
 def test_pretrained_files_load_and_are_checked(tmp_path):
     from safetensors.torch import save_file
 

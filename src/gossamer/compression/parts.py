@@ -9,7 +9,7 @@ import torch
 
 from gossamer.compression.settings import Training
 from gossamer.compression.state import State
-from gossamer.core import names
+from gossamer.core import names, nest
 from gossamer.core.codebook import Quantized
 from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
@@ -20,6 +20,7 @@ from gossamer.quantize import SharedWeights
 __all__ = ["examples", "mask_zeros", "put_quantized", "random_batches", "scan"]
 
 _BATCH = 64  # examples of a calibration batch
+_TOKENS = 1024  # of one for a language model, whose outputs are large
 # Batches whose gradients a score averages; SNIP's paper takes one of 100 to 128 patterns.
 _BATCHES, _PATTERNS = 4, 128
 
@@ -49,9 +50,12 @@ def random_batches(state: State, part: int) -> Iterator[tuple[Any, Any]]:
 
 
 def examples(split: Split, count: int, generator: torch.Generator) -> list[Any]:
-    """Random examples of a split, in batches."""
+    """Random examples of a split, in batches; fewer in each where the examples are long texts."""
     rows = torch.randperm(len(split), generator=generator)[:count]
-    return [split.batch(part)[0] for part in rows.split(_BATCH)]
+    size, one = _BATCH, nest.leaves(split.one()[0])
+    if not any(t.is_floating_point() for t in one):
+        size = max(1, min(size, _TOKENS // max(1, *(t.numel() for t in one))))
+    return [split.batch(part)[0] for part in rows.split(size)]
 
 
 def put_quantized(state: State, found: dict[str, Quantized], finetune: Training | None) -> None:

@@ -95,7 +95,8 @@ def factor(hessian: Tensor, damp: float = 0.01) -> Tensor:
         lower, info = torch.linalg.cholesky_ex(_damped(hessian, damp))
         if not info:
             inverse = torch.cholesky_inverse(lower)
-            upper, info = torch.linalg.cholesky_ex((inverse + inverse.T) / 2, upper=True)
+            del lower  # of a wide layer it is large
+            upper, info = torch.linalg.cholesky_ex(inverse, upper=True)
             if not info:
                 return torch.as_tensor(upper)
         damp = max(2 * damp, 1e-10)
@@ -117,9 +118,12 @@ def start_from(weight: Tensor, hessian: Tensor, cross: Tensor, damp: float = 0.0
 
     Returns V, float64; W where Y is X.
     """
-    h = _damped(hessian, damp)
-    shifted = cross.detach().double() + (h - hessian.detach().double())
-    return torch.linalg.solve(h, (weight.detach().double() @ shifted).T).T
+    h, w = _damped(hessian, damp), weight.detach().double()
+    wanted = w @ cross.detach().double() + w * (h.diagonal() - hessian.detach().double().diagonal())
+    lower, info = torch.linalg.cholesky_ex(h)
+    if info:  # not definite by rounding
+        return torch.linalg.solve(h, wanted.T).T
+    return torch.cholesky_solve(wanted.T, lower).T
 
 
 @torch.no_grad()

@@ -22,9 +22,10 @@ from gossamer.nets.classic import conv_n, glorot_, lenet_5, lenet_300_100, mlp
 from gossamer.nets.language import LSTMLM, lstm_lm
 from gossamer.nets.resnet import ResNet, WideResNet, resnet, wrn
 from gossamer.nets.sources import is_own, is_source, open_source
+from gossamer.nets.transformer import GPT, gpt
 from gossamer.nets.vision import alexnet, cifarnet, convnet, vgg
 
-__all__ = ["LSTMLM", "NETS", "ResNet", "WideResNet", "build", "glorot_", "is_own"]
+__all__ = ["GPT", "LSTMLM", "NETS", "ResNet", "WideResNet", "build", "glorot_", "is_own"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -47,6 +48,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "wrn-16-8": partial(wrn, 16, 8),
     "wrn-28-2": partial(wrn, 28, 2),
     "lstm-lm": lstm_lm,
+    "gpt": gpt,
 }
 
 _PRETRAINED = {f"resnet-{d}": f"resnet-cifar10/resnet{d}.safetensors" for d in (20, 32, 44, 56)}

@@ -8,7 +8,9 @@ of an embedding, half precision; and its bias.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -16,14 +18,15 @@ from torch import Tensor
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.obs import Choice, Kept, factor, solve, start_from
+from gossamer.pack import pack_bytes
 from gossamer.quantize.obs import (
     Coded,
+    Prices,
     Pruned,
     Rounded,
     Sparsity,
     Stored,
     Within,
-    lengths,
     scale_of,
     step_for,
 )
@@ -32,7 +35,8 @@ from gossamer.training.moments import Means, Moments, Part, blocks
 
 __all__ = ["Treatment", "treat"]
 
-_PASSES = 2  # over a rate-coded layer: the first prices codes as rounding to nearest has them
+_PASSES = 3  # over a rate-coded layer: the first prices codes as rounding to nearest has them
+_CODED = 1 << 18  # weights up to which prices are those of the real coder's bytes
 _MOST = 1 << 20  # codes of a rate-coded layer, on each side
 _BIAS_BELOW = 1e-12  # of the mean square of the bias: smaller shifts are rounding
 
@@ -78,7 +82,15 @@ def treat(
         return {"density": 0.0, "error": 0.0, "bias": False, "unseen": 0}
     parts, of_rows, unseen = _metric(matrix, seen)
     within = None if mask is None else layout.matrix(mask.to(weight.device))
-    found = _solved(matrix, parts, how, within, of_rows, weight.dtype)
+    shape = weight.shape
+
+    def taken(codes: Tensor, step: float) -> int:
+        """Bytes of such a tensor in the smallest file, its frame left out."""
+        values = {"": layout.weight(codes * step, shape).float()}
+        return len(pack_bytes(values, profile="smallest")) - _empty()
+
+    row: dict[str, Any] = {}
+    found = _solved(matrix, parts, how, within, of_rows, weight.dtype, taken, row)
     error = 0.0
     for part in parts:
         left = matrix[part.rows, part.columns] - found[part.rows, part.columns]
@@ -89,7 +101,20 @@ def treat(
         bias, matrix, layout.matrix(weight.detach()).double(), parts
     )  # fmt: skip
     density = float(torch.count_nonzero(weight)) / weight.numel()
-    return {"density": density, "error": error, "bias": corrected, "unseen": unseen}
+    return {**row, "density": density, "error": error, "bias": corrected, "unseen": unseen}
+
+
+@cache
+def _empty() -> int:
+    return len(pack_bytes({"": torch.zeros(0)}, profile="smallest"))
+
+
+def _prices(codes: Tensor, most: int, step: float, taken: Callable[[Tensor, float], int]) -> Prices:
+    """Of codes (rows, columns), as the smallest file of such codes has them."""
+    prices = Prices.fitted(codes, most)
+    if codes.numel() > _CODED:
+        return prices
+    return prices * (8 * taken(codes, step) / max(1.0, float(prices.of(codes).sum())))
 
 
 def _metric(matrix: Tensor, seen: Moments | None) -> tuple[list[Part], Tensor | None, int]:
@@ -165,8 +190,10 @@ def _solved(
     within: Tensor | None,
     of_rows: Tensor | None,
     dtype: torch.dtype,
+    taken: Callable[[Tensor, float], int],
+    row: dict[str, Any],
 ) -> Tensor:
-    """What the matrix becomes."""
+    """What the matrix becomes; ``row`` is told the price of a rate-coded one, in bits."""
     start, uppers = matrix.clone(), []
     for part in parts:
         here = part.rows, part.columns
@@ -174,10 +201,10 @@ def _solved(
             start[here] = start_from(matrix[here], part.hessian, part.cross, how.damp)
         uppers.append(factor(part.hessian, how.damp))
 
-    def solved(inner: Choice) -> Tensor:
+    def solved(make: Callable[[Part], Choice]) -> Tensor:
         found = torch.empty_like(matrix)
         for part, upper in zip(parts, uppers, strict=True):
-            choice = inner
+            choice = make(part)
             if dtype not in (torch.float32, torch.float64):
                 choice = Stored(dtype, choice)
             if how.density is not None and how.density < 1:
@@ -199,8 +226,13 @@ def _solved(
             )
         found = start
         for _ in range(_PASSES):
-            code_bits = lengths((found / step).round(), most)
-            found = solved(Coded(step, price, code_bits, of_rows))
+            prices = _prices((found / step).round(), most, step, taken)
+
+            def coded(part: Part, prices: Prices = prices) -> Choice:
+                return Coded(step, price, prices[part.rows, part.columns], of_rows)
+
+            found = solved(coded)
+        row["bits"] = float(prices.of((found / step).round()).sum())
         return found
     if how.bits is not None:
         group = how.group if isinstance(how.group, int) else None
@@ -210,8 +242,9 @@ def _solved(
             for p, u in zip(parts, uppers, strict=True):
                 metric[p.rows, p.columns] = u.diagonal().square().reciprocal()
             fixed = float(scale_of(start.reshape(1, -1), how.bits, metric.reshape(-1)))
-        return solved(Rounded(how.bits, group, fixed))
-    return solved(Kept())
+        bits = how.bits
+        return solved(lambda _: Rounded(bits, group, fixed))
+    return solved(lambda _: Kept())
 
 
 def _correct(bias: Tensor, before: Tensor, now: Tensor, parts: list[Part]) -> bool:

@@ -2,8 +2,8 @@
 
 See :mod:`gossamer.core.obs` for the solver and its sources. The rate term is that of
 entropy-constrained quantization (Chou, Lookabaugh, Gray 1989) in the metric of the layer's
-output: q = argmin err^2 + lambda * bits(q), with the lengths of codes from a histogram of the
-codes of the pass before.
+output: q = argmin err^2 + lambda * bits(q), with the lengths of codes from those of the pass
+before.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.core.errors import ArgumentError, one_of
@@ -20,12 +21,12 @@ from gossamer.core.obs import Choice, Kept
 
 __all__ = [
     "Coded",
+    "Prices",
     "Pruned",
     "Rounded",
     "Sparsity",
     "Stored",
     "Within",
-    "lengths",
     "scale_of",
     "step_for",
 ]
@@ -179,14 +180,71 @@ def step_for(diagonal: Tensor, rate: float) -> float:
     return float(torch.tensor(step, dtype=torch.float32))
 
 
-def lengths(codes: Tensor, most: int) -> Tensor:
-    """Ideal bits of codes -most..most, (2 most + 1,), from a histogram of such codes.
+@dataclass(frozen=True)
+class Prices:
+    """Bits of codes where they stand, as a coder charges that learns rows, columns and sizes.
 
-    Half a count everywhere, so that no code is impossible.
+    Attributes:
+        zero: (rows, columns), of a zero.
+        other: (rows, columns), of not being zero.
+        size: (most + 1,), of a magnitude that is not zero, its sign included; size[0] is 0.
     """
-    seen = (codes.reshape(-1).long().clamp(-most, most) + most).bincount(minlength=2 * most + 1)
-    counts = seen.double() + 0.5
-    return -torch.log2(counts / counts.sum())
+
+    zero: Tensor
+    other: Tensor
+    size: Tensor
+
+    def __getitem__(self, where: slice | tuple[slice, slice]) -> Prices:
+        """Of some rows, or of some rows and columns."""
+        return Prices(self.zero[where], self.other[where], self.size)
+
+    def __mul__(self, factor: float) -> Prices:
+        """All of them, times a factor."""
+        return Prices(self.zero * factor, self.other * factor, self.size * factor)
+
+    def of(self, codes: Tensor) -> Tensor:
+        """Bits of each code (rows, columns)."""
+        sizes = self.size[codes.abs().long().clamp(max=len(self.size) - 1)]
+        return torch.where(codes == 0, self.zero, self.other + sizes)
+
+    @classmethod
+    def even(cls, rows: int, columns: int, most: int) -> Prices:
+        """All codes alike."""
+        nothing = torch.zeros(rows, columns, dtype=torch.float64)
+        return cls(nothing, nothing, nothing.new_zeros(most + 1))
+
+    @classmethod
+    def fitted(cls, codes: Tensor, most: int) -> Prices:
+        """Ideal lengths for such codes.
+
+        A zero's log odds are those of its row plus those of its column less those of the whole,
+        each drawn towards the whole by some twenty entries.
+
+        Args:
+            codes: (rows, columns).
+            most: largest magnitude that may be asked for.
+        """
+        zeros = (codes == 0).double()
+        rows, columns = zeros.shape
+        whole = (zeros.sum() + 0.5) / (zeros.numel() + 1)
+        along = (zeros.sum(1) + _PRIOR * whole) / (columns + _PRIOR)
+        down = (zeros.sum(0) + _PRIOR * whole) / (rows + _PRIOR)
+        odds = along.logit()[:, None] + down.logit() - whole.logit()
+        sizes = codes.abs().long().reshape(-1).clamp(max=most)
+        counts = sizes.bincount(minlength=most + 1).double()
+        counts[0] = 0
+        seen = min(most, int(sizes.max()) + 1)  # half a count up to one more than there are
+        counts[1 : seen + 1] += 0.5
+        size = 1 - (counts / counts.sum()).log2()
+        # beyond: twice the logarithm more, as a code of all numbers has it
+        far = torch.arange(most - seen, device=codes.device, dtype=torch.float64) + 2
+        size[seen + 1 :] = size[seen] + 2 * far.log2()
+        size[0] = 0
+        bits = 1 / math.log(2)
+        return cls(F.softplus(-odds) * bits, F.softplus(odds) * bits, size)
+
+
+_PRIOR = 20  # entries
 
 
 class Coded(Choice):
@@ -195,19 +253,19 @@ class Coded(Choice):
     Args:
         step: of the grid, one for the tensor.
         rate: cost of a bit, in units of err^2.
-        bits: of :func:`lengths`, for codes -most..most.
+        prices: of codes, rows and columns as they are chosen.
         weight_of_rows: factors (rows,) on the errors; None: all alike.
     """
 
     def __init__(
-        self, step: float, rate: float, bits: Tensor, weight_of_rows: Tensor | None = None
+        self, step: float, rate: float, prices: Prices, weight_of_rows: Tensor | None = None
     ) -> None:
         if not (step > 0 and math.isfinite(step)):
             raise ArgumentError(f"step={step} must be positive and finite")
         if not rate >= 0:
             raise ArgumentError(f"rate={rate} must be at least 0")
-        self.step, self.rate, self._bits, self._of_rows = step, rate, bits, weight_of_rows
-        self._most = (len(bits) - 1) // 2
+        self.step, self.rate, self.prices, self._of_rows = step, rate, prices, weight_of_rows
+        self._most = len(prices.size) - 1
 
     def column(self, number: int, weight: Tensor, diagonal: Tensor) -> Tensor:
         """Of the two nearest, the next towards zero and zero, what costs least."""
@@ -215,14 +273,15 @@ class Coded(Choice):
         near = place.round()
         inner = near - near.sign()
         other = place.floor() + place.ceil() - near
-        tried = torch.stack([near, other, inner, torch.zeros_like(near)]).clamp(
+        tried = torch.stack([near, other, inner, torch.zeros_like(near)], 1).clamp(
             -self._most, self._most
         )
-        error = ((place - tried) * (self.step / diagonal[0])).square()
+        error = ((place[:, None] - tried) * (self.step / diagonal[0])).square()
         if self._of_rows is not None:
-            error = error * self._of_rows
-        cost = error + self.rate * self._bits[(tried + self._most).long()]
-        best = tried.gather(0, cost.argmin(0, keepdim=True))[0]
+            error = error * self._of_rows[:, None]
+        here = self.prices.zero[:, number, None], self.prices.other[:, number, None]
+        bits = torch.where(tried == 0, here[0], here[1] + self.prices.size[tried.abs().long()])
+        best = tried.gather(1, (error + self.rate * bits).argmin(1, keepdim=True))[:, 0]
         return best * self.step + 0.0
 
 
