@@ -149,9 +149,13 @@ class State:
         self.structure = [*self.structure, record]
 
     def example(self, count: int = 8) -> Any:
-        """The first training inputs, on the model's device, to compare rewritten networks on."""
+        """The first training inputs, on the model's device, to compare rewritten networks on.
+
+        As :func:`gossamer.core.graph.check_same` takes a batch: several inputs in a tuple of one.
+        """
         inputs, _ = self.data.train.batch(torch.arange(min(count, len(self.data.train))))
-        return nest.moved(inputs, device_of(self.model))
+        inputs = nest.moved(inputs, device_of(self.model))
+        return (inputs,) if isinstance(inputs, tuple) else inputs
 
     def generator(self, part: int = 0) -> torch.Generator:
         """Randomness of the present stage."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from gossamer.core import nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.modes import evaluating
 
@@ -253,7 +254,7 @@ def check_same(
 
     Args:
         model, other: the network, and what was made of it.
-        example: one batch; a tuple or list gives its first entry.
+        example: one batch; a tuple or list gives its first entry, a mapping goes in by name.
         what: the rewritten network, for the message: "the folded network".
         training: compare in training mode; else in evaluation mode.
         forward: ``forward(model, batch)``, where ``model(batch)`` is not the way to run it.
@@ -313,9 +314,9 @@ def check_or_restore(
 
 def _run(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
     if forward is not None:
-        return forward(model, batch)
+        return forward(model, nest.mapped(Tensor.clone, batch))
     batch = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return model(batch.clone() if isinstance(batch, Tensor) else batch)
+    return nest.feed(model, nest.mapped(Tensor.clone, batch))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -59,6 +59,8 @@ def absorb_batchnorm(model: nn.Module, example: Any = None) -> list[str]:
         if bool((variance < 0).any()):
             raise ArgumentError(f"{name}.running_var is negative; the state is corrupt")
     _check_own(model, [(name, module) for name, module, *_ in tracked])
+    if not tracked:
+        return []
     before = access.copied(model) if example is not None else None
     state = [(t, t.clone()) for _, m, mean, var in tracked for t in (m.weight, m.bias, mean, var)]
     for _, module, mean, variance in tracked:
