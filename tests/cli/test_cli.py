@@ -123,7 +123,7 @@ def test_compress_then_report(
     assert told.code == 0, told.err
     run = json.loads((out / "run.json").read_text())
     assert f"{run['bytes']['ratio']:.1f}x smaller" in told.out
-    assert f"{100 * run['accuracy']['after']['accuracy']:.2f} %" in told.out
+    assert f"{100 * run['evaluation']['after']['accuracy']:.2f} %" in told.out
     assert "178 of 1,776 kept" in told.out
     assert str(out / "report.html") in told.out
     assert "stage 1/1 prune" in told.err  # the progress, as plain lines where it is no terminal

@@ -17,6 +17,9 @@ from gossamer.compression import fresh, proof
 from gossamer.core.errors import ArgumentError
 from gossamer.datasets import Dataset, Split
 from gossamer.pack import pack
+from gossamer.training.tasks import Classification
+
+TASK = Classification()
 
 QUICK: dict[str, Any] = {
     "name": "t",
@@ -94,21 +97,23 @@ def test_a_file_without_the_extra_state_gives_other_outputs(tmp_path: Path) -> N
     # loaded as far as it goes: the scale is nowhere in the file
     empty = fresh.skeleton(net)
     gossamer.load(tmp_path / "a.gsm", empty.model, strict=False)
-    same, difference = fresh._compare(empty.model, split, fresh.outputs(net, split))
+    same, difference = fresh._compare(empty.model, split, TASK, fresh.outputs(net, split, TASK))
     assert not same
-    assert difference == pytest.approx(float(fresh.outputs(net, split).abs().max()))
+    assert difference == pytest.approx(float(fresh.outputs(net, split, TASK)[0].abs().max()))
 
 
 def test_what_had_to_be_carried_beside_the_file_is_named(tmp_path: Path) -> None:
     net, split = Loose(2.0), data().test
     pack(net, tmp_path / "a.gsm").close()
-    found = fresh.prove(tmp_path / "a.gsm", fresh.skeleton(net), split, fresh.outputs(net, split))
+    found = fresh.prove(
+        tmp_path / "a.gsm", fresh.skeleton(net), split, TASK, fresh.outputs(net, split, TASK)
+    )
     assert found["same"]
     assert found["carried"] == ["factor", "shift"]
     unused = Masked()  # nothing but what the file holds
     pack(unused, tmp_path / "b.gsm", allow_nonfinite=True).close()
     found = fresh.prove(
-        tmp_path / "b.gsm", fresh.skeleton(unused), split, fresh.outputs(unused, split)
+        tmp_path / "b.gsm", fresh.skeleton(unused), split, TASK, fresh.outputs(unused, split, TASK)
     )
     assert found["same"]
     assert found["carried"] == []
@@ -216,7 +221,7 @@ def test_a_network_that_cannot_take_the_data_is_refused_before_any_work(tmp_path
     for net, told in (
         (nn.Linear(5, 3), r"cannot take the inputs of dataset 'own', \(4,\) each"),
         (nn.Linear(4, 2), "2 outputs|3 classes"),
-        (nn.LSTM(4, 3), "returns tuple"),
+        (nn.LSTM(4, 3), "no one tensor of logits"),
     ):
         with pytest.raises(ArgumentError, match=told):
             gossamer.compress(net, data(), recipe=QUICK, out=tmp_path / "r")

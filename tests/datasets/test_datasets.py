@@ -471,7 +471,7 @@ def test_a_users_own_function(tmp_path):
         assert message in str(e.value)
     with pytest.raises(DatasetError, match=r"float64.*float32"):
         load("my_own_data:make", dtype=torch.float64)
-    with pytest.raises(DatasetError, match="returned int"):
+    with pytest.raises(DatasetError, match="train is int; give tensors"):
         load("my_own_data:nothing")
     with pytest.raises(ArgumentError, match=r"no function 'mkae'.*make"):
         load("my_own_data:mkae")

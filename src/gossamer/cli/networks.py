@@ -197,8 +197,6 @@ def compress(
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     plan = recipes.load(recipe or compression.GENTLE, [*(set_ or []), *extra])
     with console() as show:
-        if recipe is None:
-            show.say(compression.WHY_GENTLE)
         result = compression.run(
             plan,
             model or network,
@@ -210,6 +208,7 @@ def compress(
             threads=threads if threads or choice.asked_for() else "auto",
             trust_recipe_code=trust_recipe_code,
             task=task,
+            notes=(compression.WHY_GENTLE,) if recipe is None else (),
         )
     kept = sum(layer["kept"] for layer in result.run["layers"] if len(layer["shape"]) > 1)
     total = sum(layer["numel"] for layer in result.run["layers"] if len(layer["shape"]) > 1)

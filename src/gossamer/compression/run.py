@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -117,9 +117,10 @@ def compress(
     if not isinstance(dataset, (Dataset, str)):
         dataset = datasets.as_dataset(dataset, classes=classes, seed=plan.seed)
     with shown(progress) as show:
-        if recipe is None:
-            show.say(WHY_GENTLE)
-        result = run(plan, model, dataset, out, restart=restart, progress=show, task=task)
+        notes = (WHY_GENTLE,) if recipe is None else ()
+        result = run(
+            plan, model, dataset, out, restart=restart, progress=show, task=task, notes=notes
+        )
     for problem in result.problems:
         warnings.warn(f"{result.out}: {problem}", stacklevel=2)
     return result
@@ -137,6 +138,7 @@ def run(
     threads: int | Literal["auto"] | None = None,
     trust_recipe_code: bool = False,
     task: Task | str | None = None,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Run a recipe; as :func:`compress`, but model and dataset may be the recipe's own.
 
@@ -145,6 +147,7 @@ def run(
     that is gone on with keeps the number that it began with. ``trust_recipe_code``: run functions
     that a recipe from outside the current folder's tree names
     (:func:`gossamer.compression.trust.check`). ``task``: as for :func:`compress`.
+    ``notes``: what is to be said besides, on the page as well.
     """
     trust.check(recipe, model=model is None, dataset=dataset is None, trusted=trust_recipe_code)
     say = progress or Reporter()
@@ -165,7 +168,7 @@ def run(
     aim, told = chosen(task or recipe.task, data)
     door.check_labels(recipe, data, aim)
     builder, taken = proof.taken(recipe, source, data)
-    taken = [*data.notes, *told, *taken]
+    taken = [*notes, *data.notes, *told, *taken]
     network = copied(builder.origin)
     door.check_fit(network, data, aim)
     door.check_patterns(recipe, network)

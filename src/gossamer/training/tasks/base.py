@@ -77,7 +77,7 @@ def logits(outputs: Any) -> Tensor:
     if isinstance(found, Tensor):
         return found
     if isinstance(outputs, (tuple, list)):
-        tensors = [part for part in outputs if isinstance(part, Tensor)]
+        tensors = nest.leaves(outputs)
         if len(tensors) == 1:
             return tensors[0]
     raise ArgumentError(
