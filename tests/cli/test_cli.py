@@ -278,3 +278,26 @@ def test_examples_run(name: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
+
+
+def test_a_network_and_a_file_of_inputs_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No recipe, no labels: post-training, and why."""
+    import numpy as np
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_alone.py").write_text(
+        "import torch\n\n\ndef net():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), "
+        "torch.nn.Linear(8, 4))\n"
+    )
+    np.save("inputs.npy", np.random.default_rng(0).normal(size=(60, 6)).astype("float32"))
+    told = Told(capsys, "compress", "mine_alone.py:net", "--data", "inputs.npy", "--out", "r")
+    assert told.code == 0
+    assert "no recipe was named: post-training" in told.err
+    assert "test cosine" in told.out
+    both = Told(
+        capsys, "compress", "mine_alone.py:net", "-m", "mlp", "--data", "inputs.npy", "--out", "q"
+    )
+    assert "give one of them" in both.err

@@ -64,8 +64,13 @@ def streamed(
     """
     order: list[str] | None = None
     for batch in batches:
-        with _Reads(weights, biases) as reads:
-            inputs_of(model, batch, weights, lambda use, mine=reads.order: mine.append(use.name))
+        reads = _Reads(weights, biases)
+
+        def see(use: Use, mine: list[str] = reads.order) -> None:
+            mine.append(use.name)
+
+        with reads:
+            inputs_of(model, batch, weights, see)
         mine = reads.order
         if order is None:
             order = mine

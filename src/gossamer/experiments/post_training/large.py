@@ -30,6 +30,7 @@ from gossamer.core import names
 from gossamer.core.errors import GossamerError
 from gossamer.datasets import Dataset, Split
 from gossamer.experiments import Claim, Context, experiment
+from gossamer.training.tasks import chosen
 
 __all__ = ["large", "session"]
 
@@ -63,7 +64,7 @@ def session(folder: Path, quick: bool, kill_after: int | None) -> None:
     data = Dataset("random tokens", split, split, split, vocabulary)
     folder.mkdir(parents=True, exist_ok=True)
     # nothing rebuilds the network here, so its origin needs no copy
-    state = State(model, model, data, folder, 0, _Killed(kill_after))
+    state = State(model, model, data, folder, 0, _Killed(kill_after), chosen(None, data)[0])
     state.number, state.name = 1, "1-obs"
     resumed = len(list(folder.glob("1-obs-*.train.pt")))
     busy, began = time.process_time(), time.monotonic()

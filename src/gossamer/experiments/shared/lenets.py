@@ -18,6 +18,7 @@ from gossamer.core.plain import copied
 from gossamer.datasets import Dataset
 from gossamer.experiments import Context
 from gossamer.training import Evaluation
+from gossamer.training.tasks import Classification
 
 __all__ = ["NETS", "after", "compressed", "error", "lenets_folder", "mnist", "recipe"]
 
@@ -53,7 +54,8 @@ def after(stage: str, net: str, seed: int, work: Path, quick: bool) -> State:
     """The recipe's run as it was after a stage: the network, its masks, the next stage's number."""
     out, names = compressed(net, seed, work, quick), [s.stage for s in recipe(net, 0, quick).work]
     number, origin = names.index(stage) + 1, nets.build(net, seed=seed)
-    state = State(copied(origin), origin, mnist(quick), out, seed, Reporter(), number=number + 1)
+    data, task = mnist(quick), Classification()
+    state = State(copied(origin), origin, data, out, seed, Reporter(), task, number=number + 1)
     saved.restore(state, out / f"stage-{number}.pt")
     return state
 
