@@ -106,6 +106,8 @@ def _transformer(
     kind: str, config: str, inputs: Callable[[int, torch.Generator], Any], **sizes: Any
 ) -> Callable[..., tuple[nn.Module, Any]]:
     def make(count: int, generator: torch.Generator) -> tuple[nn.Module, Any]:
+        # one that is built for another torch breaks the import
+        sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
         package = _imported("transformers")
         return getattr(package, kind)(getattr(package, config)(**sizes)), inputs(count, generator)
 
