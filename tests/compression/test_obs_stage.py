@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+import gossamer
 from gossamer import datasets, nets
 from gossamer.compression.progress import Lines, Reporter
-from gossamer.compression.stages.obs import Obs
 from gossamer.core import names
 from gossamer.training import TrainConfig, evaluate, train
 from stages import Stop, job, mistaken, unfit
@@ -204,35 +204,19 @@ def test_resumed_it_gives_the_same_bits(trained: nn.Module, tmp_path: Path) -> N
         assert torch.equal(a, b)
 
 
-class Killed(Reporter):
-    """Raises when the third layer is done."""
+def test_the_rate_is_the_highest_that_keeps_the_floor(trained: nn.Module, tmp_path: Path) -> None:
+    def ran(rate: Any, name: str) -> Any:
+        stages = [{"obs": {"rate": rate, "calibration": 64}}]
+        recipe = {"name": "r", "max_drop": 0.02, "stages": stages}
+        return gossamer.compress(trained, "digits", recipe=recipe, out=tmp_path / name)
 
-    def count(self, name: str, done: int, total: int, about: str = "") -> None:
-        if done == 3:
-            raise Stop
-
-
-def test_killed_at_a_layer_it_goes_on_behind_it_to_the_same_bits(
-    trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stages: list[dict[str, Any]] = [{"obs": {"rate": 0.05, "calibration": 64}}]
-    whole, _, _ = job(stages, trained, tmp_path / "a").stages()
-    with pytest.raises(Stop):
-        job(stages, trained, tmp_path / "b", Killed()).stages()
-    assert len(list((tmp_path / "b").glob("1-obs-*.train.pt"))) == 3
-    treated, original = [], Obs._treat
-
-    def treat(self: Obs, weight: nn.Parameter, *args: Any, **options: Any) -> Any:
-        treated.append(weight)
-        return original(self, weight, *args, **options)
-
-    monkeypatch.setattr(Obs, "_treat", treat)
-    state, rows, _ = job(stages, trained, tmp_path / "b").stages()
-    assert len(treated) == 1
-    assert [r["name"] for r in rows[0]["obs"]["layers"]] == list(names.weights(trained))
-    for a, b in zip(whole.model.parameters(), state.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert not list((tmp_path / "b").glob("*.train.pt"))
+    found = ran("auto", "a")
+    rate = found.run["stages"][0]["obs"]["rate"]
+    assert found.run["floor"]["kept"]
+    same = ran(rate, "b")
+    assert same.bytes == found.bytes
+    with pytest.warns(UserWarning, match="FLOOR NOT KEPT"):
+        ran(2 * rate, "c")
 
 
 def test_mistakes() -> None:
