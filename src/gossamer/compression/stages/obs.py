@@ -25,7 +25,7 @@ from gossamer.training.layer_inputs import Reading, readers
 __all__ = ["Obs"]
 
 
-_MIDDLE, _LOWEST, _HIGHEST = 0.001, -10, 4  # rate: auto begins there; powers of two from there
+_MIDDLE, _LOWEST, _HIGHEST = 0.001, -10, 10  # rate: auto begins there; powers of two from there
 
 
 class Obs(LayerStage):
