@@ -83,12 +83,12 @@ class Obs(LayerStage):
         return self.bits is not None or self.rate is not None
 
     def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Those of layers that multiply, and embeddings' tables; or all that ``include`` names.
+        """Those of layers that multiply, and embeddings' tables; or the matrices of ``include``.
 
         In a network of which no layer is known, every matrix.
         """
         if self.include is not None:
-            return super().weights(model)
+            return {n: p for n, p in super().weights(model).items() if p.ndim >= 2}
         tables, every = _tables(model), names.parameters(model)
         known = names.matrices(model)
         known = known or {n for n, p in every.items() if p.ndim >= 2 and n not in tables}
