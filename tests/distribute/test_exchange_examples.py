@@ -1,5 +1,7 @@
 """The exchange's examples run, each in two processes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
