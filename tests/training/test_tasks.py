@@ -143,6 +143,18 @@ def test_fidelity_of_logits_is_the_agreement_of_answers():
     assert found.loss == pytest.approx(float(want))
 
 
+def test_fidelity_of_maps_takes_the_classes_from_the_second_axis():
+    # (1, 2, 1, 2): the answers are the classes 1 and 1, and 1 and 0; along the last axis both agree
+    mine = torch.tensor([[[[0.0, 3.0]], [[2.0, 4.0]]]])
+    theirs = torch.tensor([[[[0.0, 5.0]], [[2.0, 4.0]]]])
+    task = Fidelity(Fixed(theirs), outputs="logits")
+    found = gossamer.evaluate(Fixed(mine), Split(torch.zeros(1, 3)), task=task)
+    assert found.score == 0.5
+    flat = [t.movedim(1, -1).reshape(-1, 2).log_softmax(1) for t in (mine, theirs)]
+    want = F.kl_div(*flat, reduction="batchmean", log_target=True)
+    assert found.loss == pytest.approx(float(want))
+
+
 def test_fidelity_of_values_takes_all_tensors_of_an_example_together():
     mine = (torch.tensor([[1.0], [0.0]]), {"b": torch.tensor([[0.0], [1.0]])})
     theirs = (torch.tensor([[1.0], [1.0]]), {"b": torch.tensor([[0.0], [1.0]])})

@@ -131,7 +131,7 @@ class Fidelity(Task):
         a part of the reference's power, a mean over the tensors.
         """
         if self.outputs == "logits":
-            found, target = logits(outputs), logits(wanted)
+            found, target = _classes_last(outputs), _classes_last(wanted)
             same_shape(found, target)
             flat = found.reshape(-1, found.shape[-1]) / temperature
             soft = target.reshape(-1, target.shape[-1]).to(flat.device) / temperature
@@ -153,7 +153,7 @@ class Fidelity(Task):
             number = nest.count(inputs)
             found = {}
             if self.outputs == "logits":
-                a, b = logits(outputs), logits(wanted)
+                a, b = _classes_last(outputs), _classes_last(wanted)
                 same_shape(a, b)
                 same = a.argmax(-1).cpu() == b.argmax(-1).cpu()
                 found["agreement"] = same.reshape(len(same), -1).double().mean(1)
@@ -171,6 +171,12 @@ class Fidelity(Task):
             return found
 
         return Means(self.metric, each)
+
+
+def _classes_last(outputs: Any) -> Tensor:
+    """Logits with the classes last: (N, C), (N, T, V), and of maps (N, C, H, W) the second axis."""
+    found = logits(outputs)
+    return found.movedim(1, -1) if found.ndim >= 4 else found
 
 
 def _pairs(outputs: Any, wanted: Any) -> list[tuple[Tensor, Tensor]]:
