@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import no_torchvision
 from gossamer import nets
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
@@ -20,6 +21,7 @@ from gossamer.quantize.posttraining import treat_network
 from gossamer.training.layer_inputs import readers
 from gossamer.training.renorm import distance
 
+no_torchvision.hide()
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other libraries, as they are
 
 
