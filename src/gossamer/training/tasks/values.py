@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,7 +19,33 @@ from gossamer.training.tasks.base import Means, Meter, Task, logits, same_shape
 __all__ = ["Embedding", "Fidelity", "Regression", "cosines"]
 
 
-class Regression(Task):
+class _ByExample(Task):
+    """Outputs against targets of the same shape; a value an example, whose mean is the metric."""
+
+    def check(self, outputs: Any, targets: Any) -> None:
+        """One shape: (N, 1) against (N,) would be broadcast."""
+        same_shape(logits(outputs), targets)
+
+    def pair(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        """Outputs and targets, checked."""
+        self.check(outputs, targets)
+        return logits(outputs), targets
+
+    @abstractmethod
+    def value(self, found: Tensor, targets: Tensor) -> Tensor:
+        """The metric of each example, (N,)."""
+
+    def meter(self) -> Meter:
+        """The mean over all examples."""
+        return Means(
+            self.metric,
+            lambda outputs, targets, _: {
+                self.metric.name: self.value(*self.pair(outputs, targets))
+            },
+        )
+
+
+class Regression(_ByExample):
     """Real values: float targets of the outputs' shape; the metric is the mean squared error."""
 
     name = "regression"
@@ -26,27 +53,15 @@ class Regression(Task):
 
     def loss(self, outputs: Any, targets: Any, inputs: Any) -> Tensor:
         """Mean squared error."""
-        found = logits(outputs)
-        same_shape(found, targets)
-        return F.mse_loss(found, targets.to(found.dtype))
+        found, wanted = self.pair(outputs, targets)
+        return F.mse_loss(found, wanted.to(found.dtype))
 
-    def check(self, outputs: Any, targets: Any) -> None:
-        """One shape: (N, 1) against (N,) would be broadcast."""
-        same_shape(logits(outputs), targets)
-
-    def meter(self) -> Meter:
-        """Squared error of each example."""
-
-        def each(outputs: Any, targets: Any, inputs: Any) -> Mapping[str, Tensor]:
-            found = logits(outputs)
-            same_shape(found, targets)
-            off = (found.double() - targets.double()).square()
-            return {self.metric.name: off.reshape(len(off), -1).mean(1)}
-
-        return Means(self.metric, each)
+    def value(self, found: Tensor, targets: Tensor) -> Tensor:
+        """Squared error."""
+        return (found.double() - targets.double()).square().reshape(len(found), -1).mean(1)
 
 
-class Embedding(Task):
+class Embedding(_ByExample):
     """Directions: (N, D) targets for (N, D) outputs; the metric is their mean cosine."""
 
     name = "embedding"
@@ -54,23 +69,12 @@ class Embedding(Task):
 
     def loss(self, outputs: Any, targets: Any, inputs: Any) -> Tensor:
         """1 - mean cosine."""
-        found = logits(outputs)
-        same_shape(found, targets)
-        return 1 - F.cosine_similarity(found.flatten(1), targets.flatten(1)).mean()
+        found, wanted = self.pair(outputs, targets)
+        return 1 - F.cosine_similarity(found.flatten(1), wanted.flatten(1)).mean()
 
-    def check(self, outputs: Any, targets: Any) -> None:
-        """One shape."""
-        same_shape(logits(outputs), targets)
-
-    def meter(self) -> Meter:
-        """Cosine of each example."""
-
-        def each(outputs: Any, targets: Any, inputs: Any) -> Mapping[str, Tensor]:
-            found = logits(outputs)
-            same_shape(found, targets)
-            return {"cosine": cosines(found, targets)}
-
-        return Means(self.metric, each)
+    def value(self, found: Tensor, targets: Tensor) -> Tensor:
+        """Cosine."""
+        return cosines(found, targets)
 
 
 def cosines(one: Tensor, other: Tensor) -> Tensor:
