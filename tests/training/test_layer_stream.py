@@ -111,3 +111,17 @@ def test_a_pass_that_fails_ends_all_others() -> None:
     with pytest.raises(RuntimeError, match="refuses small values"):
         treat_network(net, batches, wanted, read, masks=masks)
     assert set(threading.enumerate()) <= threads
+
+
+def test_a_layer_that_fails_ends_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set(threading.enumerate())
+    net, batches = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)), drawn(3, 6)
+    read = readers(net, batches, ["0.weight", "1.weight"])
+    wanted = {n: Treatment(bits=4) for n in read}
+    monkeypatch.setattr(posttraining, "treat", lambda *_, **__: 1 / 0)
+    try:
+        treat_network(net, batches, wanted, read)
+    except ZeroDivisionError:  # its traceback is held while we look
+        assert set(threading.enumerate()) <= threads
+    else:
+        pytest.fail("the error was lost")

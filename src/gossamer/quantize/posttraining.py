@@ -8,7 +8,7 @@ held back say that it helps.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def treat_network(
         order = [*once, *(n for n in order if n not in once)]
     ready = {n for i, n in enumerate(order) if kept is not None and kept(i).exists()}
 
-    def walk() -> Iterator[tuple[str, Moments | None]]:
+    def walk() -> Generator[tuple[str, Moments | None]]:
         """Every layer with its inputs' moments, as the layers before it are by now."""
         if once is not None:
             flow = stream(model, batches, once, every, biases, known=ready, held=held)
@@ -100,21 +100,22 @@ def treat_network(
                 seen = moments(model, original, batches, name, read[name].uses, held=held)
             yield name, seen
 
-    for done, (name, seen) in enumerate(walk()):
-        weight, bias = every[name], biases.get(name)
-        path = None if kept is None else kept(done)
-        if path is not None and path.exists():
-            rows.append(_restored(path, weight, bias))
-        else:
-            row = {"name": name, "seen": seen is not None}
-            mask = None if masks is None else masks.get(name)
-            row |= treat(weight, seen, wanted[name], mask=mask, bias=bias)
-            rows.append({**row, "note": _said(row, seen)})
-            if path is not None:
-                found = {"weight": weight.detach(), "row": rows[-1]}
-                save_atomic(found | ({} if bias is None else {"bias": bias.detach()}), path)
-        if progress is not None:
-            progress(done + 1, len(order), name)
+    with contextlib.closing(walk()) as layers:  # an error in between ends all passes
+        for done, (name, seen) in enumerate(layers):
+            weight, bias = every[name], biases.get(name)
+            path = None if kept is None else kept(done)
+            if path is not None and path.exists():
+                rows.append(_restored(path, weight, bias))
+            else:
+                row = {"name": name, "seen": seen is not None}
+                mask = None if masks is None else masks.get(name)
+                row |= treat(weight, seen, wanted[name], mask=mask, bias=bias)
+                rows.append({**row, "note": _said(row, seen)})
+                if path is not None:
+                    found = {"weight": weight.detach(), "row": rows[-1]}
+                    save_atomic(found | ({} if bias is None else {"bias": bias.detach()}), path)
+            if progress is not None:
+                progress(done + 1, len(order), name)
     renewed = None
     if held and original is not None:
         renewed = reestimate(model, original, batches[:-held], batches[-held:])

@@ -184,11 +184,7 @@ def _highest(
             f"{judged.metric.show(judged.score)}, {'kept' if kept else 'below the floor'}"
         )
         found[power] = kept
-        if (
-            best is None
-            or kept > found[best[0]]
-            or (kept == found[best[0]] and (power > best[0] if kept else power < best[0]))
-        ):
+        if kept or not any(found.values()):
             copies = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
             best = power, done, copies
         power += 1 if kept else -1
