@@ -12,7 +12,7 @@ import gossamer
 from gossamer import datasets, nets
 from gossamer.compression import fresh
 from gossamer.core import names
-from gossamer.core.errors import ArgumentError
+from gossamer.core.errors import ArgumentError, RecipeError
 from gossamer.core.quantizer import Trajectory, on_kept
 from stages import Killed, Stop, job, mistaken, unfit
 
@@ -251,3 +251,26 @@ def test_projection_of_the_kept_weights_alone() -> None:
     assert slope is None
     with pytest.raises(ArgumentError, match="every=0"):
         Trajectory([], every=0)
+
+
+@pytest.mark.parametrize("importance", ["fisher", "hessian"])
+def test_shared_values_go_where_the_loss_feels_them(
+    importance: str, tmp_path: Path, trained: nn.Module
+) -> None:
+    def lost(**settings: Any) -> float:
+        stages = [{"share": {"bits": 2, "init": "optimal", **settings}}]
+        made = job(stages, trained, tmp_path / f"{len(settings)}")
+        state, _, _ = made.stages()
+        return gossamer.evaluate(state.model, datasets.load("digits").train).loss
+
+    assert lost(importance=importance) < lost()
+
+
+def test_an_importance_by_labels_needs_labels(tmp_path: Path, trained: nn.Module) -> None:
+    data = datasets.load("digits").train.inputs
+    by_labels = [{"share": {"bits": 4, "importance": "hessian"}}]
+    with pytest.raises(RecipeError, match="fisher does without"):
+        gossamer.compress(trained, data, recipe=by_labels, out=tmp_path / "h")
+    without = [{"ecsq": {"lam": 0.01, "importance": "fisher"}}]
+    gossamer.compress(trained, data, recipe=without, out=tmp_path / "f", max_drop=1)
+    assert (tmp_path / "f" / "model.gsm").stat().st_size < 10_000

@@ -182,3 +182,10 @@ def test_unknown_layers_are_an_error_that_lists_them(stage: str, parts: list[str
         door.check_patterns(plan, nets.build("lenet-5"))
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_list_of_stages_is_a_recipe() -> None:
+    stages = [{"prune": {"density": 0.5}}, "pack"]
+    assert recipe.load(stages).stages == recipe.load({"name": "x", "stages": stages}).stages
+    with pytest.raises(RecipeError, match="recipe is int; give a name"):
+        recipe.load(3)  # type: ignore[arg-type]

@@ -261,3 +261,55 @@ def test_share_model_takes_bits_by_pattern() -> None:
 
 def test_rate_of_the_papers_figure() -> None:
     assert rate(16, 4) == pytest.approx(3.2)
+
+
+def weighted(x: torch.Tensor, q: scalar.Quantized, h: torch.Tensor) -> float:
+    return float((h.double() * (x.double() - q.dequantize().double()) ** 2).sum())
+
+
+@pytest.mark.parametrize("native", [True, False] if NATIVE else [False], indirect=True)
+def test_importance_finds_the_weighted_optimum(native: bool) -> None:
+    x = torch.randn(12, generator=gen())
+    h = torch.rand(12, generator=gen(1)) ** 3
+    order = x.argsort()
+    best = float("inf")
+    for cuts in itertools.combinations(range(1, 12), 2):  # clusters are runs of sorted values
+        total = 0.0
+        for part in torch.tensor_split(order, cuts):
+            mean = (h[part] * x[part]).double().sum() / h[part].double().sum()
+            total += float((h[part].double() * (x[part].double() - mean) ** 2).sum())
+        best = min(best, total)
+    q = share(x, clusters=3, init="optimal", importance=h)
+    assert weighted(x, q, h) == pytest.approx(best, rel=1e-4)
+    assert weighted(x, share(x, clusters=3, init="linear", importance=h), h) >= best * 0.9999
+
+
+@pytest.mark.parametrize("init", ["linear", "density", "optimal"])
+def test_equal_importance_changes_nothing(init: str) -> None:
+    x = torch.randn(500, generator=gen())
+    plain = share(x, clusters=7, init=init)
+    for h in (torch.full_like(x, 0.25), torch.full_like(x, 3.0)):
+        same = share(x, clusters=7, init=init, importance=h)
+        torch.testing.assert_close(same.dequantize(), plain.dequantize())
+
+
+def test_importance_over_many_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(5000, generator=gen())
+    h = torch.rand(5000, generator=gen(1)) ** 4
+    exact = weighted(x, share(x, clusters=15, init="optimal", importance=h), h)
+    assert exact < weighted(x, share(x, clusters=15, init="optimal"), h)
+    monkeypatch.setattr(scalar, "_BINS", 1 << 9)
+    near = weighted(x, share(x, clusters=15, init="optimal", importance=h), h)
+    assert exact <= near <= 1.001 * exact
+
+
+def test_weights_without_importance_have_no_say() -> None:
+    x = torch.tensor([0.0, 1.0, 1.2, 5.0, 9.0])
+    h = torch.tensor([1.0, 1.0, 3.0, 1.0, 0.0])
+    q = share(x, clusters=2, init="optimal", importance=h)
+    assert q.dequantize().tolist() == pytest.approx([0, 1.15, 1.15, 5, 5])
+    flat = share(x, clusters=2, init="optimal", importance=torch.zeros(5))
+    torch.testing.assert_close(flat.dequantize(), share(x, clusters=2, init="optimal").dequantize())
+    for bad, message in ((torch.ones(4), "shape"), (-h, "at least 0"), (h / 0, "finite")):
+        with pytest.raises(ArgumentError, match=message):
+            share(x, clusters=2, importance=bad)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from gossamer.compression.settings import Training
 from gossamer.compression.state import State
@@ -16,13 +17,30 @@ from gossamer.core.masks import Masks
 from gossamer.datasets import Split
 from gossamer.prune import sensitivity
 from gossamer.quantize import SharedWeights
+from gossamer.training.curvature import hessian_diagonal
+from gossamer.training.fisher import fisher_diagonal
 
-__all__ = ["examples", "mask_zeros", "put_quantized", "random_batches", "scan"]
+__all__ = [
+    "Importance",
+    "curvature",
+    "examples",
+    "importance_labels",
+    "importances",
+    "mask_zeros",
+    "put_quantized",
+    "random_batches",
+    "scan",
+]
 
 _BATCH = 64  # examples of a calibration batch
 _TOKENS = 1024  # of one for a language model, whose outputs are large
 # Batches whose gradients a score averages; SNIP's paper takes one of 100 to 128 patterns.
 _BATCHES, _PATTERNS = 4, 128
+# Their noise falls with the square root; the Fisher takes examples one at a time.
+_FISHER, _CURVATURE = 512, 4096
+
+Importance = Literal["equal", "fisher", "hessian"]
+"""What a weight's squared error costs."""
 
 
 def scan(
@@ -56,6 +74,42 @@ def examples(split: Split, count: int, generator: torch.Generator) -> list[Any]:
     if not any(t.is_floating_point() for t in one):
         size = max(1, min(size, _TOKENS // max(1, *(t.numel() for t in one))))
     return [split.batch(part)[0] for part in rows.split(size)]
+
+
+def importance_labels(kind: Importance) -> str:
+    """Why an importance cannot do without labels; empty where it can."""
+    reads = "importance: hessian is of a loss against them (fisher does without)"
+    return reads if kind == "hessian" else ""
+
+
+def importances(state: State, kind: Importance, layers: Iterable[str]) -> dict[str, Tensor]:
+    """How much the squared error of each weight costs, by layer, in parts of the layer's mean."""
+    if kind == "equal":
+        return {}
+    chosen = list(layers)
+    if kind == "fisher":
+        found = fisher_diagonal(
+            state.model,
+            state.data.train,
+            state.task,
+            examples=_FISHER,
+            generator=state.generator(98),
+            include=chosen,
+            progress=lambda *now: state.progress.count(f"{state.name} Fisher", *now),
+        )
+    else:
+        found = curvature(state, chosen)
+    return {n: t / t.mean() for n, t in found.items() if t.any()}
+
+
+def curvature(state: State, layers: Sequence[str]) -> dict[str, Tensor]:
+    """The Hessian's diagonal on the first training examples."""
+    return hessian_diagonal(
+        state.model,
+        state.data.train.take(slice(0, _CURVATURE)),
+        include=layers,
+        progress=lambda *now: state.progress.count(f"{state.name} Hessian", *now),
+    )
 
 
 def put_quantized(state: State, found: dict[str, Quantized], finetune: Training | None) -> None:

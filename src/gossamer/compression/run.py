@@ -72,7 +72,7 @@ def compress(
     model: nn.Module | str,
     dataset: Any,
     *,
-    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+    recipe: str | Path | Mapping[str, Any] | Sequence[Any] | Recipe | None = None,
     out: str | Path,
     overrides: tuple[str, ...] | list[str] = (),
     restart: bool = False,
@@ -89,8 +89,8 @@ def compress(
         dataset: a dataset, a name for :func:`gossamer.datasets.load`, or what
             :func:`gossamer.datasets.as_dataset` takes: tensors, batches, a ``DataLoader``, a
             dataset of torch or Hugging Face, with labels or without.
-        recipe: a built-in recipe's name, a YAML file, or the same as a mapping. None:
-            ``post-training``, which needs neither labels nor training.
+        recipe: a built-in recipe's name, a YAML file, the same as a mapping, or its list of stages.
+            None: ``post-training``, which needs neither labels nor training.
         out: run directory; started again, a killed run goes on from it, to the same bytes.
         overrides: ``KEY=VALUE``, such as ``stages.prune.density=0.05``.
         restart: throw an older run in ``out`` away.

@@ -32,6 +32,7 @@ from gossamer.quantize.scalar import (
     assign,
     from_codes,
     grid_values,
+    importance_of,
     points_of,
     values_of,
 )
@@ -92,7 +93,7 @@ def ecsq(
     if iterations < 1:
         raise ArgumentError(f"iterations={iterations} must be at least 1")
     values = values_of(tensor, name, threads)
-    classes = _classes(values, importance)
+    classes = _classes(values, importance, name)
     coder = _Coder(
         classes,
         len(values.flat) - values.nonzero if zeros == "free" else 0,
@@ -181,16 +182,10 @@ class _Class:
         return cls(where, flat, importance, x, prefix(n), prefix(n * x), prefix(n * x * x))
 
 
-def _classes(values: Values, importance: Tensor | None) -> list[_Class]:
+def _classes(values: Values, importance: Tensor | None, name: str) -> list[_Class]:
     if importance is None:
         return [_Class.of(values.flat, 1.0, None, values)] if values.nonzero else []
-    if importance.shape != values.shape:
-        raise ArgumentError(
-            f"importance has shape {tuple(importance.shape)}, the tensor {tuple(values.shape)}"
-        )
-    weight = importance.detach().to("cpu", torch.float64).reshape(-1).numpy()
-    if not np.isfinite(weight).all() or (len(weight) and weight.min() < 0):
-        raise ArgumentError("importance must be finite and at least 0 everywhere")
+    weight = importance_of(values, importance, name)
     live = np.flatnonzero(values.flat)
     order = live[np.argsort(weight[live], kind="stable")]
     parts = [p for p in np.array_split(order, _CLASSES) if len(p)]

@@ -7,6 +7,10 @@ choice), each followed by Lloyd's iteration, which sorted values and their prefi
 and cheap. ``init="optimal"`` is the global optimum instead: dynamic programming with divide and
 conquer (Wang and Song 2011; Gronlund et al. 2017) over the distinct values when they are few,
 else over a histogram of 2^16 bins, polished by Lloyd's iteration on the values themselves.
+
+With ``importance`` the sum of squares is weighted, so that weights which the loss feels get the
+finer values: by the diagonal of the Fisher matrix (Kim et al., SqueezeLLM, arXiv 2306.07629) or of
+the Hessian (Choi et al., arXiv 1612.01543).
 """
 
 from __future__ import annotations
@@ -30,9 +34,11 @@ from gossamer.quantize.scalar import (
     from_levels,
     grid_step,
     grid_values,
+    importance_of,
     native,
     points_of,
     values_of,
+    weighted_points,
 )
 
 __all__ = ["INITS", "rate", "share", "share_model"]
@@ -52,6 +58,7 @@ def share(
     init: str = "linear",
     iterations: int = 300,
     generator: torch.Generator | None = None,
+    importance: Tensor | None = None,
     threads: int | None = None,
     name: str = "tensor",
 ) -> Quantized:
@@ -64,6 +71,8 @@ def share(
         init: "linear", "density", "forgy" (needs ``generator``), "optimal", or "uniform": the
             multiples of one step, without iteration.
         iterations: most Lloyd iterations.
+        importance: of the tensor's shape, not negative; how much a squared error costs. Weights
+            of importance 0 take the nearest value, and have no say in it while others have.
         threads: of the compiled kernel; None: torch's number. Does not change the result.
         name: what errors call the tensor.
 
@@ -76,7 +85,8 @@ def share(
     ([0, 2, 2, 3, 1], [0.0, -2.0, 1.1, 5.0])
 
     Raises :class:`ArgumentError` for NaN or infinite weights (with their number), for settings
-    outside what is allowed, and for "forgy" without a generator.
+    outside what is allowed, for "forgy" without a generator, and for an importance of another
+    shape, that is negative, or not finite.
     """
     k = _clusters(bits, clusters, init)
     if iterations < 0:
@@ -84,6 +94,7 @@ def share(
     if init == "forgy" and generator is None:
         raise ArgumentError("init='forgy' draws weights at random and needs a generator")
     values = values_of(tensor, name, threads)
+    costs = None if importance is None else importance_of(values, importance, name)
     distinct = _few_distinct(values, k)
     if distinct is not None:
         return from_levels(values, distinct)
@@ -93,10 +104,14 @@ def share(
         levels = torch.arange(int(min(first, 0)), int(max(last, 0)) + 1)
         return from_levels(values, grid_values(levels, step, values.dtype).double().numpy())
     if init == "optimal":
-        return from_levels(values, _optimal(values, k, iterations))
-    ordered = np.sort(values.kept())
+        return from_levels(values, _optimal(values, k, iterations, costs))
+    each: Floats | None = None
+    if costs is None:
+        ordered = np.sort(values.kept())
+    else:
+        ordered, each = _sorted(values, costs)
     start = _start(ordered, k, init, generator)
-    return from_levels(values, _lloyd(ordered, start, iterations))
+    return from_levels(values, _lloyd(ordered, start, iterations, each))
 
 
 def share_model(
@@ -184,9 +199,20 @@ def _start(ordered: Floats, k: int, init: str, generator: torch.Generator | None
     return np.sort(ordered[drawn.numpy()]).astype(np.float64)
 
 
-def _lloyd(ordered: Floats, levels: Floats, iterations: int) -> NDArray[np.float64]:
+def _sorted(values: Values, costs: Floats) -> tuple[Floats, Floats]:
+    """The non-zero values ascending, and the importance of each."""
+    live = np.flatnonzero(values.flat)
+    order = live[np.argsort(values.flat[live], kind="stable")]
+    return values.flat[order], costs[order]
+
+
+def _lloyd(
+    ordered: Floats, levels: Floats, iterations: int, costs: Floats | None = None
+) -> NDArray[np.float64]:
     """Lloyd's iteration to its fixed point; clusters that lose all values keep their place."""
-    prefix = np.concatenate([[0.0], np.cumsum(ordered, dtype=np.float64)])
+    each = ordered if costs is None else ordered * costs
+    prefix = np.concatenate([[0.0], np.cumsum(each, dtype=np.float64)])
+    weight = None if costs is None else np.concatenate([[0.0], np.cumsum(costs)])
     levels = np.asarray(levels, np.float64)
     previous = None
     for _ in range(iterations):
@@ -195,16 +221,21 @@ def _lloyd(ordered: Floats, levels: Floats, iterations: int) -> NDArray[np.float
         if previous is not None and np.array_equal(bounds, previous):
             break
         previous = bounds
-        count = np.diff(bounds)
-        means = np.diff(prefix[bounds]) / np.maximum(count, 1)
-        levels = np.where(count > 0, means, levels)
+        mass = np.diff(bounds) if weight is None else np.diff(weight[bounds])
+        means = np.diff(prefix[bounds]) / np.where(mass > 0, mass, 1)
+        levels = np.where(mass > 0, means, levels)
     return levels
 
 
-def _optimal(values: Values, k: int, iterations: int) -> NDArray[np.float64]:
-    points = points_of(values.flat, values.low, values.high, values.threads)
-    if points.ordered is None and k > 1024:  # fewer bins than 64 a cluster: sort instead
-        points = points_of(values.flat, values.low, values.high, values.threads, ordered=True)
+def _optimal(values: Values, k: int, iterations: int, costs: Floats | None) -> NDArray[np.float64]:
+    each: Floats | None = None
+    if costs is not None:
+        ordered, each = _sorted(values, costs)
+        points = weighted_points(ordered, each)
+    else:
+        points = points_of(values.flat, values.low, values.high, values.threads)
+        if points.ordered is None and k > 1024:  # fewer bins than 64 a cluster: sort instead
+            points = points_of(values.flat, values.low, values.high, values.threads, ordered=True)
     if len(points.position) * k > _TABLE:
         points = _thinned(points, max(_TABLE // k, k))
     bounds = partition(points.count, points.position, k, values.threads)
@@ -214,7 +245,7 @@ def _optimal(values: Values, k: int, iterations: int) -> NDArray[np.float64]:
     if points.exact:
         return levels
     if points.ordered is not None:
-        return _lloyd(points.ordered, levels, iterations)
+        return _lloyd(points.ordered, levels, iterations, each)
     labels = np.arange(1, k + 1)
     for _ in range(min(_POLISH, iterations)):
         middle = ((levels[1:] + levels[:-1]) / 2).astype(values.flat.dtype)

@@ -31,9 +31,11 @@ __all__ = [
     "from_levels",
     "grid_step",
     "grid_values",
+    "importance_of",
     "native",
     "points_of",
     "values_of",
+    "weighted_points",
 ]
 
 MOST_CODES = 65536
@@ -171,6 +173,46 @@ def points_of(
         return Points(values[starts].astype(np.float64), count, values, True)
     sums = np.add.reduceat(values, starts, dtype=np.float64)
     return Points(sums / count, count, values, False)
+
+
+def importance_of(values: Values, importance: Tensor, name: str) -> Floats:
+    """How much each value's squared error costs, float64, in the order of ``values.flat``.
+
+    Raises :class:`ArgumentError` for another shape than the tensor's, and for costs that are
+    negative or not finite.
+    """
+    if importance.shape != values.shape:
+        raise ArgumentError(
+            f"importance of {name} has shape {tuple(importance.shape)}, the tensor "
+            f"{tuple(values.shape)}"
+        )
+    costs: Floats = importance.detach().to("cpu", torch.float64).reshape(-1).numpy()
+    if not np.isfinite(costs).all() or (len(costs) and costs.min() < 0):
+        raise ArgumentError(f"importance of {name} must be finite and at least 0 everywhere")
+    return costs
+
+
+def weighted_points(ordered: Floats, costs: Floats) -> Points:
+    """Ascending values of some importance as points, whose ``count`` is their importance.
+
+    Values of importance 0 are no points; where none has any, all count the same.
+    """
+    costs = costs if costs.any() else np.ones_like(costs)
+    # below this part of the mean a point has no say, and would only cost digits
+    live = costs > 1e-12 * costs.mean()
+    values, each = ordered[live], costs[live]
+    fresh = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+    exact = len(fresh) <= _BINS
+    if not exact:
+        # equal counts resolve the bulk, equal importance what matters
+        total = np.cumsum(each)
+        shares = np.searchsorted(total, np.linspace(0, total[-1], _BINS // 2, endpoint=False))
+        fresh = np.unique(np.concatenate([np.linspace(0, len(values) - 1, _BINS // 2), shares]))
+        fresh = fresh.astype(np.int64)
+        fresh = np.unique(np.minimum(fresh, len(values) - 1))
+    count = np.add.reduceat(each, fresh)
+    position = np.add.reduceat(each * values, fresh) / count
+    return Points(position, count, None if exact else ordered, exact)
 
 
 def codes_dtype(entries: int) -> np.dtype[Any]:

@@ -63,8 +63,10 @@ def _text(source: str | Path) -> tuple[str, str]:
     return resource.read_text(), f"recipe {source}"
 
 
-def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by built-in name, as a YAML file, or as the mapping that such a file holds.
+def load(
+    source: str | Path | Mapping[str, Any] | Sequence[Any] | Recipe, overrides: Sequence[str] = ()
+) -> Recipe:
+    """A recipe by built-in name, as a YAML file, as the mapping that it holds, or as its stages.
 
     ``overrides``: ``KEY=VALUE`` with dots, such as ``stages.1.density=0.05`` or
     ``stages.prune.density=0.05`` (the first stage of that name); the value is YAML.
@@ -77,6 +79,8 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
         plan = parse(dump(source), source.name, overrides)
         plan._source = source.source
         return plan
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        source = {"name": "recipe", "stages": list(source)}
     if isinstance(source, Mapping):
         check_value(source)
         try:
@@ -87,6 +91,11 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[st
                 "strings, lists and mappings"
             ) from e
         return parse(text, "recipe", overrides)
+    if not isinstance(source, (str, Path)):
+        raise RecipeError(
+            f"recipe is {type(source).__name__}; give a name, a file, a list of stages, or a "
+            "mapping as in YAML"
+        )
     text, where = _text(source)
     plan = parse(text, where, overrides)
     # the text of a built-in recipe is told apart by its name, which is no file's

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gossamer.compression.floor import Rounds
 from gossamer.compression.layers import per_layer
-from gossamer.compression.parts import random_batches, scan
+from gossamer.compression.parts import curvature, random_batches, scan
 from gossamer.compression.settings import Density, OneOf, Quality, Training
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
@@ -20,13 +20,8 @@ from gossamer.core.masks import Masks, keep_top
 from gossamer.core.method import Masked
 from gossamer.prune import magnitude, sensitivity
 from gossamer.prune.scores import SCORES, Reads
-from gossamer.training.curvature import hessian_diagonal
 
 __all__ = ["Prune"]
-
-
-# Patterns per Hessian diagonal: its noise falls with their square root, its cost is linear.
-_CURVATURE_PATTERNS = 4096
 
 
 class Prune(LayerStage):
@@ -135,12 +130,7 @@ def _scores(
         "model": lambda: state.model,
         "batches": lambda: random_batches(state, part),
         "generator": lambda: state.generator(part),
-        "hessian": lambda: hessian_diagonal(
-            state.model,
-            state.data.train.take(slice(0, _CURVATURE_PATTERNS)),
-            include=list(weights),
-            progress=lambda done, total: state.progress.count(f"{state.name} Hessian", done, total),
-        ),
+        "hessian": lambda: curvature(state, list(weights)),
     }
     score = SCORES[stage.method]
     return score.function(weights, **{what: given[what]() for what in score.reads})
