@@ -673,6 +673,14 @@ def noted(run: dict) -> dict:
             "stage": "7-svd",
             "svd": {**end, "layers": [{"name": "ip1", "rank": 2, "before": 9, "after": 3}]},
         },
+        {
+            "stage": "8-obs",
+            "obs": {
+                "layers": [{"name": "ip1.weight", "density": 0.5, "bias": True, "note": "n"}],
+                "outside": [{"name": "e", "kind": "Embedding", "parameters": 7, "note": "why"}],
+                "examples": 64, "batch_norm": False, "rate": 0.002,
+            },
+        },
     ]  # fmt: skip
     return run
 
@@ -689,7 +697,10 @@ def places(value, at=()):
 
 def test_a_damaged_run_is_rendered_or_refused_by_its_field(full_run):
     whole = noted(full_run)
-    assert "Wilson" in report.render(whole)
+    page = report.render(whole)
+    assert "Wilson" in page
+    for told in ("64 examples without labels", "rate 0.002", "statistics stayed", "Embedding"):
+        assert told in page
     text = json.dumps(whole)
     paths = list(places(whole))
     assert len(paths) > 150

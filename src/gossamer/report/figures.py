@@ -257,6 +257,29 @@ class _Svd(_Trained):
     layers: list[_Factors]
 
 
+class _Treated(_Part):
+    name: Text
+    density: Fraction
+    error: Maybe = None
+    bias: Flag = False
+    note: Text = ""
+
+
+class _Outside(_Part):
+    name: Text
+    kind: Text
+    parameters: Count
+    note: Text = ""
+
+
+class _Obs(_Part):
+    layers: list[_Treated]
+    outside: list[_Outside] = []
+    examples: Count
+    batch_norm: Flag | None = None
+    rate: Size | None = None
+
+
 class _Ticket(_Part):
     score: Maybe
     density: Fraction
@@ -273,6 +296,7 @@ class _Stage(_Part):
     activations: _Activations | None = None
     fixed_point: _FixedPoint | None = None
     svd: _Svd | None = None
+    obs: _Obs | None = None
     coverage: _Coverage | None = None
     rolled_back: _Rolled | None = None
 
