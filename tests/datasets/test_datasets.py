@@ -1,9 +1,11 @@
 import gzip
 import hashlib
+import importlib
 import io
 import math
 import struct
 import tarfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -486,3 +488,13 @@ def test_unknown_names_list_the_known():
         load("mnits")
     with pytest.raises(ArgumentError, match="colour"):
         load("digits", colour=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what the package imports
+def test_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits: Any = importlib.import_module("gossamer.datasets.digits")
+    images, labels = digits._read()
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    again = digits._read()
+    assert torch.equal(images, again[0])
+    assert torch.equal(labels, again[1])

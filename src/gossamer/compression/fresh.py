@@ -14,10 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import pickle
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import datasets, nets
+from gossamer.compression import template
 from gossamer.compression.records import load
 from gossamer.core import nest
 from gossamer.core.errors import ArgumentError, GossamerError
@@ -221,14 +219,7 @@ def check(
     Raises :class:`GossamerError` with the process's last words when the file cannot be decoded,
     :class:`ArgumentError` as :func:`skeleton` does.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "gossamer.compression.fresh",
-        str(path),
-        "--threads",
-        str(threads),
-    ]
+    command = [str(path), "--threads", str(threads)]
     unbuilt = unsent = ""
     with tempfile.TemporaryDirectory(prefix="gossamer-") as folder:
         if isinstance(model, nn.Module):
@@ -252,11 +243,7 @@ def check(
         if expected is not None:
             torch.save(expected, f"{folder}/expected.pt")
             command += ["--expected", f"{folder}/expected.pt"]
-        # The user's own modules are importable there if they are here.
-        places = os.pathsep.join(p for p in sys.path if p)
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": places}
-        )
+        done = template.run(command)
     if done.returncode:
         raise GossamerError(f"{path} fails in a fresh process: {done.stderr.strip()[-800:]}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -299,7 +286,8 @@ def _words(e: BaseException) -> str:
     return f"{type(e).__name__}: {told}" if told else type(e).__name__
 
 
-def _main() -> None:
+def main() -> None:
+    """What the process does; its last line of output holds the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--model")
@@ -355,4 +343,4 @@ def _built(given: argparse.Namespace) -> Skeleton | None:
 
 
 if __name__ == "__main__":
-    _main()
+    main()

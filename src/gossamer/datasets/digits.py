@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from gossamer.datasets.base import Dataset, Split, balanced, carve
 
@@ -23,11 +26,7 @@ def digits(
 
     Every fifth example of each class tests, whatever the seed; 10 % of the rest validate.
     """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = torch.from_numpy(data.images).float().div_(16).unsqueeze(1)
-    labels = torch.from_numpy(data.target).long()
+    images, labels = _read()
     testing = torch.zeros(len(labels), dtype=torch.bool)
     for c in range(10):
         testing[torch.nonzero(labels == c).reshape(-1)[4::5]] = True
@@ -36,3 +35,25 @@ def digits(
     train, held = carve(rest, validation, default=0.1, seed=seed)
     test = everything.take(torch.nonzero(testing).reshape(-1))
     return Dataset("digits", balanced(train, subset, 10, seed=seed), held, test, 10)
+
+
+def _read() -> tuple[Tensor, Tensor]:
+    """Images in [0, 1] and labels.
+
+    From scikit-learn's file: to import the package for it takes seconds. Where another version
+    keeps it elsewhere, by the package.
+    """
+    package = find_spec("sklearn")
+    places = [] if package is None else package.submodule_search_locations or []
+    for place in places:
+        path = Path(place, "datasets", "data", "digits.csv.gz")
+        if path.is_file():
+            table = np.loadtxt(path, delimiter=",")
+            break
+    else:
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        table = np.concatenate([data.data, data.target[:, None]], 1)
+    images = torch.from_numpy(table[:, :-1]).float().div_(16).reshape(-1, 1, 8, 8)
+    return images, torch.from_numpy(table[:, -1]).long()
