@@ -266,10 +266,6 @@ class _Walk:
         return slope.detach(), bend.detach()
 
 
-def _over(channels: Tensor, like: Tensor) -> Tensor:
-    return channels.view(1, -1, *([1] * (like.ndim - 2)))
-
-
 def _top(loss: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Second and first derivatives of each pattern's loss by the outputs."""
     if loss == "cross_entropy":
