@@ -19,6 +19,8 @@ from torch import Tensor
 from gossamer.core.errors import ArgumentError
 from gossamer.core.obs import Choice, Kept, factor, solve, start_from
 from gossamer.pack import pack_bytes
+from gossamer.pack.format.values import to_bits
+from gossamer.pack.write.encode import context_bytes
 from gossamer.quantize.obs import (
     Coded,
     Prices,
@@ -86,8 +88,12 @@ def treat(
 
     def taken(codes: Tensor, step: float) -> int:
         """Bytes of such a tensor in the smallest file, its frame left out."""
-        values = {"": layout.weight(codes * step, shape).float()}
-        return len(pack_bytes(values, profile="smallest")) - _empty()
+        values = layout.weight(codes * step, shape).float()
+        dtype, bits = to_bits("codes", values)
+        coded = context_bytes(bits, dtype, tuple(shape))
+        if coded is None:
+            coded = len(pack_bytes({"": values}, profile="smallest")) - _empty()
+        return coded
 
     row: dict[str, Any] = {}
     found = _solved(matrix, parts, how, within, of_rows, weight.dtype, taken, row)
