@@ -50,7 +50,7 @@ class _Layer:
 
     @property
     def name(self) -> str:
-        return self.weight.rpartition(".")[0] or self.weight
+        return self.weight.removesuffix(".weight")
 
     @property
     def conv(self) -> _Conv:
