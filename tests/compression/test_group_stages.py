@@ -12,12 +12,13 @@ from gossamer import datasets, nets
 from gossamer.compression import coverage, fresh
 from gossamer.compression.stages.prune import Prune
 from gossamer.core import names
+from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
 from gossamer.core.uses import uses
 from gossamer.prune.scores import SCORES
-from stages import job, mistaken, unfit
+from stages import Killed, Stop, job, mistaken, unfit
 
-FAST = {"epochs": 2, "lr": 0.1}
+FAST = {"epochs": 1, "lr": 0.1}
 
 
 def small(seed: int = 0) -> nn.Module:
@@ -37,7 +38,8 @@ def small(seed: int = 0) -> nn.Module:
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
     net = small()
-    gossamer.train(net, datasets.load("digits"), gossamer.TrainConfig(epochs=2, lr=0.1))
+    data = datasets.load("digits", subset=400)
+    gossamer.train(net, data, gossamer.TrainConfig(epochs=1, lr=0.1, batch_size=16))
     return net
 
 
@@ -99,15 +101,53 @@ def test_two_of_four_and_blocks(trained: nn.Module, tmp_path: Path) -> None:
     assert (runs.all(1) | ~runs.any(1)).all()
 
 
-def test_a_run_by_groups_resumes_and_is_packed(trained: nn.Module, tmp_path: Path) -> None:
-    stage = {"prune": {"groups": "filter", "density": 0.5, "retrain": {"epochs": 1, "lr": 0.05}}}
+def test_a_run_by_groups_resumes_to_the_same_bits(trained: nn.Module, tmp_path: Path) -> None:
+    stage = {"prune": {"groups": "filter", "density": 0.5, "retrain": FAST}}
     whole, _, _ = job([stage], trained, tmp_path / "a").stages()
+    with pytest.raises(Stop):
+        job([stage], trained, tmp_path / "b", Killed(1)).stages()
     again, _, _ = job([stage], trained, tmp_path / "b").stages()
     assert fresh.digest(whole.model.state_dict()) == fresh.digest(again.model.state_dict())
-    recipe = {"name": "t", "max_drop": 1, "stages": [stage, {"evaluate": {"latency": False}}]}
-    result = gossamer.compress(trained, "digits", recipe=recipe, out=tmp_path / "run")
-    loaded = gossamer.load(result.file, small())
-    assert rows(Masks.of(dict(loaded.named_parameters())), "1.weight") == 4
+
+
+LASSO = {
+    "group_lasso": {
+        "groups": {"filter": 0.02, "shape": {"3": 0.2}},
+        "form": "proximal",
+        "train": {"epochs": 3, "lr": 0.1},
+        "finetune": {"epochs": 1, "lr": 0.05, "weight_decay": 0.001},
+    }
+}
+
+
+def test_groups_are_trained_to_zero_and_stay_there(trained: nn.Module, tmp_path: Path) -> None:
+    state, recorded, _ = job([LASSO, {"share": {"bits": 4}}], trained, tmp_path / "a").stages()
+    notes = recorded[0]["group_lasso"]
+    assert [(g["kind"], g["layer"], g["groups"]) for g in notes["groups"]] == [
+        ("filter", "1", 8), ("filter", "3", 12), ("shape", "3", 72),
+    ]  # fmt: skip
+    shapes = notes["groups"][2]
+    assert 0 < shapes["left"] < 72
+    weight = names.parameters(state.model)["3.weight"].detach()
+    assert int(weight.flatten(1).any(0).sum()) <= shapes["left"]
+    (row,) = (x for x in notes["layers"] if x["name"] == "3.weight")
+    assert row["columns"][0] == 72
+    assert row["multiplications"][0] == 12 * 72 * 16
+    assert row["multiplications"][1] == row["rows"][1] * row["columns"][1] * 16
+    assert not weight[~state.masks["3.weight"]].any()
+    assert {"lasso", "finetune"} <= set(notes)
+    with pytest.raises(Stop):
+        job([LASSO], trained, tmp_path / "b", Killed(3)).stages()
+    again, _, _ = job([LASSO], trained, tmp_path / "b").stages()
+    once, _, _ = job([LASSO], trained, tmp_path / "c").stages()
+    assert fresh.digest(again.model.state_dict()) == fresh.digest(once.model.state_dict())
+
+
+def test_a_lasso_that_empties_a_layer_is_refused(trained: nn.Module, tmp_path: Path) -> None:
+    train = {"epochs": 1, "lr": 0.1, "schedule": "cosine"}
+    stage = {"group_lasso": {"groups": {"row": 50.0}, "form": "proximal", "train": train}}
+    with pytest.raises(ArgumentError, match=r"every group of 7\.weight became zero"):
+        job([stage], trained, tmp_path).stages()
 
 
 def test_what_groups_cover(trained: nn.Module) -> None:
@@ -139,12 +179,32 @@ def test_mistakes_in_settings_are_named() -> None:
     mistaken("prune: {groups: filter}", ["give either density"])
     mistaken("prune: {groups: filter, density: auto}", ["of single weights"])
     mistaken("prune: {groups: {kind: filter, cost: time}, density: 0.5}", ["cost", "flop"])
+    train = "train: {epochs: 1}"
+    mistaken(f"group_lasso: {{groups: {{row: -1}}, {train}}}", ["groups.row", "-1", "equal to 0"])
+    mistaken(f"group_lasso: {{groups: {{rows: 1}}, {train}}}", ["did you mean 'row'"])
+    mistaken(f"group_lasso: {{groups: {{'2:4': 1}}, {train}}}", ["take prune for it"])
+    mistaken(f"group_lasso: {{groups: {{}}, {train}}}", ["name a kind"])
 
 
 def test_layers_without_such_groups_are_named_before_any_work(trained: nn.Module) -> None:
     unfit(
         "prune: {groups: filter, density: 0.5, include: ['7']}",
         r"7\.weight has no groups 'filter': it is of Linear",
+        trained,
+    )
+    unfit(
+        "group_lasso: {groups: {shape: {'7': 1}}, train: {epochs: 1}}",
+        r"7\.weight has no groups 'shape'",
+        trained,
+    )
+    unfit(
+        "group_lasso: {groups: {row: {'type:Conv*': 1}}, train: {epochs: 1}}",
+        "has 4 dimensions",
+        trained,
+    )
+    unfit(
+        "group_lasso: {groups: {row: {'type:RNN': 1}}, train: {epochs: 1}}",
+        "no layer has such groups at a strength above 0",
         trained,
     )
     unfit("prune: {groups: head, density: 0.5}", "no layer has groups 'head'", trained)

@@ -111,8 +111,8 @@ def perceptron(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = mlp(sizes=(784, 500, 300, 10), dropout=0.2)
-    strengths = [0.004 * 1.4**i for i in range(2 if quick else 12)]
-    return _run(net, _MLP, _mlp_flop, (1.0,) if quick else (0.36,), strengths, (8, 10),
+    strengths = [0.0015 * 1.25**i for i in range(2 if quick else 12)]
+    return _run(net, _MLP, _mlp_flop, (1.0,) if quick else (0.36,), strengths, (10, 15),
                 seed, work, quick)  # fmt: skip
 
 
