@@ -56,6 +56,7 @@ def _run(
     targets: tuple[float, ...],
     strengths: list[float],
     epochs: tuple[int, int],
+    config: TrainConfig,
     seed: int,
     work: Path,
     quick: bool,
@@ -64,7 +65,7 @@ def _run(
     data = mnist(quick)
     example, _ = data.validation.batch(torch.arange(64))
     dense, fine = (1, 1) if quick else epochs
-    config = replace(_CONFIG, seed=1000 * seed)
+    config = replace(config, seed=1000 * seed)
     train(net, data, replace(config, epochs=dense), checkpoint=work / f"dense-{seed}.pt")
     points = []
     row = {
@@ -103,17 +104,17 @@ def lenet(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     net = nets.build("lenet-5", seed=seed)
     strengths = [0.01 * 1.5**i for i in range(2 if quick else 12)]
     return _run(net, _LENET, _lenet_flop, (1.0, 1.0) if quick else (0.1, 0.04), strengths, (4, 10),
-                seed, work, quick)  # fmt: skip
+                _CONFIG, seed, work, quick)  # fmt: skip
 
 
 def perceptron(seed: int, work: Path, quick: bool) -> dict[str, Any]:
-    """784-500-300-10 with dropout .2: rows and columns of the first two layers."""
+    """784-500-300-10 with dropout .3: rows and columns of the first two layers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = mlp(sizes=(784, 500, 300, 10), dropout=0.2)
+        net = mlp(sizes=(784, 500, 300, 10), dropout=0.3)
     strengths = [0.0015 * 1.25**i for i in range(2 if quick else 12)]
-    return _run(net, _MLP, _mlp_flop, (1.0,) if quick else (0.36,), strengths, (10, 15),
-                seed, work, quick)  # fmt: skip
+    return _run(net, _MLP, _mlp_flop, (1.0,) if quick else (0.36,), strengths, (15, 20),
+                replace(_CONFIG, weight_decay=1e-4), seed, work, quick)  # fmt: skip
 
 
 def _point(rows: list[dict[str, Any]], number: int, key: str) -> list[float]:
