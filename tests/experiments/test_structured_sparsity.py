@@ -6,8 +6,10 @@ from torch import nn
 
 from gossamer import nets
 from gossamer.core.errors import GossamerError
-from gossamer.experiments.structured_sparsity import ssl
+from gossamer.core.groups import masks_of
+from gossamer.experiments.structured_sparsity import iss, ssl
 from gossamer.experiments.structured_sparsity.removal import alive, smaller, widths
+from gossamer.nets.language import LSTMLM
 
 
 def test_a_lenet_without_its_dead_units_puts_out_the_same() -> None:
@@ -35,6 +37,20 @@ def test_other_outputs_are_refused() -> None:
         net[0].bias.fill_(-1.0)
     with pytest.raises(GossamerError, match="outputs differ by"):
         smaller(net, torch.randn(3, 4))
+
+
+def test_a_language_model_without_dead_units_puts_out_the_same() -> None:
+    net = nets.build("lstm-lm", classes=9, embedding=4, hidden=(6, 5))
+    assert isinstance(net, LSTMLM)
+    with torch.no_grad():
+        for family, dead in zip(iss.units(net), ([0, 3], [1, 2, 4]), strict=True):
+            gone = torch.zeros(len(family), dtype=torch.bool)
+            gone[dead] = True
+            masks_of([(family, ~gone)]).apply_(net)  # biases stay: nobody reads them
+    tokens = torch.arange(8).view(2, 4)
+    made = iss.fewer_units(net, tokens)
+    assert [layer.hidden_size for layer in made.rnn] == [4, 2]
+    assert torch.allclose(made(tokens), net(tokens), atol=1e-5)
 
 
 def row(flop: float, error: float) -> dict[str, object]:
