@@ -108,12 +108,12 @@ def lenet(seed: int, work: Path, quick: bool) -> dict[str, Any]:
 
 
 def perceptron(seed: int, work: Path, quick: bool) -> dict[str, Any]:
-    """784-500-300-10 with dropout .3: rows and columns of the first two layers."""
+    """784-500-300-10 with dropout .4: rows and columns of the first two layers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = mlp(sizes=(784, 500, 300, 10), dropout=0.3)
-    strengths = [0.0015 * 1.25**i for i in range(2 if quick else 12)]
-    return _run(net, _MLP, _mlp_flop, (1.0,) if quick else (0.36,), strengths, (15, 20),
+        net = mlp(sizes=(784, 500, 300, 10), dropout=0.4)
+    strengths = [0.0015 * 1.15**i for i in range(2 if quick else 16)]
+    return _run(net, _MLP, _mlp_flop, (1.0,) if quick else (0.36,), strengths, (20, 40),
                 replace(_CONFIG, weight_decay=1e-4), seed, work, quick)  # fmt: skip
 
 
