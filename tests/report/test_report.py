@@ -673,6 +673,19 @@ def noted(run: dict) -> dict:
             "stage": "7-svd",
             "svd": {**end, "layers": [{"name": "ip1", "rank": 2, "before": 9, "after": 3}]},
         },
+        {
+            "stage": "8-group_lasso",
+            "group_lasso": {
+                "lasso": end,
+                "groups": [
+                    {"kind": "row", "layer": "ip1", "strength": 0.1, "groups": 9, "left": 4}
+                ],
+                "layers": [
+                    {"name": "ip1.weight", "rows": [9, 4], "columns": [8, 6], "density": 0.3,
+                     "multiplications": [72.0, 24.0]}
+                ],
+            },
+        },
     ]  # fmt: skip
     return run
 
@@ -689,7 +702,9 @@ def places(value, at=()):
 
 def test_a_damaged_run_is_rendered_or_refused_by_its_field(full_run):
     whole = noted(full_run)
-    assert "Wilson" in report.render(whole)
+    page = report.render(whole)
+    assert "Wilson" in page
+    assert all(told in page for told in ("4 of 9 (row)", "6 of 8", "33.3"))
     text = json.dumps(whole)
     paths = list(places(whole))
     assert len(paths) > 150
