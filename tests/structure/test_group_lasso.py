@@ -159,6 +159,24 @@ def test_strength_by_layer_and_biases_without_penalty() -> None:
     assert changed == ["fc1.weight"]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_that_are_not_trained_stay_and_halves_are_summed_wide(form: str) -> None:
+    net = nets.build("mlp-300-5-4", seed=0).to(torch.bfloat16)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    net.get_parameter("fc2.weight").requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.5)
+    lasso = GroupLasso(layer_groups(net, "row"), 1.0, form=form).attach(net, optimizer)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.step()
+    assert torch.equal(net.get_parameter("fc2.weight"), before["fc2.weight"])
+    start, end = (x.float().norm(dim=1) for x in (before["fc1.weight"], net.fc1.weight.detach()))
+    assert torch.allclose(end, start - 0.5, rtol=0.01)
+    assert lasso.penalty() == pytest.approx(
+        float(end.sum() + before["fc2.weight"].float().norm(dim=1).sum()), rel=1e-3
+    )
+
+
 def test_a_gradient_scaler_and_a_closure_give_the_plain_step() -> None:
     def run(way: str) -> Tensor:
         torch.manual_seed(0)

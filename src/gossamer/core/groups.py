@@ -106,7 +106,7 @@ class Face:
     def sums(self, values: Tensor, count: int) -> Tensor:
         """Sum of a tensor over each group's entries; (count,)."""
         others = [i for i in range(len(self.view)) if i != self.axis]
-        seen = values.reshape(self.view)
+        seen = _wide(values).reshape(self.view)
         along = seen.sum(others) if others else seen
         return along.new_zeros(count).index_add_(0, self.groups, along[self.entries])
 
@@ -226,7 +226,7 @@ class Family:
             )
         for parameter, places, groups in self._shared:
             if parameter in values:
-                twice = values[parameter].reshape(-1)[places]
+                twice = _wide(values[parameter]).reshape(-1)[places]
                 total.index_add_(0, groups, -twice)
         return total
 
@@ -239,7 +239,7 @@ class Family:
 
     def norms(self, weights: Mapping[str, Tensor]) -> Tensor:
         """L2 norm of each group; (count,)."""
-        squares = self.sums({n: weights[n].detach().square() for n in self.parameters})
+        squares = self.sums({n: _wide(weights[n].detach()).square() for n in self.parameters})
         return squares.clamp_min(0).sqrt()
 
     def spread(self, per_group: Tensor, parameter: str) -> Tensor:
@@ -254,6 +254,11 @@ class Family:
             if name == parameter:
                 total.view(-1).index_add_(0, places, -per_group[groups])
         return total
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Halves as float32: sums over a group need the digits."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _corners(faces: Sequence[Face]) -> list[tuple[str, Tensor, Tensor]]:

@@ -24,7 +24,7 @@ them but not the exact proximal map of their sum. Adam's scaling is not applied 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,7 +91,7 @@ def gradients(
 
 def _pull(family: Family, weights: Mapping[str, Tensor], form: str, sized: bool) -> Tensor:
     """What each group's weights are multiplied by in the gradient; (count,)."""
-    squares = family.sums({n: weights[n].square() for n in family.parameters}).clamp_min(0)
+    squares = family.norms(weights).square()
     if form == "smooth":
         inverse = (squares + _EPSILON).rsqrt()
     else:
@@ -101,11 +101,17 @@ def _pull(family: Family, weights: Mapping[str, Tensor], form: str, sized: bool)
 
 @torch.no_grad()
 def proximal_(
-    family: Family, weights: Mapping[str, Tensor], step: float, *, sized: bool = False
+    family: Family,
+    weights: Mapping[str, Tensor],
+    step: float,
+    *,
+    sized: bool = False,
+    fixed: Container[str] = (),
 ) -> None:
     """Scale each group by max(0, 1 - step / its norm), in place: the proximal map of its norm.
 
-    A weight in several groups is scaled by each of them.
+    A weight in several groups is scaled by each of them. Parameters in ``fixed`` count in the
+    norms and stay as they are.
     """
     norms = family.norms(weights)
     least = step * _factors(family, sized).to(norms)
@@ -113,6 +119,8 @@ def proximal_(
     # log turns the product over a weight's groups into a sum; a group at 0 is told apart
     shrink, gone = kept.clamp_min(1e-38).log(), (kept == 0).to(norms)
     for name in family.parameters:
+        if name in fixed:
+            continue
         weight = weights[name]
         scale = family.spread(shrink, name).exp()
         weight.mul_(scale.masked_fill_(family.spread(gone, name) > 0.5, 0.0).to(weight.dtype))
@@ -204,9 +212,10 @@ class GroupLasso(Method):
     def after_step(self) -> None:
         """The proximal step, then the threshold."""
         if self.form == "proximal":
+            fixed = {n for n, w in self._weights.items() if not w.requires_grad}
             for family, strength in self._families:
-                rate = self._rate(family.parameters)
-                proximal_(family, self._weights, rate * strength, sized=self.sized)
+                step = self._rate(family.parameters) * strength
+                proximal_(family, self._weights, step, sized=self.sized, fixed=fixed)
         if self.threshold:
             for weight in self._weights.values():
                 if weight.requires_grad:
