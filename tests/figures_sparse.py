@@ -284,4 +284,17 @@ ROWS: list[Row] = [
             *_spread(d["speed_up"]["measured"]["sparse"]),
         ],
     ),
+    (
+        "docs/methods/structured-sparsity.md",
+        "| 20 | 50 | 100 % | {} % |\n| {} | {} | {} % | {} % |\n| {} | {} | {} % | {} % |",
+        "ssl-lenet",
+        lambda d: [
+            d["runs"][0]["error"],
+            *(
+                v
+                for p in d["runs"][0]["points"]
+                for v in (p["matrices"][0][0], p["matrices"][1][0], 100 * p["flop"], p["error"])
+            ),
+        ],
+    ),
 ]  # fmt: skip
