@@ -10,6 +10,7 @@ from torch import nn
 import gossamer
 from gossamer import datasets, nets
 from gossamer.compression import coverage, fresh
+from gossamer.compression.stages.group_lasso import GroupLassoStage
 from gossamer.compression.stages.prune import Prune
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
@@ -108,6 +109,21 @@ def test_a_run_by_groups_resumes_to_the_same_bits(trained: nn.Module, tmp_path: 
         job([stage], trained, tmp_path / "b", Killed(1)).stages()
     again, _, _ = job([stage], trained, tmp_path / "b").stages()
     assert fresh.digest(whole.model.state_dict()) == fresh.digest(again.model.state_dict())
+
+
+def test_units_have_a_strength_by_layer() -> None:
+    net = nets.build("lstm-lm", classes=7, embedding=4, hidden=(3, 2))
+    stage = GroupLassoStage(
+        groups={"unit": {"rnn.0": 0.1}},
+        consumers={"rnn.0": "rnn.1", "rnn.1": "output"},
+        train={"epochs": 1},  # type: ignore[arg-type]
+    )
+    stage.check(net)
+    ((family, strength),) = stage._families(net, "unit")
+    assert (family.layer, strength, len(family)) == ("rnn.0_l0", 0.1, 3)
+    assert stage.covered(net) == {
+        "rnn.0.weight_ih_l0", "rnn.0.weight_hh_l0", "rnn.1.weight_ih_l0",
+    }  # fmt: skip
 
 
 LASSO = {

@@ -42,7 +42,8 @@ def _named(model: nn.Module) -> dict[str, nn.Module]:
 def _recurrent(
     model: nn.Module, chosen: set[str], consumers: Mapping[str, str | Iterable[str]]
 ) -> list[Family]:
-    tensors, modules, made, read = names.parameters(model), _named(model), [], set()
+    tensors, modules = names.parameters(model), _named(model)
+    made, recurrent = list[Family](), set[str]()
     for layer, module in modules.items():
         gates = next((g for k, g in _GATES.items() if type(module).__name__ in (k, f"{k}Cell")), 0)
         if not gates or not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
@@ -55,6 +56,7 @@ def _recurrent(
                 )
             continue
         single = isinstance(module, nn.RNNCellBase)
+        recurrent.add(layer)
         layers: int = 1 if isinstance(module, nn.RNNCellBase) else module.num_layers
         ways = [""] if single or not module.bidirectional else ["", "_reverse"]
         for depth in range(layers):
@@ -75,16 +77,15 @@ def _recurrent(
                         after = _join(layer, f"weight_ih_l{depth + 1}{other}")
                         faces += _face(tensors, after, 1, units, "consumes", first)
                 else:
-                    read.add(layer)
                     for after in _readers(layer, len(ways) * size, consumers, modules, tensors):
                         faces += _face(tensors, after, 1, units, "consumes", first)
                 title = f"{layer}{own}" if layer else own.lstrip("_") or "unit"
                 made.append(Family("unit", title, size, faces))
-    unknown = sorted(set(consumers) - read)
+    unknown = sorted(set(consumers) - recurrent)
     if unknown:
         raise ArgumentError(
-            f"consumers names {unknown[0]!r}, no recurrent layer that is taken; there are: "
-            + ", ".join(sorted(read))
+            f"consumers names {unknown[0]!r}, which is no recurrent layer; there are: "
+            + ", ".join(sorted(recurrent))
         )
     return made
 
