@@ -297,4 +297,16 @@ ROWS: list[Row] = [
             ),
         ],
     ),
+    (
+        "docs/methods/structured-sparsity.md",
+        "first two layers. {}-{} hidden units are left, fc1 does {} % of its multiplications, and "
+        "the error is {} % (dense {} %)",
+        "ssl-mlp",
+        lambda d: [
+            *(d["runs"][0]["points"][0]["matrices"][i][0] for i in (0, 1)),
+            100 * d["runs"][0]["points"][0]["flop"],
+            d["runs"][0]["points"][0]["error"],
+            d["runs"][0]["error"],
+        ],
+    ),
 ]  # fmt: skip
