@@ -284,4 +284,29 @@ ROWS: list[Row] = [
             *_spread(d["speed_up"]["measured"]["sparse"]),
         ],
     ),
+    (
+        "docs/methods/structured-sparsity.md",
+        "| 20 | 50 | 100 % | {} % |\n| {} | {} | {} % | {} % |\n| {} | {} | {} % | {} % |",
+        "ssl-lenet",
+        lambda d: [
+            d["runs"][0]["error"],
+            *(
+                v
+                for p in d["runs"][0]["points"]
+                for v in (p["matrices"][0][0], p["matrices"][1][0], 100 * p["flop"], p["error"])
+            ),
+        ],
+    ),
+    (
+        "docs/methods/structured-sparsity.md",
+        "first two layers. {}-{} hidden units are left, fc1 does {} % of its multiplications, and "
+        "the error is {} % (dense {} %)",
+        "ssl-mlp",
+        lambda d: [
+            *(d["runs"][0]["points"][0]["matrices"][i][0] for i in (0, 1)),
+            100 * d["runs"][0]["points"][0]["flop"],
+            d["runs"][0]["points"][0]["error"],
+            d["runs"][0]["error"],
+        ],
+    ),
 ]  # fmt: skip

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from gossamer.core.layer_groups import layer_groups
 from gossamer.core.method import Masked, Method
 from gossamer.prune import Supermask, prune
 from gossamer.prune.dynamic import FAMILY, DynamicSparse
 from gossamer.quantize import LSQ, TTQ, LossAware, RateAware, SharedWeights, share_model
+from gossamer.structure import GroupLasso
 
 STEPS = 12
 
@@ -31,6 +33,7 @@ METHODS: dict[str, Callable[[nn.Module], list[Method]]] = {
     "rigl": _sparse("rigl"),
     "sparse momentum": _sparse("sparse-momentum"),
     "rate aware under masks": _rate_aware,
+    "group lasso": lambda model: [GroupLasso(layer_groups(model, "row"), 0.01)],
     "shared": lambda model: [SharedWeights(share_model(model, bits=3))],
     "ttq, a group of its own": lambda model: [
         TTQ(threshold=0.05, start="fit", weight_decay=0.5, lr_factor=0.1, every=3, ends=True)

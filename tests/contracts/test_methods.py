@@ -10,6 +10,7 @@ from torch import nn
 
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
+from gossamer.core.layer_groups import layer_groups
 from gossamer.core.method import Masked, Method, Snapshot
 from gossamer.core.quantizer import Trajectory
 from gossamer.prune import Supermask, prune
@@ -26,6 +27,7 @@ from gossamer.quantize import (
     projected,
     share_model,
 )
+from gossamer.structure import GroupLasso, group_lasso
 
 METHODS: dict[str, Callable[[nn.Module], Method]] = {
     "masked": lambda model: Masked(prune(model, 0.3)),
@@ -41,6 +43,12 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
     "shared grid": lambda model: SharedWeights(
         share_model(model, bits=3, init="uniform"), grid=True
     ),
+    **{
+        f"group lasso, {form}": lambda model, form=form: GroupLasso(
+            layer_groups(model, "depth"), 0.01, form=form, sized=form == "smooth"
+        )
+        for form in group_lasso.FORMS
+    },
     "rate aware": lambda model: RateAware.relative(model, step=0.3, lam=1e-4),
     **{
         name: lambda model, rule=rule: DynamicSparse(

@@ -681,6 +681,19 @@ def noted(run: dict) -> dict:
                 "examples": 64, "batch_norm": False, "rate": 0.002,
             },
         },
+        {
+            "stage": "8-group_lasso",
+            "group_lasso": {
+                "lasso": end,
+                "groups": [
+                    {"kind": "row", "layer": "ip1", "strength": 0.1, "groups": 9, "left": 4}
+                ],
+                "layers": [
+                    {"name": "ip1.weight", "rows": [9, 4], "columns": [8, 6], "density": 0.3,
+                     "multiplications": [72.0, 24.0]}
+                ],
+            },
+        },
     ]  # fmt: skip
     return run
 
@@ -701,6 +714,7 @@ def test_a_damaged_run_is_rendered_or_refused_by_its_field(full_run):
     assert "Wilson" in page
     for told in ("64 examples without labels", "rate 0.002", "statistics stayed", "Embedding"):
         assert told in page
+    assert all(told in page for told in ("4 of 9 (row)", "6 of 8", "33.3"))
     text = json.dumps(whole)
     paths = list(places(whole))
     assert len(paths) > 150

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from gossamer.report import plots, tables, words
 from gossamer.training.metric import Metric
 
-__all__ = ["activations", "fixed_point", "svd", "weights"]
+__all__ = ["activations", "ends", "fixed_point", "noted", "svd", "weights"]
 
 Run = Mapping[str, Any]
 Section = dict[str, Any]
@@ -20,14 +20,14 @@ _HEAD = (
 )  # fmt: skip
 
 
-def _noted(run: Run, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def noted(run: Run, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The stages that left notes under a key."""
     for stage in run.get("stages") or []:
         if stage.get(key):
             yield str(stage["stage"]), stage[key]
 
 
-def _ends(run: Run, notes: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+def ends(run: Run, notes: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     """Final and best epoch, where there was a training."""
     of = words.metric(run)
     return [
@@ -41,7 +41,7 @@ def weights(run: Run) -> Section | None:
     """One block a ``quantize`` stage: its layers, and the way of their values."""
     sizes = {str(x["name"]): x for x in run.get("layers") or []}
     blocks = []
-    for stage, notes in _noted(run, "quantize"):
+    for stage, notes in noted(run, "quantize"):
         rows = []
         for x in notes["layers"]:
             now = sizes.get(x["name"])
@@ -66,7 +66,7 @@ def weights(run: Run) -> Section | None:
                 "title": f"{stage}: {notes['method']}",
                 "density": words.percent(dense, 1),
                 "weights": f"{count:,}",
-                "epochs": _ends(run, notes),
+                "epochs": ends(run, notes),
                 "warnings": notes.get("warnings") or [],
                 "head": _HEAD,
                 "rows": rows,
@@ -104,14 +104,14 @@ def _trajectories(rows: list[Mapping[str, Any]], stage: str) -> list[tuple[str, 
 def activations(run: Run) -> Section | None:
     """Levels of the quantized ReLUs, a block a stage."""
     blocks = []
-    for stage, notes in _noted(run, "activations"):
+    for stage, notes in noted(run, "activations"):
         top = 2 ** notes["bits"] - 1
         blocks.append(
             {
                 "title": stage,
                 "bits": notes["bits"],
                 "estimator": notes["estimator"],
-                "epochs": _ends(run, notes),
+                "epochs": ends(run, notes),
                 "head": ("Activation", "Alpha at the start", "Alpha", "Largest level"),
                 "rows": [
                     [
@@ -129,7 +129,7 @@ def activations(run: Run) -> Section | None:
 
 def fixed_point(run: Run) -> Section | None:
     """Lengths by layer, the integer-only pass, and dynamic against static."""
-    for _, notes in _noted(run, "fixed_point"):
+    for _, notes in noted(run, "fixed_point"):
         rows = [
             [x["name"], *("–" if x[k] is None else f"{x[k]}" for k in _LENGTHS)]
             for x in notes["layers"]
@@ -193,7 +193,7 @@ def _compared(rows: list[Mapping[str, Any]], whole: float, of: Metric) -> Sectio
 def svd(run: Run) -> Section | None:
     """Ranks and weights of the factorized layers, a block a stage."""
     blocks = []
-    for stage, notes in _noted(run, "svd"):
+    for stage, notes in noted(run, "svd"):
         rows = [
             [
                 x["name"],
@@ -207,7 +207,7 @@ def svd(run: Run) -> Section | None:
         blocks.append(
             {
                 "title": stage,
-                "epochs": _ends(run, notes),
+                "epochs": ends(run, notes),
                 "head": ("Layer", "Rank", "Weights before", "Weights after", "Ratio"),
                 "rows": rows,
             }

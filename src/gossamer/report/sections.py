@@ -10,7 +10,16 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gossamer.report import fewbits, layerwise, plots, promises, speed, tables, words
+from gossamer.report import (
+    fewbits,
+    layerwise,
+    plots,
+    promises,
+    speed,
+    structured,
+    tables,
+    words,
+)
 
 __all__ = ["SECTIONS", "byte_rows"]
 
@@ -388,6 +397,7 @@ SECTIONS: dict[str, Callable[[Run], Section | None]] = {
     "fixed_point": fewbits.fixed_point,
     "svd": fewbits.svd,
     "layerwise": layerwise.section,
+    "groups": structured.groups,
     "codebooks": _codebooks,
     "curves": _curves,
     "mask": _mask,

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gossamer.compression.floor import Rounds
-from gossamer.compression.layers import per_layer
+from gossamer.compression.groups import GroupSettings
+from gossamer.compression.layers import per_layer, trying
 from gossamer.compression.parts import curvature, random_batches, scan
 from gossamer.compression.settings import Density, OneOf, Quality, Training
 from gossamer.compression.stage import LayerStage
@@ -42,7 +43,10 @@ class Prune(LayerStage):
             the last).
         dropout: D_o, the rate that dropout layers have before it is rescaled by each round's
             sqrt(kept connections); they get their own rate back after the stage.
-        floor: weights that a layer keeps at least.
+        floor: weights (or groups) that a layer keeps at least.
+        groups: in place of single weights, whole groups: a kind, or a mapping of ``kind`` and how
+            groups are scored and counted (:class:`gossamer.compression.groups.GroupPruning`).
+            ``2:4`` and its like say themselves how much stays, and take no density.
     """
 
     stage: Literal["prune"] = "prune"
@@ -57,11 +61,21 @@ class Prune(LayerStage):
     between: Training | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     floor: Annotated[int, Field(ge=0)] = 1
+    groups: GroupSettings | None = None
 
     by_layer: ClassVar[tuple[str, ...]] = ("density", "quality")
 
     @model_validator(mode="after")
     def _one_budget(self) -> Prune:
+        if self.groups is not None and self.groups.fixed:
+            if self.density is not None or self.quality is not None or self.rounds > 1:
+                raise ValueError(
+                    f"groups {self.groups.kind} say themselves how much stays, at once; leave "
+                    "density, quality and rounds out"
+                )
+            return self
+        if self.groups is not None and (self.quality is not None or self.density == "auto"):
+            raise ValueError("quality and density: auto are of single weights; give a density")
         if (self.density is None) == (self.quality is None):
             raise ValueError("give either density (the fraction kept) or quality")
         if self.quality is not None and self.method != "magnitude":
@@ -104,11 +118,7 @@ class Prune(LayerStage):
                         include=list(weights),
                     )
                 else:
-                    scores = _scores(self, state, weights, number)
-                    masks = keep_top(
-                        scores, budget, scope=self.scope, within=within or None, floor=self.floor
-                    )
-                    magnitude.warn_empty(masks)
+                    masks = self._masks(state, weights, budget, within, number)
                 masks.apply_(state.model)
                 state.masks.update(masks)
                 within = masks
@@ -119,6 +129,44 @@ class Prune(LayerStage):
                     state.train(settings, [Masked(state.masks)], number)
                 rounds.ended(number)
         rounds.back()
+
+    def _masks(
+        self,
+        state: State,
+        weights: Mapping[str, nn.Parameter],
+        budget: float | dict[str, float],
+        within: Masks,
+        number: int,
+    ) -> Masks:
+        scores = _scores(self, state, weights, number)
+        if self.groups is not None:
+            return self.groups.masks(
+                state,
+                weights,
+                scores,
+                budget,
+                scope=self.scope,
+                floor=self.floor,
+                include=self.include,
+            )
+        masks = keep_top(scores, budget, scope=self.scope, within=within or None, floor=self.floor)
+        magnitude.warn_empty(masks)
+        return masks
+
+    def check(self, model: nn.Module) -> None:
+        """Try the patterns, and whether the layers have such groups."""
+        super().check(model)
+        if self.groups is not None:
+            with trying("groups"):
+                self.groups.families(model, self.weights(model), self.include)
+
+    def covered(self, model: nn.Module) -> set[str] | None:
+        """The weights; of groups those that have any."""
+        covered = super().covered(model)
+        if self.groups is None or covered is None:
+            return covered
+        made = self.groups.families(model, self.weights(model), self.include)
+        return covered & {name for family in made for name in family.parameters}
 
 
 def _scores(

@@ -1,0 +1,176 @@
+"""What stages that speak of groups share: their settings, and masks by a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, BeforeValidator, Field
+from torch import Tensor, nn
+
+from gossamer.compression.settings import Strict
+from gossamer.compression.state import State
+from gossamer.core import names, nest
+from gossamer.core.errors import ArgumentError
+from gossamer.core.group_budgets import (
+    Cost,
+    GroupBudget,
+    group_scores,
+    n_of_m,
+    select,
+    weight_cost,
+)
+from gossamer.core.groups import Family
+from gossamer.core.layer_groups import check_kind, layer_groups
+from gossamer.core.masks import Masks
+from gossamer.core.uses import uses
+
+__all__ = ["Consumers", "GroupSettings", "Kind", "found", "multiplications"]
+
+
+def _kind(value: str) -> str:
+    check_kind(value)  # an ArgumentError is a ValueError, which pydantic reports
+    return value
+
+
+Kind = Annotated[str, AfterValidator(_kind)]
+Consumers = dict[str, str | list[str]]
+
+
+class GroupPruning(Strict):
+    """How groups are scored and what they cost, where not single weights are removed.
+
+    Attributes:
+        kind: of the groups (:data:`gossamer.core.layer_groups.KINDS`).
+        norm: of a group from its weights' scores.
+        cost: what a density is a part of: groups, bytes, or multiplications.
+        normalise: divide scores by their mean over alike groups.
+        multiple: groups kept in each layer are a multiple of it.
+        consumers: of ``unit``: a recurrent layer -> what reads its outputs.
+    """
+
+    kind: Kind
+    norm: Literal["l2", "mean", "sum"] = "l2"
+    cost: Literal["count", "bytes", "flop"] = "count"
+    normalise: bool = False
+    multiple: Annotated[int, Field(ge=1)] = 1
+    consumers: Consumers | None = None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the kind itself says how much stays, as 2:4 does."""
+        return ":" in self.kind
+
+    def families(
+        self, model: nn.Module, weights: Iterable[str], include: list[str] | None
+    ) -> list[Family]:
+        """The groups of a network (:func:`found`)."""
+        return found(model, self.kind, weights, include, self.consumers)
+
+    def masks(
+        self,
+        state: State,
+        weights: Mapping[str, Tensor],
+        scores: Mapping[str, Tensor],
+        density: float | Mapping[str, float],
+        *,
+        scope: Literal["layer", "global"],
+        floor: int,
+        include: list[str] | None,
+    ) -> Masks:
+        """Masks of the best groups; what was pruned before stays pruned.
+
+        Args:
+            density: one number, or by clean name of a weight.
+        """
+        made = self.families(state.model, weights, include)
+        before = Masks(dict(state.masks))
+        if self.fixed:
+            return _within(_n_of_m(made, scores, before), before)
+        left = {n: s.where(before[n], 0.0) if n in before else s for n, s in scores.items()}
+        ranks = []
+        for family, rank in zip(made, group_scores(made, left, self.norm), strict=True):
+            alive = family.sums({n: _ones(weights[n], before.get(n)) for n in family.parameters
+                                 if n in weights}) > 0  # fmt: skip
+            ranks.append(rank.where(alive, rank.min() - 1))  # emptied before: the first to go
+        if isinstance(density, Mapping):
+            density = {f.layer: density[next(n for n in f.parameters if n in weights)]
+                       for f in made}  # fmt: skip
+        budget = GroupBudget(
+            density, scope=scope, normalise=self.normalise, floor=max(1, floor),
+            multiple=self.multiple,
+        )  # fmt: skip
+        return _within(select(made, ranks, budget, cost=self._cost(state)), before)
+
+    def _cost(self, state: State) -> Cost | None:
+        if self.cost == "count":
+            return None
+        if self.cost == "bytes":
+            everything = names.parameters(state.model)
+            return weight_cost({n: float(p.element_size()) for n, p in everything.items()})
+        return weight_cost(multiplications(state))
+
+
+def _by_kind(value: Any) -> Any:
+    if isinstance(value, int | float):  # YAML reads 2:4 to the base of 60
+        raise ValueError(f"{value} is no kind of groups; write N:M in quotes, such as '2:4'")
+    return {"kind": value} if isinstance(value, str) else value
+
+
+GroupSettings = Annotated[GroupPruning, BeforeValidator(_by_kind)]
+"""A kind alone, or all settings."""
+
+
+def _n_of_m(
+    made: Iterable[Family], scores: Mapping[str, Tensor], before: Mapping[str, Tensor]
+) -> Masks:
+    """N of M in every weight; what was pruned before goes first."""
+    least = {n: s.detach().where(before[n], s.min() - 1) if n in before else s.detach()
+             for n, s in scores.items()}  # fmt: skip
+    masks = Masks()
+    for family in made:
+        masks.update(n_of_m(family, least))
+    return masks
+
+
+def _ones(weight: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.ones_like(weight) if mask is None else mask.to(weight)
+
+
+def _within(masks: Masks, before: Mapping[str, Tensor]) -> Masks:
+    return Masks({n: m & before[n] if n in before else m for n, m in masks.items()})
+
+
+def found(
+    model: nn.Module,
+    kind: str,
+    weights: Iterable[str],
+    include: list[str] | None,
+    consumers: Consumers | None,
+) -> list[Family]:
+    """The groups of the weights that a stage takes; of those that patterns name, all must fit.
+
+    Raises :class:`ArgumentError` as :func:`gossamer.core.layer_groups.layer_groups`.
+    """
+    taken = list(weights)
+    if include is not None:
+        return layer_groups(model, kind, include=taken, consumers=consumers)
+    left = [n for n in names.weights(model) if n not in taken]
+    return layer_groups(model, kind, exclude=left or None, consumers=consumers)
+
+
+def multiplications(state: State) -> dict[str, float]:
+    """Multiplications an example of each weight, on the first training inputs.
+
+    Raises :class:`ArgumentError` where no layer is known that multiplies.
+    """
+    example = state.example()
+    example = example[0] if isinstance(example, tuple) else example
+    examples = len(nest.leaves(example)[0])
+    counted = uses(state.model, lambda model: state.task.feed(model, example), examples)
+    if not counted:
+        raise ArgumentError(
+            "no multiplications are known of this network's layers; take cost: bytes"
+        )
+    return counted

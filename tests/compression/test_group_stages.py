@@ -1,0 +1,231 @@
+"""Stages that speak of groups: whole groups pruned by any score, or trained to zero."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gossamer
+from gossamer import datasets, nets
+from gossamer.compression import coverage, fresh
+from gossamer.compression.stages.group_lasso import GroupLassoStage
+from gossamer.compression.stages.prune import Prune
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
+from gossamer.core.masks import Masks
+from gossamer.core.uses import uses
+from gossamer.prune.scores import SCORES
+from stages import Killed, Stop, job, mistaken, unfit
+
+FAST = {"epochs": 1, "lr": 0.1}
+
+
+def small(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Identity(),
+        nn.Conv2d(1, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12 * 16, 10),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    net = small()
+    data = datasets.load("digits", subset=400)
+    gossamer.train(net, data, gossamer.TrainConfig(epochs=1, lr=0.1, batch_size=16))
+    return net
+
+
+def rows(masks: Masks, name: str) -> int:
+    return int(masks[name].flatten(1).any(1).sum())
+
+
+@pytest.mark.parametrize("method", SCORES)
+def test_whole_filters_by_every_score(method: str, trained: nn.Module, tmp_path: Path) -> None:
+    stage = {"prune": {"method": method, "groups": "filter", "density": 0.5, "retrain": FAST}}
+    state, recorded, _ = job([stage], trained, tmp_path).stages()
+    assert (rows(state.masks, "1.weight"), rows(state.masks, "3.weight")) == (4, 6)
+    dead = ~state.masks["1.weight"].flatten(1).any(1)
+    assert torch.equal(dead, ~state.masks["1.bias"])
+    weight = names.parameters(state.model)["1.weight"]
+    assert not weight[dead].any()
+    assert not names.parameters(state.model)["1.bias"][dead].any()
+    assert weight[~dead].flatten(1).any(1).all()
+    assert recorded[0]["score"] > 0.3
+
+
+def test_costs_scopes_multiples_and_rounds(trained: nn.Module, tmp_path: Path) -> None:
+    groups = {"kind": "filter", "cost": "flop", "multiple": 4, "normalise": True}
+    stage = {"prune": {"groups": groups, "density": 0.6, "scope": "global", "rounds": 2}}
+    state, _, _ = job([stage], trained, tmp_path).stages()
+    kept = [rows(state.masks, n) for n in ("1.weight", "3.weight")]
+    assert all(n % 4 == 0 for n in kept)
+    assert kept[0] * 9 * 36 + kept[1] * 72 * 16 <= 0.6 * (8 * 9 * 36 + 12 * 72 * 16)
+
+
+def test_later_rounds_keep_within_earlier_ones_and_by_layer(
+    trained: nn.Module, tmp_path: Path
+) -> None:
+    given = [
+        {"prune": {"groups": "filter", "density": {"3": 0.5}}},
+        {"prune": {"groups": "channel", "density": 0.5, "exclude": ["1"]}},
+        {"prune": {"groups": "shape", "density": 0.25, "include": ["3"], "method": "random"}},
+        {"share": {"bits": 3}},
+    ]
+    state, _, _ = job(given, trained, tmp_path).stages()
+    mask = state.masks["3.weight"]
+    assert rows(state.masks, "3.weight") == 6
+    assert int(mask.flatten(1).any(0).sum()) == 18
+    assert int(mask.any(0).flatten(1).any(1).sum()) <= 4  # of the channels left
+    assert "1.weight" not in state.masks or state.masks["1.weight"].all()
+
+
+def test_two_of_four_and_blocks(trained: nn.Module, tmp_path: Path) -> None:
+    given = [{"prune": {"groups": "2:4", "include": ["3", "7"], "retrain": FAST}}]
+    state, recorded, _ = job(given, trained, tmp_path / "a").stages()
+    assert set(state.masks) == {"3.weight", "7.weight"}
+    assert state.masks.density == 0.5
+    runs = state.masks["3.weight"].movedim(1, -1).reshape(-1, 4)
+    assert (runs.sum(1) == 2).all()
+    assert recorded[0]["score"] > 0.3
+    blocks = [{"prune": {"groups": {"kind": "block-1x4", "norm": "mean"}, "density": 0.25}}]
+    state, _, _ = job(blocks, trained, tmp_path / "b").stages()
+    runs = state.masks["7.weight"].reshape(-1, 4)
+    assert (runs.all(1) | ~runs.any(1)).all()
+
+
+def test_a_run_by_groups_resumes_to_the_same_bits(trained: nn.Module, tmp_path: Path) -> None:
+    stage = {"prune": {"groups": "filter", "density": 0.5, "retrain": FAST}}
+    whole, _, _ = job([stage], trained, tmp_path / "a").stages()
+    with pytest.raises(Stop):
+        job([stage], trained, tmp_path / "b", Killed(1)).stages()
+    again, _, _ = job([stage], trained, tmp_path / "b").stages()
+    assert fresh.digest(whole.model.state_dict()) == fresh.digest(again.model.state_dict())
+
+
+def test_units_have_a_strength_by_layer() -> None:
+    net = nets.build("lstm-lm", classes=7, embedding=4, hidden=(3, 2))
+    stage = GroupLassoStage(
+        groups={"unit": {"rnn.0": 0.1}},
+        consumers={"rnn.0": "rnn.1", "rnn.1": "output"},
+        train={"epochs": 1},  # type: ignore[arg-type]
+    )
+    stage.check(net)
+    ((family, strength),) = stage._families(net, "unit")
+    assert (family.layer, strength, len(family)) == ("rnn.0_l0", 0.1, 3)
+    assert stage.covered(net) == {
+        "rnn.0.weight_ih_l0", "rnn.0.weight_hh_l0", "rnn.1.weight_ih_l0",
+    }  # fmt: skip
+
+
+LASSO = {
+    "group_lasso": {
+        "groups": {"filter": 0.02, "shape": {"3": 0.2}},
+        "form": "proximal",
+        "train": {"epochs": 3, "lr": 0.1},
+        "finetune": {"epochs": 1, "lr": 0.05, "weight_decay": 0.001},
+    }
+}
+
+
+def test_groups_are_trained_to_zero_and_stay_there(trained: nn.Module, tmp_path: Path) -> None:
+    state, recorded, _ = job([LASSO, {"share": {"bits": 4}}], trained, tmp_path / "a").stages()
+    notes = recorded[0]["group_lasso"]
+    assert [(g["kind"], g["layer"], g["groups"]) for g in notes["groups"]] == [
+        ("filter", "1", 8), ("filter", "3", 12), ("shape", "3", 72),
+    ]  # fmt: skip
+    shapes = notes["groups"][2]
+    assert 0 < shapes["left"] < 72
+    weight = names.parameters(state.model)["3.weight"].detach()
+    assert int(weight.flatten(1).any(0).sum()) <= shapes["left"]
+    (row,) = (x for x in notes["layers"] if x["name"] == "3.weight")
+    assert row["columns"][0] == 72
+    assert row["multiplications"][0] == 12 * 72 * 16
+    assert row["multiplications"][1] == row["rows"][1] * row["columns"][1] * 16
+    assert not weight[~state.masks["3.weight"]].any()
+    assert {"lasso", "finetune"} <= set(notes)
+    with pytest.raises(Stop):
+        job([LASSO], trained, tmp_path / "b", Killed(3)).stages()
+    again, _, _ = job([LASSO], trained, tmp_path / "b").stages()
+    once, _, _ = job([LASSO], trained, tmp_path / "c").stages()
+    assert fresh.digest(again.model.state_dict()) == fresh.digest(once.model.state_dict())
+
+
+def test_a_lasso_that_empties_a_layer_is_refused(trained: nn.Module, tmp_path: Path) -> None:
+    train = {"epochs": 1, "lr": 0.1, "schedule": "cosine"}
+    stage = {"group_lasso": {"groups": {"row": 50.0}, "form": "proximal", "train": train}}
+    with pytest.raises(ArgumentError, match=r"every group of 7\.weight became zero"):
+        job([stage], trained, tmp_path).stages()
+
+
+def test_what_groups_cover(trained: nn.Module) -> None:
+    found = coverage.of_stage(trained, Prune(groups="filter", density=0.5))  # type: ignore[arg-type]
+    assert found is not None
+    assert found["covered"] == 72 + 864
+
+
+def test_multiplications_by_hand() -> None:
+    net = nn.ModuleDict({"conv": nn.Conv2d(1, 2, 3), "rnn": nn.LSTM(4, 3, batch_first=True)})
+
+    def feed(model: Any) -> None:
+        model["conv"](torch.zeros(5, 1, 6, 6))
+        model["rnn"](torch.zeros(5, 7, 4))
+
+    assert uses(net, feed, 5) == {
+        "conv.weight": 16.0, "rnn.weight_ih_l0": 7.0, "rnn.weight_hh_l0": 7.0,
+    }  # fmt: skip
+    layer = nn.TransformerEncoderLayer(4, 2, 3, batch_first=True)
+    counted = uses(layer, lambda model: model(torch.zeros(2, 6, 4)), 2)
+    assert set(counted.values()) == {6.0}
+    assert len(counted) == 4
+
+
+def test_mistakes_in_settings_are_named() -> None:
+    mistaken("prune: {groups: filters, density: 0.5}", ["line 3", "did you mean 'filter'"])
+    mistaken("prune: {groups: 2:4}", ["line 3", "write N:M in quotes"])
+    mistaken("prune: {groups: '2:4', density: 0.5}", ["say themselves how much stays"])
+    mistaken("prune: {groups: filter}", ["give either density"])
+    mistaken("prune: {groups: filter, density: auto}", ["of single weights"])
+    mistaken("prune: {groups: {kind: filter, cost: time}, density: 0.5}", ["cost", "flop"])
+    train = "train: {epochs: 1}"
+    mistaken(f"group_lasso: {{groups: {{row: -1}}, {train}}}", ["groups.row", "-1", "equal to 0"])
+    mistaken(f"group_lasso: {{groups: {{rows: 1}}, {train}}}", ["did you mean 'row'"])
+    mistaken(f"group_lasso: {{groups: {{'2:4': 1}}, {train}}}", ["take prune for it"])
+    mistaken(f"group_lasso: {{groups: {{}}, {train}}}", ["name a kind"])
+
+
+def test_layers_without_such_groups_are_named_before_any_work(trained: nn.Module) -> None:
+    unfit(
+        "prune: {groups: filter, density: 0.5, include: ['7']}",
+        r"7\.weight has no groups 'filter': it is of Linear",
+        trained,
+    )
+    unfit(
+        "group_lasso: {groups: {shape: {'7': 1}}, train: {epochs: 1}}",
+        r"7\.weight has no groups 'shape'",
+        trained,
+    )
+    unfit(
+        "group_lasso: {groups: {row: {'type:Conv*': 1}}, train: {epochs: 1}}",
+        "has 4 dimensions",
+        trained,
+    )
+    unfit(
+        "group_lasso: {groups: {row: {'type:RNN': 1}}, train: {epochs: 1}}",
+        "no layer has such groups at a strength above 0",
+        trained,
+    )
+    unfit("prune: {groups: head, density: 0.5}", "no layer has groups 'head'", trained)
+    unfit(
+        "prune: {groups: {kind: unit, consumers: {a: b}}, density: 0.5}",
+        "consumers names 'a'",
+        nets.build("lstm-lm", classes=7, embedding=4, hidden=(3, 2)),
+    )
