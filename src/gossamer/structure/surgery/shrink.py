@@ -1,0 +1,301 @@
+"""Networks made physically smaller: what is dead by its values is taken out of the modules.
+
+Dead filters, channels, states of LSTMs and heads of attention, as group lasso (Wen et al.,
+Learning Structured Sparsity in Deep Neural Networks, 2016; Learning Intrinsic Sparse Structures
+within LSTM, 2018) or any pruning leaves them. One forward pass is followed operation by operation
+(:mod:`.trace`); what no output depends on goes (:mod:`.solve`), constants of what goes are put
+into the biases behind, and the smaller network must give the outputs of the large one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gossamer.core import nest
+from gossamer.core.access import copied
+from gossamer.core.errors import ArgumentError
+from gossamer.core.graph import undisturbed
+from gossamer.structure.surgery import normalise, products, recurrent, rules  # noqa: F401
+from gossamer.structure.surgery.cut import Cut, cut
+from gossamer.structure.surgery.plan import Plan, apply, fill
+from gossamer.structure.surgery.solve import Units, settle
+from gossamer.structure.surgery.trace import Ids, outputs, traced
+
+__all__ = ["Pinned", "Shrunk", "difference", "shrink"]
+
+TOLERANCE = 1e-5  # of the largest output
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Zero units that stayed.
+
+    Attributes:
+        tensor: the parameter that has them.
+        count: how many.
+        why: what keeps them.
+        where: module, file and line of the forward, where it is known.
+    """
+
+    tensor: str
+    count: int
+    why: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        """In one line."""
+        return f"{self.count} of {self.tensor}: {self.why}" + (f" ({self.where})" * bool(self.where))
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A network without its dead units.
+
+    Attributes:
+        model: the smaller network, of the same class; the one that was given is as it was.
+        plan: how its modules differ, for a file.
+        removed: parameter or buffer -> its shape before and after.
+        pinned: zero units that stayed, and why.
+        parameters: numbers of them, before and after.
+        difference: of the outputs, relative to the largest, on the examples.
+    """
+
+    model: nn.Module
+    plan: Plan
+    removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    pinned: list[Pinned]
+    parameters: tuple[int, int]
+    difference: float = 0.0
+
+    def __str__(self) -> str:
+        """A table of what went, and what stayed and why."""
+        wide = max((len(n) for n in self.removed), default=0)
+        lines = [
+            f"{n:{wide}}  {_shape(a)} -> {_shape(b)}" for n, (a, b) in self.removed.items() if a != b
+        ] or ["nothing is dead"]
+        before, after = self.parameters
+        lines.append(f"parameters {before:,} -> {after:,}; outputs differ by {self.difference:.1e}")
+        return "\n".join(lines + [f"stays: {p}" for p in self.pinned])
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def shrink(model: nn.Module, example_inputs: Any) -> Shrunk:
+    """Take out what is dead: a copy of the network, physically smaller, with the same outputs.
+
+    Dead is what no output depends on, by the values of the weights alone: filters and channels
+    that are zero, give a constant or are read by nobody, states of LSTMs and GRUs, heads and
+    hidden units of transformers, whole branches. The modules stay of their classes where these can
+    have the new sizes. What the forward pass has as fixed numbers stays, and is named.
+
+    Args:
+        model: in any mode; stays as it is.
+        example_inputs: one batch: a tensor, a tuple of inputs in order, or a mapping by name.
+
+    Returns: the smaller network, and what went and what stayed.
+
+    Raises :class:`ArgumentError` where the network does not take the example, takes another way
+    for other inputs, or where there are dead units of which none can go; naming the operation.
+    """
+    trace = traced(model, example_inputs)
+    units = Units.found(trace)
+    attempt = _Attempt(model, units, example_inputs)
+    gone = settle(units, units.dead(), attempt.limits)
+    made, kept, failure = None, set(), ""
+    if gone.any():
+        made, kept, failure = attempt.best(gone)
+    stay = _pinned(units, made.gone if made else np.zeros_like(gone), kept, failure)
+    before = _count(model)
+    if made is None:
+        if stay:
+            raise ArgumentError(
+                f"{type(model).__name__}: zero units are there, and none can be taken out: "
+                + "; ".join(map(str, stay[:5]))
+            )
+        return Shrunk(copied(model), Plan(), {}, [], (before, before))
+    old = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {n: tuple(v.shape) for n, v in made.cut.values.items()}
+    removed = {n: (tuple(old[n].shape) if n in old else (), s) for n, s in shapes.items()}
+    return Shrunk(
+        made.model, made.plan, removed, stay, (before, _count(made.model)), made.difference
+    )
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A smaller network that gives the right outputs."""
+
+    model: nn.Module
+    plan: Plan
+    cut: Cut
+    gone: Ids
+    difference: float
+
+
+@dataclass
+class _Attempt:
+    """Ways to take units out of one network, each compared with it."""
+
+    model: nn.Module
+    units: Units
+    example: Any
+    limits: list[Any] = field(init=False)
+    inputs: list[Any] = field(init=False)
+    wanted: list[list[Tensor]] = field(init=False)
+    failure: str = ""
+
+    def __post_init__(self) -> None:
+        self.limits = self.units.limits()
+        self.inputs, self.wanted = [], []
+        for given in (self.example, _another(self.example)):
+            try:
+                self.wanted.append(_run(self.model, given))
+                self.inputs.append(given)
+            except Exception:  # the network does not take random values
+                if not self.inputs:
+                    raise
+
+    def best(self, gone: Ids) -> tuple[_Made | None, set[int], str]:
+        """All units that can go, those that cannot (and what happened where they went)."""
+        made = self.made(gone)
+        if made is not None:
+            return made, set(), ""
+        first = self.failure
+        groups = self._groups(gone)
+        kept: set[int] = set()
+        good: set[int] = set()
+
+        def tried(some: list[set[int]]) -> None:
+            nonlocal made, first
+            units = set().union(*some)
+            if (new := self.made(self._only(good | units))) is not None:
+                made = new
+                good.update(units)
+            elif len(some) == 1:
+                kept.update(units)
+                first = self.failure
+            else:
+                tried(some[: len(some) // 2])
+                tried(some[len(some) // 2 :])
+
+        tried(groups[: (len(groups) + 1) // 2])
+        tried(groups[(len(groups) + 1) // 2 :]) if len(groups) > 1 else None
+        return made, kept, first
+
+    def _only(self, wanted: set[int]) -> Ids:
+        """What goes where nothing but these units may go."""
+        others = set(np.unique(self.units.of).tolist()) - wanted
+        return settle(self.units, self.units.dead(others), self.limits)
+
+    def _groups(self, gone: Ids) -> list[set[int]]:
+        """Units by the first parameter that has them, and what is tied to it by limits."""
+        of, seen, groups = self.units.of, set(), []
+        for memory in self.units.trace.ledger.memories.values():
+            for ids in memory.axes.values():
+                mine = set(of[ids.numpy()][gone[ids.numpy()]].tolist()) - seen
+                if mine:
+                    seen |= mine
+                    groups.append(mine)
+        rest = set(of[gone].tolist()) - seen
+        return groups + ([rest] if rest else [])
+
+    def made(self, gone: Ids) -> _Made | None:
+        """The network without these units, where it gives the right outputs."""
+        if not gone.any():
+            return None
+        one = cut(self.units, gone)
+        for guess in one.guesses:
+            numbers = {n: {**one.plan.numbers.get(n, {}), **v} for n, v in guess.items()}
+            plan = replace(one.plan, numbers={**one.plan.numbers, **numbers})
+            model = copied(self.model)
+            try:
+                apply(model, plan)
+                fill(model, one.values)
+                got = [_run(model, given) for given in self.inputs]
+            except Exception as e:  # the user's own code, on sizes it did not expect
+                self.failure = f"the forward pass then fails: {str(e).splitlines()[0][:200]}"
+                continue
+            off = max(
+                difference(w, g) for w, g in zip(self.wanted, got, strict=True)
+            )
+            if off <= TOLERANCE:
+                return _Made(model, plan, one, gone, off)
+            self.failure = f"outputs then differ by {off:.1e} of the largest"
+        return None
+
+
+def difference(wanted: list[Tensor], got: list[Tensor]) -> float:
+    """The largest difference, in parts of each tensor's largest value; infinite for other shapes."""
+    if [t.shape for t in wanted] != [t.shape for t in got]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(wanted, got, strict=True):
+        if not a.numel() or torch.equal(a, b):
+            continue
+        x, y = a.double(), b.double()
+        same = (x == y) | (x.isnan() & y.isnan())
+        if bool((~same & ~(x.isfinite() & y.isfinite())).any()):
+            return float("inf")
+        most = float(x[x.isfinite()].abs().max()) if bool(x.isfinite().any()) else 0.0
+        off = float((x - y)[~same].abs().max()) if bool((~same).any()) else 0.0
+        worst = max(worst, off / most if most else float("inf") if off > 1e-12 else 0.0)
+    return worst
+
+
+def _run(model: nn.Module, inputs: Any) -> list[Tensor]:
+    with undisturbed(model):
+        return [t.clone() for t in outputs(nest.feed(model, nest.mapped(Tensor.clone, inputs)))]
+
+
+def _another(example: Any) -> Any:
+    """A batch of the same kind with other values."""
+    source = torch.Generator().manual_seed(0)
+
+    def other(t: Tensor) -> Tensor:
+        if t.is_floating_point() and t.numel():
+            scale = float(t.std()) if t.numel() > 1 else 1.0
+            noise = torch.randn(t.shape, generator=source, dtype=torch.float64).to(t)
+            return noise * (scale or 1.0) + t.mean()
+        return t.flip(0) if t.ndim else t
+
+    return nest.mapped(other, example)
+
+
+def _pinned(units: Units, gone: Ids, kept: set[int], failure: str) -> list[Pinned]:
+    """Zero rows of weights that stayed, by reason."""
+    found: dict[tuple[str, str, str], int] = {}
+    for memory in units.trace.ledger.memories.values():
+        for number, why, where in _zeros(units, memory, gone):
+            if int(units.of[number]) in kept:
+                why, where = failure, where
+            found[memory.name, why, where] = found.get((memory.name, why, where), 0) + 1
+    return [Pinned(name, n, why, where) for (name, why, where), n in found.items()]
+
+
+def _zeros(units: Units, memory: Any, gone: Ids) -> Iterator[tuple[int, str, str]]:
+    tensor = memory.base
+    for axis, ids in memory.axes.items():
+        if tensor.ndim < 2:
+            continue
+        silent = (tensor.movedim(axis, 0).flatten(1) == 0).all(1).numpy()
+        for number in ids.numpy()[silent].tolist():
+            roles = units.roles.get(number, set())
+            if gone[number] or "produces" not in roles:
+                continue
+            unit = int(units.of[number])
+            node = units.reasons.get(unit)
+            why = units.pinned.get(unit, "an output depends on it")
+            if why != "it is an output of the network":
+                yield number, why, node.where if node else ""
