@@ -3,16 +3,20 @@
 from gossamer.structure.absorb import absorb_batchnorm
 from gossamer.structure.dead import DeadUnits, dead_units, remove_dead
 from gossamer.structure.fold import fold_batchnorm
+from gossamer.structure.surgery.shrink import Pinned, Shrunk, shrink
 from gossamer.structure.svd import SVDSize, factorize, svd_size, sweep
 
 __all__ = [
     "DeadUnits",
+    "Pinned",
     "SVDSize",
+    "Shrunk",
     "absorb_batchnorm",
     "dead_units",
     "factorize",
     "fold_batchnorm",
     "remove_dead",
+    "shrink",
     "svd_size",
     "sweep",
 ]

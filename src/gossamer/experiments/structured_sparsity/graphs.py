@@ -198,8 +198,8 @@ class _Builder:
         bias = s.random() < 0.6
         if kind == "transposed" and groups == 1 and not keep and x.length <= 8:
             stride = s.choice((1, 2))
-            cls = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[self.dims - 1]
-            layer: Any = cls(x.size, size, kernel, stride, pad, bias=bias)
+            up: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[self.dims - 1]
+            layer: Any = up(x.size, size, kernel, stride, pad, bias=bias)
             length = (x.length - 1) * stride - 2 * pad + kernel
         else:
             cls = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.dims - 1]
@@ -274,7 +274,9 @@ class _Builder:
         inside = self.conv(at, keep=True)
         if s.random() < 0.7:
             inside = self.norm(inside)
-        inside = self.step("activation", [inside], s.randrange(len(_ACTIVATIONS)), self.values[inside])
+        inside = self.step(
+            "activation", [inside], s.randrange(len(_ACTIVATIONS)), self.values[inside]
+        )
         last = self.conv(inside, out=x.space, keep=True)
         if s.random() < 0.5:
             last = self.norm(last)
@@ -318,7 +320,9 @@ def graph(seed: int) -> Generated:
             p.uniform_(-0.7, 0.7)
         for layer, ins, outs, kind in builder.rows:
             _zero(layer, outs, kind)
-            sizes |= {f"{names[id(layer)]}.{k}": v for k, v in _sizes(layer, ins, outs, kind).items()}
+            sizes |= {
+                f"{names[id(layer)]}.{k}": v for k, v in _sizes(layer, ins, outs, kind).items()
+            }
     builder.net.eval()
     shape = (2, builder.values[0].size, *[builder.values[0].length] * builder.dims)
     return Generated(builder.net, torch.randn(shape), sizes, f"graph {builder.dims}d")
@@ -347,7 +351,9 @@ def _zero(layer: Any, outs: list[Piece], kind: str) -> None:
         layer.bias[at] = 0
 
 
-def _sizes(layer: Any, ins: list[Piece], outs: list[Piece], kind: str) -> dict[str, tuple[int, ...]]:
+def _sizes(
+    layer: Any, ins: list[Piece], outs: list[Piece], kind: str
+) -> dict[str, tuple[int, ...]]:
     less_in, less_out = len(_gone(ins)), len(_gone(outs))
     found = {}
     for name, tensor in layer.named_parameters():

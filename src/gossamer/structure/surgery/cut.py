@@ -75,9 +75,9 @@ def cut(units: Units, gone: Ids) -> Cut:
             values.setdefault(name, full[name])
     for node in units.nodes:
         kept = {a: int((~gone[ids]).sum()) for a, ids in node.sizes.items() if gone[ids].any()}
-        name = trace.modules.get(id(node.module))
-        if kept and name is not None and isinstance(node.module, _COUNTING):
-            numbers.setdefault(name, {}).update(kept)
+        at = trace.modules.get(id(node.module))
+        if kept and at is not None and isinstance(node.module, _COUNTING):
+            numbers.setdefault(at, {}).update(kept)
     numbers = {n: v for n, v in numbers.items() if _torchs(trace.model, n)}
     shapes = {n: tuple(v.shape) for n, v in values.items()}
     inside = tuple(f"{n}." for n in replaced)
@@ -167,8 +167,8 @@ def _sizes(node: Any, gone: Ids) -> Iterator[tuple[int, int]]:
         kept = ~gone[limit.ids]
         for axis in range(kept.ndim):
             line = kept.any(tuple(d for d in range(kept.ndim) if d != axis))
-            if not line.all():
-                yield len(line), int(line.sum())
+            if not np.all(line):
+                yield kept.shape[axis], int(np.sum(line))
         if not kept.all():
             yield kept.size, int(kept.sum())
     for group in node.grouped:

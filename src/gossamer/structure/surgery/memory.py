@@ -1,4 +1,4 @@
-"""What is known of every element of every tensor of one forward pass: its units, and if it is fixed.
+"""What is known of every element of every tensor of one forward pass.
 
 A *unit* is what can be taken out of a network at once: a channel, a hidden state, a row of a
 matrix. Elements carry numbers of units. They are kept by storage, one number an element, so that
@@ -163,13 +163,15 @@ def _order(base: Tensor, tensor: Tensor) -> list[int] | None:
 def varying(layer: Tensor) -> list[int]:
     """The axes along which the units differ."""
     found = []
+    plain = layer.numpy()
     for axis, size in enumerate(layer.shape):
-        if size > 1 and layer.stride(axis) != 0:
-            first = layer.narrow(axis, 0, 1)
-            if not torch.equal(layer, first.expand(layer.shape)):
-                found.append(axis)
-        if layer.stride(axis) == 0 or axis not in found:
-            layer = layer.narrow(axis, 0, min(1, size)).expand(layer.shape)
+        if size < 2:
+            continue
+        first = plain[(slice(None),) * axis + (slice(0, 1),)]
+        if plain.strides[axis] != 0 and (plain != first).any():
+            found.append(axis)
+        else:
+            plain = first  # the rest is looked at where this axis begins
     return found
 
 

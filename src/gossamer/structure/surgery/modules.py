@@ -35,12 +35,15 @@ class Stacked(nn.Module):
         self.dropout, self.bidirectional = like.dropout, like.bidirectional
         self.num_layers, self.sizes, self.input_size = len(sizes), tuple(sizes), inputs
         self.hidden_size = max(sizes)
-        options: dict[str, Any] = {"device": like.weight_ih_l0.device, "dtype": like.weight_ih_l0.dtype}
+        options: dict[str, Any] = {
+            "device": like.weight_ih_l0.device,
+            "dtype": like.weight_ih_l0.dtype,
+        }
         gates, sides = _GATES[self.mode], 2 if self.bidirectional else 1
         for level, size in enumerate(sizes):
             for side in range(sides):
                 tail = f"_l{level}" + ("_reverse" if side else "")
-                shapes = [(gates * size, inputs), (gates * size, size)]
+                shapes: list[tuple[int, ...]] = [(gates * size, inputs), (gates * size, size)]
                 shapes += [(gates * size,), (gates * size,)] if self.bias else []
                 names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
                 for name, shape in zip(names, shapes, strict=False):
@@ -80,7 +83,8 @@ class Stacked(nn.Module):
             else:
                 begin = [s[rows, :, :size].contiguous() for s in states]
             given = tuple(begin) if self.mode == "LSTM" else begin[0]
-            call, weights = _CALLS[self.mode], self._weights(level)
+            call: Any = _CALLS[self.mode]
+            weights = self._weights(level)
             rest = (self.bias, 1, 0.0, self.training, self.bidirectional)
             if packed is not None:
                 out = call(data, packed.batch_sizes, given, weights, *rest)
@@ -126,7 +130,7 @@ class Heads(nn.MultiheadAttention):
             return nn.Parameter(torch.zeros(shape, **options))
 
         packed = like.in_proj_weight is not None
-        self.in_proj_weight = made(3 * inner, like.embed_dim) if packed else None
+        self.in_proj_weight: Any = made(3 * inner, like.embed_dim) if packed else None
         for name, size in (("q", like.embed_dim), ("k", like.kdim), ("v", like.vdim)):
             setattr(self, f"{name}_proj_weight", None if packed else made(inner, size))
         self.in_proj_bias = made(3 * inner) if like.in_proj_bias is not None else None

@@ -20,9 +20,7 @@ def _channels(trace: Trace, node: Node, x: Tensor, given: list[Tensor | None]) -
     lines = []
     for layer in trace.labels(x):
         found = trace.line(node, layer, 1)
-        if found is None:
-            trace.pin(node, layer, f"{node.op} runs over it", read=True)
-        elif varying(layer) != [1]:
+        if found is None or varying(layer) != [1]:
             trace.pin(node, layer, f"{node.op} runs over it", read=True)
         else:
             lines.append(found)
@@ -131,10 +129,10 @@ def attention(trace: Trace, node: Node, out: Tensor, query: Tensor, key: Tensor,
                 layer = compact(layer)
                 base = layer.narrow(-1, 0, 1)
                 trace.unite(node, base.expand(layer.shape), layer)
-                base = base.reshape(-1) if base.numel() == t.shape[-3] else None
-                if base is None:
+                if base.numel() != t.shape[-3]:
                     trace.pin(node, layer, "attention takes heads of a batch")
                     continue
+                base = base.reshape(-1)
                 heads.append(base.repeat_interleave(max(counts) // len(base)))
                 found = True
             elif axes:
@@ -153,8 +151,8 @@ def attention(trace: Trace, node: Node, out: Tensor, query: Tensor, key: Tensor,
         if heads and mask.ndim > 2 and mask.shape[-3] > 1:
             trace.pin(node, heads[0], "a mask of attention has heads")
     unknown = (trace.unknown(value) | (value != 0)).any(-2, keepdim=True)
-    if unknown.shape[:-2] != out.shape[:-2]:
-        unknown = torch.ones((), dtype=torch.bool)
+    if unknown.ndim > 2 and unknown.shape[-3] != out.shape[-3]:  # grouped queries
+        unknown = unknown.repeat_interleave(out.shape[-3] // unknown.shape[-3], -3)
     layers = []
     if heads:
         layers.append(heads[0].view(-1, 1, 1).expand(out.shape))

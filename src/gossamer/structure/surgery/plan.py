@@ -122,8 +122,10 @@ def _reshape(modules: Mapping[str, nn.Module], name: str, shape: tuple[int, ...]
         module.bias = nn.Parameter(made)
         return
     fits = isinstance(old, Tensor) and len(shape) == old.ndim
-    if not isinstance(old, Tensor) or not fits or any(
-        not 1 <= s <= o for s, o in zip(shape, old.shape, strict=True)
+    if (
+        not isinstance(old, Tensor)
+        or not fits
+        or any(not 1 <= s <= o for s, o in zip(shape, old.shape, strict=True))
     ):
         raise ArgumentError(
             f"the network has no tensor {name[:100]!r} that could be made {shape[:8]}; it is not "
@@ -145,7 +147,7 @@ def _sync(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _CONVS):
-        first, second = module.weight.shape[:2]
+        first, second = module.get_parameter("weight").shape[:2]
         if module.transposed:
             module.in_channels, module.out_channels = first, second * module.groups
         else:
@@ -159,7 +161,7 @@ def _sync(module: nn.Module) -> None:
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.RNNBase):
-        module.hidden_size = int(module.weight_hh_l0.shape[1])
-        module.input_size = int(module.weight_ih_l0.shape[1])
+        module.hidden_size = module.get_parameter("weight_hh_l0").shape[1]
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)

@@ -122,13 +122,12 @@ def _bias(trace: Trace, node: Node, bias: Tensor, rows: Tensor | None) -> None:
 
 
 @whole(torch.nn.functional.linear, torch._C._nn.linear)
-def linear(trace: Trace, node: Node, out: Tensor, x: Tensor = None, weight: Tensor = None,
+def linear(trace: Trace, node: Node, out: Tensor, input: Tensor, weight: Tensor,
            bias: Tensor | None = None, **kw: Any) -> None:  # fmt: skip
     """A linear layer."""
-    x = kw.get("input", x)
     name = trace.name_of(weight)
     whole_name = name if name and (bias is None or trace.name_of(bias) == _bias_of(name)) else None
-    _linear(trace, node, out, x, weight, bias, whole_name)
+    _linear(trace, node, out, input, weight, bias, whole_name)
 
 
 @rule("mm", "addmm", "mv")
@@ -165,6 +164,7 @@ def _bmm(trace: Trace, node: Node, out: Tensor, *args: Any, **kw: Any) -> None:
 
 def _batched(trace: Trace, node: Node, out: Tensor, a: Tensor, b: Tensor) -> None:
     """(B, i, k) times (B, k, j): a unit of the batch is one head, whatever it holds."""
+    trace.flows(node, a, b)
     heads: list[Tensor] = []
     lines: dict[str, list[Tensor]] = {"i": [], "ak": [], "bk": [], "j": []}
     for t, names in ((a, ("i", "ak")), (b, ("bk", "j"))):
@@ -188,9 +188,16 @@ def _batched(trace: Trace, node: Node, out: Tensor, a: Tensor, b: Tensor) -> Non
         if heads and not any(0 in varying(one) for one in trace.labels(t)) and t.shape[0] > 1:
             trace.pin(node, heads[0], f"{node.op} mixes it with what has no units")
     ua, ub = trace.unknown(a), trace.unknown(b)
-    ka, kb = ((ua | (a != 0)).flatten(0, 1).any(0), (ub | (b != 0)).transpose(1, 2).flatten(0, 1).any(0))
+    ka, kb = (
+        (ua | (a != 0)).flatten(0, 1).any(0),
+        (ub | (b != 0)).transpose(1, 2).flatten(0, 1).any(0),
+    )
+    alive = (ka & kb)[:, None]
     for one in (*lines["ak"], *lines["bk"]):
-        trace.pin(node, one[ka & kb], f"{node.op} sums over it", read=True)
+        if lines["j"]:
+            depends(trace, node, one, lines["j"][0], alive.expand(-1, len(lines["j"][0])))
+        else:
+            trace.pin(node, one[ka & kb], f"{node.op} sums over it", read=True)
     inner = lines["ak"] + lines["bk"]
     for one in inner[1:]:
         trace.unite(node, inner[0], one)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +37,7 @@ def recurrent(trace: Trace, node: Node, out: Any, *args: Any, **kw: Any) -> None
     hidden = weights[1].shape[1]
     if len(weights) != per * layers * sides:  # projections
         raise NotImplementedError
-    inputs, rest = None, [one for one in trace.labels(x)]
+    inputs, rest = None, trace.labels(x)
     for layer in rest:
         axes = varying(layer)
         if axes == [x.ndim - 1]:
@@ -66,7 +65,7 @@ def recurrent(trace: Trace, node: Node, out: Any, *args: Any, **kw: Any) -> None
         constant = torch.zeros_like(alive)
         first = torch.zeros(len(alive))
     result, *last = out
-    layer = inputs.expand(result.shape)
+    layer = units[-1].reshape(-1).expand(result.shape)
     trace.ledger.write(result, [layer], alive.expand(result.shape))
     for t in last:
         numbers = units.view(layers * sides, *([1] * (t.ndim - 2)), hidden)
@@ -78,6 +77,7 @@ def recurrent(trace: Trace, node: Node, out: Any, *args: Any, **kw: Any) -> None
     more = Node(f"{kind}'s last states", node.where, node.owner)
     more.reads = {trace.ledger.key(result)}
     more.writes = {trace.ledger.key(t) for t in last}
+    more.aside = True
     more.maps = [Map(units.view(layers * sides, hidden).numpy(), fixed=(0,), ordered=True)]
     node.writes = {trace.ledger.key(result)}
     trace.nodes.insert(-1, node)
@@ -96,9 +96,7 @@ def _states(trace: Trace, node: Node, states: Sequence[Tensor], units: Tensor) -
                     trace.unite(node, layer[i].reshape(-1, s.shape[-1]), row)
             else:
                 trace.pin(node, layer, f"{node.op} begins with it")
-        if not labels and bool(trace.unknown(s).any()):
-            trace.pin(node, units, f"{node.op} begins with given states")
-        elif not labels and bool((s != 0).any()):
+        if (not labels and bool(trace.unknown(s).any())) or (not labels and bool((s != 0).any())):
             trace.pin(node, units, f"{node.op} begins with given states")
 
 
@@ -140,10 +138,10 @@ def _gated(trace: Trace, node: Node, kind: str, weights: Sequence[Tensor], units
     if inputs is not None:
         name = trace.name_of(w_in)
         if name is not None and len(weights) > 2 and bool(constant.any()):
-            at = constant.nonzero().flatten()
-            added = (w_in[:, at] * first[at]).T.double()
+            same = constant.nonzero().flatten()
+            added = (w_in[:, same] * first[same]).T.double()
             bias = name.replace("weight_ih", "bias_ih")
-            node.folds.append(Fold(name, bias, inputs.numpy()[at.numpy()], rows.numpy(), added))
+            node.folds.append(Fold(name, bias, inputs.numpy()[same.numpy()], rows.numpy(), added))
             alive = alive & ~constant
         depends(trace, node, inputs, rows, (w_in != 0).T & alive[:, None])
     depends(trace, node, units, rows, (w_rec != 0).T & ~zero[:, None])

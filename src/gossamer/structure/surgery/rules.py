@@ -41,6 +41,7 @@ def merge(
 ) -> list[Tensor]:
     """The layers of a result whose elements come from the operands' at the same place."""
     shape = tuple(shape)
+    trace.flows(node, *operands)
     merged: list[tuple[Tensor, list[int]]] = []
     for t in operands:
         for layer in trace.labels(t):
@@ -77,15 +78,18 @@ def _spread(trace: Trace, shape: Sequence[int], operands: Sequence[Tensor]) -> T
     return unknown.expand(tuple(shape))
 
 
-@rule(*"""
-    add sub rsub neg abs exp exp2 log log2 log10 log1p expm1 sqrt rsqrt square pow sin cos tan tanh
-    sigmoid relu relu6 leaky_relu elu gelu silu mish hardswish hardsigmoid hardtanh softplus
-    celu selu threshold clamp clamp_min clamp_max maximum minimum eq ne lt le gt ge
-    logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not isnan isinf
-    sign sgn reciprocal floor ceil round trunc erf erfc lerp addcmul addcdiv atan atan2 fmod
-    remainder log_sigmoid_forward _prelu_kernel softshrink hardshrink nan_to_num fill heaviside
-    zeros_like ones_like full_like empty_like detach bernoulli zero sinh cosh asin acos
-    """.split())  # fmt: skip
+_ELEMENTWISE = """
+    add sub rsub neg abs exp exp2 log log2 log10 log1p expm1 sqrt rsqrt square pow sin cos tan
+    tanh sigmoid relu relu6 leaky_relu elu gelu silu mish hardswish hardsigmoid hardtanh softplus
+    celu selu threshold clamp clamp_min clamp_max maximum minimum eq ne lt le gt ge logical_and
+    logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not isnan isinf sign sgn
+    reciprocal floor ceil round trunc erf erfc lerp addcmul addcdiv atan atan2 fmod remainder
+    log_sigmoid_forward _prelu_kernel softshrink hardshrink nan_to_num fill heaviside zeros_like
+    ones_like full_like empty_like detach bernoulli zero sinh cosh asin acos
+"""
+
+
+@rule(*_ELEMENTWISE.split())
 def _elementwise(trace: Trace, node: Node, out: Any, *args: Any, **kwargs: Any) -> None:
     fixed = node.op in ("zeros_like", "ones_like", "full_like", "empty_like", "fill_", "zero_")
     operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
@@ -115,19 +119,22 @@ def _where(trace: Trace, node: Node, out: Tensor, *args: Any, **kwargs: Any) -> 
 @rule("copy")
 def _copy(trace: Trace, node: Node, out: Tensor, old: Tensor, new: Tensor, *rest: Any) -> None:
     # what was there is gone: its units are neither read nor tied
+    trace.flows(node, new)
     layers = [one.expand(out.shape) for one in trace.labels(new)]
     trace.ledger.write(out, layers, trace.unknown(new).expand(out.shape))
 
 
 @rule("clone", "_to_copy", "contiguous", "lift_fresh_copy", "dropout", "alias_copy")
 def _moved(trace: Trace, node: Node, out: Tensor, x: Tensor, *rest: Any, **kwargs: Any) -> None:
+    trace.flows(node, x)
     trace.ledger.write(out, trace.labels(x), trace.unknown(x))
 
 
 def passed(
-    trace: Trace, out: Tensor, x: Tensor, change: Callable[[Tensor], Tensor]
+    trace: Trace, node: Node, out: Tensor, x: Tensor, change: Callable[[Tensor], Tensor]
 ) -> None:
     """An operation that only moves elements: the same is done to what is known of them."""
+    trace.flows(node, x)
     trace.ledger.write(
         out, [change(one) for one in trace.labels(x)], change(trace.unknown(x).int()).bool()
     )
@@ -142,7 +149,7 @@ def _rearranged(trace: Trace, node: Node, out: Tensor, x: Tensor, *rest: Any, **
         for layer in trace.labels(x):
             if set(varying(layer)) & set(dims):
                 trace.pin(node, layer, f"{node.op} moves it among the others")
-    passed(trace, out, x, lambda t: function(t.contiguous(), *rest, **kw))
+    passed(trace, node, out, x, lambda t: function(t.contiguous(), *rest, **kw))
 
 
 @rule("slice", "narrow")
@@ -207,6 +214,7 @@ def _cat(trace: Trace, node: Node, out: Tensor, parts: Any, dim: int = 0) -> Non
         parts = [p.unsqueeze(dim if dim >= 0 else dim + p.ndim + 1) for p in parts]
     parts = [p for p in parts if p.ndim == out.ndim]  # torch skips empty ones of another rank
     dim %= out.ndim
+    trace.flows(node, *parts)
     along: list[list[Tensor | None]] = [[]]  # of one layer, the pieces
     across: list[Tensor] = []
     firsts: list[list[Tensor]] = []
@@ -224,13 +232,13 @@ def _cat(trace: Trace, node: Node, out: Tensor, parts: Any, dim: int = 0) -> Non
     for at in range(most):
         there = [f[at].narrow(dim, 0, 1) if len(f) > at else None for f in firsts]
         lead = next(t for t in there if t is not None)
-        for one in there:
-            if one is None or varying(one) != varying(lead):
+        for piece in there:
+            if piece is None or varying(piece) != varying(lead):
                 trace.pin(node, lead, f"{node.op} joins it with what has no units")
-                if one is not None:
-                    trace.pin(node, one, f"{node.op} joins it with what has other units")
-            elif one is not lead:
-                trace.unite(node, compact(lead), compact(one))
+                if piece is not None:
+                    trace.pin(node, piece, f"{node.op} joins it with what has other units")
+            elif piece is not lead:
+                trace.unite(node, compact(lead), compact(piece))
         across.append(lead.expand(out.shape))
     layers = list(across)
     if any(one is not None for one in along[0]):
@@ -247,6 +255,7 @@ def _cat(trace: Trace, node: Node, out: Tensor, parts: Any, dim: int = 0) -> Non
 @rule("constant_pad_nd")
 def _pad(trace: Trace, node: Node, out: Tensor, x: Tensor, pad: Any, value: Any = 0) -> None:
     layers = []
+    trace.flows(node, x)
     for layer in trace.labels(x):
         axes = varying(layer)
         padded = compact(layer)
@@ -275,8 +284,9 @@ def _index(trace: Trace, node: Node, out: Tensor, x: Tensor, *rest: Any) -> None
             if varying(layer):
                 trace.pin(node, layer, f"{node.op} reads it as an index")
     for layer in trace.labels(x):
-        if set(varying(layer)) & set(dims) or node.op == "gather" and varying(layer):
+        if set(varying(layer)) & set(dims) or (node.op == "gather" and varying(layer)):
             trace.pin(node, layer, f"{node.op} takes it by its place")
+    trace.flows(node, x)
     # by name: the layers move as the elements do, whatever the indices are
     function = getattr(torch.ops.aten, node.op)
     known = all(not bool(trace.unknown(i).any()) for i in indices)
@@ -300,10 +310,15 @@ def _reduced(trace: Trace, node: Node, out: Any, x: Tensor, *rest: Any, **kw: An
         return
     if node.op in ("linalg_vector_norm", "norm"):
         rest = rest[1:]
-    where = kw["dim"] if "dim" in kw else next(
-        (r for r in rest if isinstance(r, (int, list, tuple)) and not isinstance(r, bool)), None
+    where = (
+        kw["dim"]
+        if "dim" in kw
+        else next(
+            (r for r in rest if isinstance(r, (int, list, tuple)) and not isinstance(r, bool)), None
+        )
     )
     dims = _dims(where, x.ndim)
+    trace.flows(node, x)
     unknown = trace.unknown(x)
     layers = []
     for layer in trace.labels(x):
@@ -381,7 +396,6 @@ def _windows(trace: Trace, node: Node, out: Any, x: Tensor, *rest: Any, **kw: An
     for layer in trace.labels(x):
         if set(varying(layer)) & set(spatial):
             trace.pin(node, layer, f"{node.op} runs over it", read=True)
-            layers.append(None)
         else:
             layers.append(layer)
     unknown = trace.unknown(x)
@@ -390,17 +404,15 @@ def _windows(trace: Trace, node: Node, out: Any, x: Tensor, *rest: Any, **kw: An
     for one in out if isinstance(out, (tuple, list)) else [out]:
         mapped = []
         for layer in layers:
-            if layer is None:
-                continue
             for d in spatial:
                 layer = layer.narrow(d, 0, 1)
             mapped.append(layer.expand(one.shape))
         trace.ledger.write(one, mapped, unknown.expand(one.shape))
 
 
-@rule("arange", "zeros", "ones", "full", "empty", "scalar_tensor", "eye", "linspace", "tril_indices",
-      "empty_strided", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
-      "triu", "tril", "lift_fresh", "_assert_async", "tensor")  # fmt: skip
+@rule("arange", "zeros", "ones", "full", "empty", "scalar_tensor", "eye", "linspace",
+      "tril_indices", "empty_strided", "new_zeros", "new_ones", "new_full", "new_empty",
+      "new_empty_strided", "triu", "tril", "lift_fresh", "_assert_async", "tensor")  # fmt: skip
 def _made(trace: Trace, node: Node, out: Any, *args: Any, **kwargs: Any) -> None:
     if node.op in ("triu", "tril"):
         x = args[0]

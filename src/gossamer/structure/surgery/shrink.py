@@ -50,7 +50,9 @@ class Pinned:
 
     def __str__(self) -> str:
         """In one line."""
-        return f"{self.count} of {self.tensor}: {self.why}" + (f" ({self.where})" * bool(self.where))
+        return f"{self.count} of {self.tensor}: {self.why}" + (
+            f" ({self.where})" * bool(self.where)
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class Shrunk:
         """A table of what went, and what stayed and why."""
         wide = max((len(n) for n in self.removed), default=0)
         lines = [
-            f"{n:{wide}}  {_shape(a)} -> {_shape(b)}" for n, (a, b) in self.removed.items() if a != b
+            f"{n:{wide}}  {_shape(a)} -> {_shape(b)}"
+            for n, (a, b) in self.removed.items()
+            if a != b
         ] or ["nothing is dead"]
         before, after = self.parameters
         lines.append(f"parameters {before:,} -> {after:,}; outputs differ by {self.difference:.1e}")
@@ -109,7 +113,9 @@ def shrink(model: nn.Module, example_inputs: Any) -> Shrunk:
     units = Units.found(trace)
     attempt = _Attempt(model, units, example_inputs)
     gone = settle(units, units.dead(), attempt.limits)
-    made, kept, failure = None, set(), ""
+    made: _Made | None = None
+    kept: set[int] = set()
+    failure = ""
     if gone.any():
         made, kept, failure = attempt.best(gone)
     stay = _pinned(units, made.gone if made else np.zeros_like(gone), kept, failure)
@@ -201,7 +207,8 @@ class _Attempt:
 
     def _groups(self, gone: Ids) -> list[set[int]]:
         """Units by the first parameter that has them, and what is tied to it by limits."""
-        of, seen, groups = self.units.of, set(), []
+        of, groups = self.units.of, []
+        seen: set[int] = set()
         for memory in self.units.trace.ledger.memories.values():
             for ids in memory.axes.values():
                 mine = set(of[ids.numpy()][gone[ids.numpy()]].tolist()) - seen
@@ -227,9 +234,7 @@ class _Attempt:
             except Exception as e:  # the user's own code, on sizes it did not expect
                 self.failure = f"the forward pass then fails: {str(e).splitlines()[0][:200]}"
                 continue
-            off = max(
-                difference(w, g) for w, g in zip(self.wanted, got, strict=True)
-            )
+            off = max(difference(w, g) for w, g in zip(self.wanted, got, strict=True))
             if off <= TOLERANCE:
                 return _Made(model, plan, one, gone, off)
             self.failure = f"outputs then differ by {off:.1e} of the largest"
@@ -237,7 +242,7 @@ class _Attempt:
 
 
 def difference(wanted: list[Tensor], got: list[Tensor]) -> float:
-    """The largest difference, in parts of each tensor's largest value; infinite for other shapes."""
+    """The largest difference, in parts of a tensor's largest value; infinite for other shapes."""
     if [t.shape for t in wanted] != [t.shape for t in got]:
         return float("inf")
     worst = 0.0

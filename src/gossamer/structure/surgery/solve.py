@@ -122,8 +122,8 @@ class Units:
         return [(self.of[f.inputs], self.of[f.outputs], (f.added != 0).numpy()) for f in folds]
 
     def _uses(self, fold: Fold) -> int:
-        memory = next(m for m in self.trace.ledger.memories.values() if m.name == fold.weight)
-        key = self.trace.ledger.key(memory.base)
+        base = self.trace.named[fold.weight]
+        key = self.trace.ledger.key(base)
         return sum(key in n.reads for n in self.nodes)
 
     def limits(self) -> list[Any]:
@@ -131,7 +131,10 @@ class Units:
         found: list[Any] = []
         for memory in self.trace.ledger.memories.values():
             found += [Map(ids.numpy()) for ids in memory.axes.values()]
+        alive = {id(n) for n in self.live}
         for n in self.nodes:
+            if n.aside and id(n) not in alive:
+                continue
             found += [*n.maps, *n.splits, *n.grouped]
         return found
 
@@ -146,7 +149,7 @@ def settle(units: Units, removed: Ids, limits: Sequence[Any]) -> Ids:
     """
     gone = np.zeros(len(units.of), dtype=bool)
     gone[units.of[removed]] = True
-    by = {Map: _map, Split: _split, Grouped: _grouped}
+    by: dict[type, Any] = {Map: _map, Split: _split, Grouped: _grouped}
     changed = True
     while changed:
         changed = False
@@ -194,8 +197,7 @@ def _split(limit: Split, of: Ids, gone: Ids) -> list[int]:
     ends = np.cumsum(limit.sizes)
     pieces = [slice(e - s, e) for e, s in zip(ends, limit.sizes, strict=True)]
     share = max(
-        -(-int((~out[p]).sum()) // (s // step))
-        for p, s in zip(pieces, limit.sizes, strict=True)
+        -(-int((~out[p]).sum()) // (s // step)) for p, s in zip(pieces, limit.sizes, strict=True)
     )
     share = max(1, share)
     back: set[int] = set()

@@ -115,6 +115,7 @@ class Node:
         axes: units of parameters' axes that the rule accounted for, and their role.
         maps, splits, grouped, folds: see there.
         sizes: attributes of the module that count units, and the units they count.
+        aside: its limits hold only where an output depends on it.
     """
 
     op: str
@@ -132,6 +133,7 @@ class Node:
     grouped: list[Grouped] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     sizes: dict[str, Ids] = field(default_factory=dict)
+    aside: bool = False
 
 
 class Trace:
@@ -141,6 +143,7 @@ class Trace:
         ledger: what is known of every element.
         nodes: the operations, in order.
         names: id of a parameter or buffer -> its name.
+        named: the other way round.
         outputs: keys of the outputs' storages.
         calls: module name -> its outputs, for the modules without children.
     """
@@ -149,6 +152,7 @@ class Trace:
         self.ledger = Ledger()
         self.nodes: list[Node] = []
         self.names: dict[int, str] = {}
+        self.named: dict[str, Tensor] = {}
         self.outputs: set[int] = set()
         self.calls: dict[str, list[Tensor]] = {}
         self.modules = {id(m): n for n, m in model.named_modules()}
@@ -157,6 +161,7 @@ class Trace:
         held: dict[int, str] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self.names[id(tensor)] = name
+            self.named[name] = tensor
             key = self.ledger.key(tensor)
             if key in held and tensor.numel():  # memory of two: left as it is
                 self.shared.update((name, held[key]))
@@ -193,7 +198,9 @@ class Trace:
         a, b = pairs
         alone = (a == 0) != (b == 0)
         if alone.any():
-            node.pins.append((np.unique((a + b)[alone]), why or f"{node.op} mixes it with others", False))
+            node.pins.append(
+                (np.unique((a + b)[alone]), why or f"{node.op} mixes it with others", False)
+            )
         if (joint := (a != 0) & (b != 0) & (a != b)).any():
             node.unions.append((a[joint], b[joint]))
 
@@ -218,11 +225,17 @@ class Trace:
         if ids is not None:
             node.axes.append((ids.numpy(), role))
 
+    def flows(self, node: Node, *tensors: Tensor) -> None:
+        """Parameters among these hand their units on to the result."""
+        for t in tensors:
+            for ids in self.ledger.of(t).axes.values():
+                node.axes.append((ids.numpy(), "scales"))
+
     # --- recording
 
     def record(self, op: str, rule: Any, args: Any, kwargs: Any, out: Any) -> None:
         """One operation: by its rule, or by keeping all that reaches it."""
-        ins, outs = nest.leaves([*_flat(args), *kwargs.values()]), nest.leaves(out)
+        ins, outs = nest.leaves([*args, *kwargs.values()]), nest.leaves(out)
         node = Node(op, *self._place())
         node.reads = {self.ledger.key(t) for t in ins}
         node.writes = {self.ledger.key(t) for t in outs}
@@ -280,11 +293,6 @@ class Trace:
         return ", ".join(part for part in (at, where) if part), owner or inner, inner
 
 
-def _flat(args: Any) -> Iterator[Any]:
-    for a in args:
-        yield a
-
-
 class _Calls(TorchFunctionMode):
     """Calls that are kept whole."""
 
@@ -292,9 +300,7 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self.trace, self.busy = trace, False
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = FUNCTIONS.get(func)
         if self.busy:
@@ -332,13 +338,15 @@ def _opened(func: Any) -> Any:
 class _Operations(TorchDispatchMode):
     """Everything else, as aten's operations."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the import of torch's compiler takes seconds, and nothing is compiled
+
     def __init__(self, trace: Trace, calls: _Calls) -> None:
         super().__init__()
         self.trace, self.calls = trace, calls
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.calls.busy:
             return func(*args, **kwargs)
@@ -407,9 +415,7 @@ def traced(model: nn.Module, example: Any) -> Trace:
     inputs = nest.mapped(Tensor.clone, example)
     for tensor in nest.leaves(inputs):
         trace.ledger.write(tensor, [], torch.ones((), dtype=torch.bool))
-    hooks = [
-        m.register_forward_hook(_keeper(trace, n)) for n, m in model.named_modules() if n
-    ]
+    hooks = [m.register_forward_hook(_keeper(trace, n)) for n, m in model.named_modules() if n]
     calls = _Calls(trace)
     try:
         with undisturbed(model), _whole_attention(), calls, _Operations(trace, calls):

@@ -1,0 +1,1 @@
+"""Structured sparsity learning, and intrinsic sparse structures of LSTMs."""
