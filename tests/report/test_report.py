@@ -673,6 +673,13 @@ def noted(run: dict) -> dict:
             "stage": "7-svd",
             "svd": {**end, "layers": [{"name": "ip1", "rank": 2, "before": 9, "after": 3}]},
         },
+        {
+            "stage": "8-shrink",
+            "shrink": {
+                "parameters": [99, 33], "difference": 1e-7, "stays": ["2 of fc: roll moves it"],
+                "layers": [{"name": "fc.weight", "before": [9, 8], "after": [3, 8]}],
+            },
+        },
     ]  # fmt: skip
     return run
 

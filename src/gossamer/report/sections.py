@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gossamer.report import fewbits, plots, promises, speed, tables, words
+from gossamer.report import fewbits, plots, promises, smaller, speed, tables, words
 
 __all__ = ["SECTIONS", "byte_rows"]
 
@@ -387,6 +387,7 @@ SECTIONS: dict[str, Callable[[Run], Section | None]] = {
     "activations": fewbits.activations,
     "fixed_point": fewbits.fixed_point,
     "svd": fewbits.svd,
+    "shrink": smaller.shrink,
     "codebooks": _codebooks,
     "curves": _curves,
     "mask": _mask,

@@ -27,6 +27,8 @@ __all__ = ["KINDS", "checked", "generated", "network"]
 
 TOLERANCE = 1e-5  # of the largest output
 KINDS: tuple[Callable[[int], Generated], ...] = (graph, graph, recurrent, transformer, perceptron)
+PARTS = {"plain": "plain", "residual": "add", "concatenating": "cat", "grouped": "grouped",
+         "depthwise": "depthwise"}  # fmt: skip
 _PART = 250  # networks of one part
 
 
@@ -42,8 +44,8 @@ def _fresh(example: Tensor, seed: int) -> Tensor:
     return torch.randint(0, 9, example.shape, generator=source)
 
 
-def checked(seed: int) -> tuple[str, str, float]:
-    """Kind of a network, what came of it, and the difference of outputs on fresh inputs.
+def checked(seed: int) -> tuple[str, str, float, tuple[str, ...]]:
+    """Kind of a network, what came of it, the difference of outputs on fresh inputs, and its parts.
 
     What came of it: ``shrunk`` (all that was zeroed has gone), ``whole`` (nothing was to go),
     ``left: ...`` and ``refused: ...`` with the names, ``silent`` (something stayed without a word)
@@ -55,16 +57,16 @@ def checked(seed: int) -> tuple[str, str, float]:
     try:
         result = shrink(made.model, made.example)
     except ArgumentError as e:
-        return made.kind, f"refused: {e}", 0.0
+        return made.kind, f"refused: {e}", 0.0, made.parts
     after = {n: tuple(p.shape) for n, p in result.model.named_parameters()}
     off = _difference(made.model, result.model, _fresh(made.example, seed))
     if not off <= TOLERANCE:
-        return made.kind, "wrong", off
+        return made.kind, "wrong", off, made.parts
     stayed = [n for n, s in needed.items() if any(a > b for a, b in zip(after[n], s, strict=True))]
     if not stayed:
-        return made.kind, "shrunk" if needed else "whole", off
+        return made.kind, "shrunk" if needed else "whole", off, made.parts
     named = "; ".join(map(str, result.pinned))
-    return made.kind, f"left: {named}" if named else "silent", off
+    return made.kind, f"left: {named}" if named else "silent", off, made.parts
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def _difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
 
 
-def _part(first: int, last: int) -> list[tuple[int, str, str, float]]:
+def _part(first: int, last: int) -> list[tuple[int, str, str, float, tuple[str, ...]]]:
     torch.set_num_threads(1)
     return [(seed, *checked(seed)) for seed in range(first, last)]
 
@@ -107,7 +109,23 @@ def _judge(raw: Mapping[str, Any]) -> list[Claim]:
             "<=",
             TOLERANCE,
         ),
+        *(
+            Claim(
+                "survey.2",
+                f"largest difference of outputs of {name} generated networks whose channels went",
+                raw["parts"][name]["largest"],
+                "<=",
+                TOLERANCE,
+            )
+            for name in PARTS
+        ),
     ]
+
+
+def _of(rows: list[Any], part: str) -> dict[str, float]:
+    """Of the networks with a part: how many were shrunk, and the largest difference."""
+    some = [row for row in rows if part in row[4] and row[2] in ("shrunk", "wrong")]
+    return {"networks": len(some), "largest": max((row[3] for row in some), default=math.nan)}
 
 
 @experiment("shrink-generated", judge=_judge)
@@ -116,16 +134,17 @@ def generated(context: Context) -> dict[str, Any]:
     total = 500 if context.quick else 10_000
     jobs = [(first, first + _PART) for first in range(0, total, _PART)]
     rows = [row for part in context.map(_part, jobs) for row in part]
-    counts = Counter(what.partition(":")[0] for _, _, what, _ in rows)
+    counts = Counter(what.partition(":")[0] for _, _, what, *_ in rows)
     kinds: dict[str, Counter[str]] = {}
-    for _, kind, what, _ in rows:
+    for _, kind, what, *_ in rows:
         kinds.setdefault(kind, Counter())[what.partition(":")[0]] += 1
-    reasons = Counter(what for _, _, what, _ in rows if ":" in what)
+    reasons = Counter(what for _, _, what, *_ in rows if ":" in what)
     return {
         "networks": total,
         "counts": dict(counts),
         "kinds": {k: dict(v) for k, v in sorted(kinds.items())},
-        "largest": max(off for *_, off in rows),
+        "parts": {name: _of(rows, part) for name, part in PARTS.items()},
+        "largest": max(row[3] for row in rows),
         "reasons": dict(reasons.most_common(40)),
         "wrong": [row for row in rows if row[2] in ("wrong", "silent")],
     }

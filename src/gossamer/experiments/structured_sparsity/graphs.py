@@ -78,14 +78,14 @@ class Generated:
     Attributes:
         sizes: parameter -> its shape where all that was zeroed has gone.
         kind: of the network.
-        hard: something in it must be refused or stay, and be named.
+        parts: what it is built of.
     """
 
     model: nn.Module
     example: Any
     sizes: dict[str, tuple[int, ...]]
     kind: str
-    hard: bool = False
+    parts: tuple[str, ...] = ()
 
 
 _ACTIVATIONS: list[Any] = [
@@ -325,7 +325,9 @@ def graph(seed: int) -> Generated:
             }
     builder.net.eval()
     shape = (2, builder.values[0].size, *[builder.values[0].length] * builder.dims)
-    return Generated(builder.net, torch.randn(shape), sizes, f"graph {builder.dims}d")
+    parts = {row[3].split()[0] for row in builder.rows} | {s[0] for s in builder.net.steps}
+    kind = f"graph {builder.dims}d"
+    return Generated(builder.net, torch.randn(shape), sizes, kind, tuple(sorted(parts)))
 
 
 def _gone(pieces: list[Piece]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,10 +27,12 @@ class Replaced:
         kind: ``recurrent`` (sizes of the layers, then inputs), ``heads`` (their number, then the
             width of one), ``constant`` (the shape of its value) or ``identity``.
         sizes: as the kind says.
+        kept: of ``lowered``: the columns of the lowered matrix that are left.
     """
 
     kind: str
     sizes: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Plan:
     replaced: Mapping[str, Replaced] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     numbers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, which a file's metadata hold."""
+        return {"kind": "shrunk", **dataclasses.asdict(self)}
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
@@ -101,6 +108,9 @@ def _replace(model: nn.Module, modules: Mapping[str, nn.Module], name: str, new:
         made = nn.Identity()
     elif new.kind == "constant":
         like: Any = next(iter([*old.parameters(), *old.buffers()]), torch.zeros(()))
+        axes = [s for s in new.sizes if s > 1]
+        if len(axes) > 1 or max(axes, default=1) > max(like.shape, default=1) or not new.sizes:
+            raise ArgumentError(f"{name!r} cannot have given a constant of {new.sizes[:8]}")
         made = Constant(torch.zeros(new.sizes, dtype=like.dtype, device=like.device))
     else:
         raise ArgumentError(f"{name!r} is {type(old).__name__}, and was not replaced like that")

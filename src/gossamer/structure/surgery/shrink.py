@@ -75,6 +75,10 @@ class Shrunk:
     parameters: tuple[int, int]
     difference: float = 0.0
 
+    def metadata(self) -> dict[str, Any]:
+        """For :func:`gossamer.pack.pack`: :func:`gossamer.load` makes the same network again."""
+        return {"structure": [self.plan.as_dict()]} if self.removed else {}
+
     def __str__(self) -> str:
         """A table of what went, and what stayed and why."""
         wide = max((len(n) for n in self.removed), default=0)
