@@ -1,6 +1,7 @@
 """Networks with other modules: folded, factorized, with dead units taken out."""
 
 from gossamer.structure.absorb import absorb_batchnorm
+from gossamer.structure.coupling import coupled_groups
 from gossamer.structure.dead import DeadUnits, dead_units, remove_dead
 from gossamer.structure.fold import fold_batchnorm
 from gossamer.structure.surgery.shrink import Pinned, Shrunk, shrink
@@ -12,6 +13,7 @@ __all__ = [
     "SVDSize",
     "Shrunk",
     "absorb_batchnorm",
+    "coupled_groups",
     "dead_units",
     "factorize",
     "fold_batchnorm",

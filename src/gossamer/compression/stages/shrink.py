@@ -22,16 +22,21 @@ class Shrink(Stage):
     Dead is what no output depends on, by the weights' values alone: what pruning of whole groups
     left. Outputs on a batch stay what they were to 1e-5 of the largest; units that cannot go stay,
     and are named with the operation that keeps them.
+
+    Attributes:
+        lowered: convolutions with dead rows or columns become smaller products of matrices.
     """
 
     stage: Literal["shrink"] = "shrink"
+    lowered: bool = False
 
     rebuilds: ClassVar[bool] = True
 
     def run(self, state: State) -> None:
         """Shrink; masks and few-bit weights go on with what is left."""
         example = state.example()
-        result = shrink(state.model, example[0] if isinstance(example, tuple) else example)
+        inputs = example[0] if isinstance(example, tuple) else example
+        result = shrink(state.model, inputs, lowered=self.lowered)
         notes: dict[str, Any] = {
             "parameters": list(result.parameters),
             "layers": [

@@ -141,6 +141,7 @@ def attention(trace: Trace, node: Node, out: Tensor, query: Tensor, key: Tensor,
             trace.pin(node, heads[0], "attention meets what has no units")
     for one in heads[1:]:
         trace.unite(node, heads[0], one)
+    trace.use(node, heads[0] if heads else None, "head")
     if len(heads) not in (0, 3):
         for one in heads:
             trace.pin(node, one, "attention meets what has no units")

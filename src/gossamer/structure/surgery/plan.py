@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.core.errors import ArgumentError
+from gossamer.structure.lowered import LoweredConv2d
 from gossamer.structure.surgery.modules import Constant, Heads, Stacked
 
 __all__ = ["Plan", "Replaced", "apply", "fill"]
@@ -25,9 +26,10 @@ class Replaced:
 
     Attributes:
         kind: ``recurrent`` (sizes of the layers, then inputs), ``heads`` (their number, then the
-            width of one), ``constant`` (the shape of its value) or ``identity``.
+            width of one), ``lowered`` (rows and columns of the matrix), ``constant`` (the shape of
+            its value) or ``identity``.
         sizes: as the kind says.
-        kept: of ``lowered``: the columns of the lowered matrix that are left.
+        kept: of ``lowered``: the rows that are left, then the columns.
     """
 
     kind: str
@@ -62,7 +64,8 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     modules = dict(model.named_modules())
     for name, new in plan.replaced.items():
-        _replace(model, modules, name, new)
+        if new.kind != "lowered":
+            _replace(model, modules, name, new)
     modules = dict(model.named_modules())
     for name, shape in plan.shapes.items():
         _reshape(modules, name, tuple(shape))
@@ -78,6 +81,9 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             setattr(module, attribute, value)
     for name in {n.rpartition(".")[0] for n in plan.shapes} | set(plan.numbers):
         _sync(modules[name])
+    for name, new in plan.replaced.items():  # of the sizes that are left
+        if new.kind == "lowered":
+            _replace(model, modules, name, new)
     return model
 
 
@@ -104,6 +110,12 @@ def _replace(model: nn.Module, modules: Mapping[str, nn.Module], name: str, new:
         if heads > old.num_heads or width != old.head_dim:
             raise ArgumentError(f"{name!r} has not the heads that were made fewer")
         made = Heads(old, heads, width)
+    elif new.kind == "lowered" and isinstance(old, nn.Conv2d) and len(new.sizes) == 2:
+        rows, columns = new.sizes
+        if len(new.kept) != rows + columns:
+            raise ArgumentError(f"{name!r}: {len(new.kept)} numbers are not {rows} + {columns}")
+        kept = torch.tensor(new.kept)
+        made = LoweredConv2d(old, kept[:rows], kept[rows:])
     elif new.kind == "identity":
         made = nn.Identity()
     elif new.kind == "constant":

@@ -184,6 +184,7 @@ def _batched(trace: Trace, node: Node, out: Tensor, a: Tensor, b: Tensor) -> Non
                 trace.pin(node, layer, f"{node.op} reads a single one")
     for one in heads[1:]:
         trace.unite(node, heads[0], one)
+    trace.use(node, heads[0] if heads else None, "head")
     for t in (a, b):
         if heads and not any(0 in varying(one) for one in trace.labels(t)) and t.shape[0] > 1:
             trace.pin(node, heads[0], f"{node.op} mixes it with what has no units")

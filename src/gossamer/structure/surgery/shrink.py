@@ -21,9 +21,10 @@ from gossamer.core import nest
 from gossamer.core.access import copied
 from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import undisturbed
+from gossamer.structure.lowered import LoweredConv2d, live
 from gossamer.structure.surgery import normalise, products, recurrent, rules  # noqa: F401
 from gossamer.structure.surgery.cut import Cut, cut
-from gossamer.structure.surgery.plan import Plan, apply, fill
+from gossamer.structure.surgery.plan import Plan, Replaced, apply, fill
 from gossamer.structure.surgery.solve import Units, settle
 from gossamer.structure.surgery.trace import Ids, outputs, traced
 
@@ -96,7 +97,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def shrink(model: nn.Module, example_inputs: Any) -> Shrunk:
+def shrink(model: nn.Module, example_inputs: Any, *, lowered: bool = False) -> Shrunk:
     """Take out what is dead: a copy of the network, physically smaller, with the same outputs.
 
     Dead is what no output depends on, by the values of the weights alone: filters and channels
@@ -107,6 +108,8 @@ def shrink(model: nn.Module, example_inputs: Any) -> Shrunk:
     Args:
         model: in any mode; stays as it is.
         example_inputs: one batch: a tensor, a tuple of inputs in order, or a mapping by name.
+        lowered: what is dead within convolutions goes too: rows and columns of their lowered
+            matrices, by :class:`gossamer.structure.lowered.LoweredConv2d` where there are some.
 
     Returns: the smaller network, and what went and what stayed.
 
@@ -122,6 +125,8 @@ def shrink(model: nn.Module, example_inputs: Any) -> Shrunk:
     failure = ""
     if gone.any():
         made, kept, failure = attempt.best(gone)
+    if lowered:
+        made = attempt.lowered(made) or made
     stay = _pinned(units, made.gone if made else np.zeros_like(gone), kept, failure)
     before = _count(model)
     if made is None:
@@ -221,6 +226,36 @@ class _Attempt:
                     groups.append(mine)
         rest = set(of[gone].tolist()) - seen
         return groups + ([rest] if rest else [])
+
+    def lowered(self, made: _Made | None) -> _Made | None:
+        """The network with lowered convolutions, where some have dead rows or columns."""
+        model = copied(self.model if made is None else made.model)
+        replaced, values = {}, {}
+        for name, conv in list(model.named_modules()):
+            if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
+                continue
+            rows, columns = live(conv)
+            plain = isinstance(conv.padding, tuple)
+            if not name or not plain or rows.numel() * columns.numel() == conv.weight.numel():
+                continue
+            sizes = (len(rows), len(columns))
+            replaced[name] = Replaced("lowered", sizes, (*rows.tolist(), *columns.tolist()))
+            for leaf, p in LoweredConv2d(conv, rows, columns).named_parameters():
+                values[f"{name}.{leaf}"] = p.detach()
+        if not replaced:
+            return None
+        old = Cut(Plan(), {}, [{}]) if made is None else made.cut
+        apply(model, Plan(replaced))
+        fill(model, values)
+        got = [_run(model, given) for given in self.inputs]
+        off = max(difference(w, g) for w, g in zip(self.wanted, got, strict=True))
+        if off > TOLERANCE:  # sums of another order, and nothing else
+            return None
+        plan = Plan() if made is None else made.plan
+        plan = replace(plan, replaced={**plan.replaced, **replaced})
+        cut = replace(old, values={**old.values, **values})
+        gone = np.zeros(len(self.units.of), dtype=bool) if made is None else made.gone
+        return _Made(model, plan, cut, gone, off)
 
     def made(self, gone: Ids) -> _Made | None:
         """The network without these units, where it gives the right outputs."""
