@@ -416,3 +416,35 @@ def test_several_inputs_and_outputs_and_training_mode() -> None:
     assert shapes(result.model)["b.weight"] == (3, 2)
     net.train()
     assert shrink(net, example).model.training
+
+
+class InPlace(nn.Module):
+    """A block as torchvision writes it: the sum is made in place."""
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.conv2, self.relu = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.ReLU(inplace=True)
+        self.down = nn.Conv2d(width, width, 1, stride) if stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x if self.down is None else self.down(x)
+        result: Tensor = self.relu(out)
+        return result
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_dead_residual_block_becomes_its_shortcut(stride: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, 1, 1), InPlace(6, stride), InPlace(6, 1))
+    with torch.no_grad():
+        net[1].conv2.weight.zero_()
+        nn.init.normal_(net[1].bn2.bias)
+    result = equal(net, torch.randn(2, 3, 8, 8))
+    block = result.model[1]
+    layers = [block.conv1, block.bn1, block.conv2, block.bn2]
+    assert not [p for layer in layers for p in layer.parameters()]
+    assert sum(p.numel() for p in result.model[2].parameters()) == 672

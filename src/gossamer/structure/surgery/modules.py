@@ -202,14 +202,29 @@ class Heads(nn.MultiheadAttention):
 
 
 class Constant(nn.Module):
-    """A branch of which nothing but a constant is left: (1, channels, 1, ...), for any input."""
+    """A branch of which nothing but a constant a channel is left.
+
+    Args:
+        value: (channels,).
+        axis: of the channels in the output.
+        step: how many times shorter the output's other axes are than the input's, but the batch's.
+    """
 
     value: Tensor
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, axis: int, step: int) -> None:
         super().__init__()
+        self.axis, self.step = axis, step
         self.register_buffer("value", value)
 
-    def forward(self, *_: Any, **__: Any) -> Tensor:
-        """The constant; it is broadcast where it is added."""
-        return self.value
+    def extra_repr(self) -> str:
+        """Its channels."""
+        return f"{len(self.value)} channels"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, any, ...) -> (N, channels, ...), in memory of its own."""
+        shape = [s if d == 0 else -(-s // self.step) for d, s in enumerate(x.shape)]
+        axis = self.axis % x.ndim
+        shape[axis] = len(self.value)
+        view = [-1 if d == axis else 1 for d in range(x.ndim)]
+        return self.value.view(view).expand(shape).contiguous()

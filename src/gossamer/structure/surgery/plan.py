@@ -26,8 +26,8 @@ class Replaced:
 
     Attributes:
         kind: ``recurrent`` (sizes of the layers, then inputs), ``heads`` (their number, then the
-            width of one), ``lowered`` (rows and columns of the matrix), ``constant`` (the shape of
-            its value) or ``identity``.
+            width of one), ``lowered`` (rows and columns of the matrix), ``constant``
+            (channels, their axis, and how many times shorter the output is) or ``identity``.
         sizes: as the kind says.
         kept: of ``lowered``: the rows that are left, then the columns.
     """
@@ -120,10 +120,10 @@ def _replace(model: nn.Module, modules: Mapping[str, nn.Module], name: str, new:
         made = nn.Identity()
     elif new.kind == "constant":
         like: Any = next(iter([*old.parameters(), *old.buffers()]), torch.zeros(()))
-        axes = [s for s in new.sizes if s > 1]
-        if len(axes) > 1 or max(axes, default=1) > max(like.shape, default=1) or not new.sizes:
+        if len(new.sizes) != 3 or new.sizes[0] > max(like.shape, default=1):
             raise ArgumentError(f"{name!r} cannot have given a constant of {new.sizes[:8]}")
-        made = Constant(torch.zeros(new.sizes, dtype=like.dtype, device=like.device))
+        channels, axis, step = new.sizes
+        made = Constant(like.new_zeros(channels, dtype=like.dtype), axis, step)
     else:
         raise ArgumentError(f"{name!r} is {type(old).__name__}, and was not replaced like that")
     made.train(old.training)

@@ -23,6 +23,7 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import undisturbed
 from gossamer.structure.lowered import LoweredConv2d, live
 from gossamer.structure.surgery import normalise, products, recurrent, rules  # noqa: F401
+from gossamer.structure.surgery.collapse import branches
 from gossamer.structure.surgery.cut import Cut, cut
 from gossamer.structure.surgery.plan import Plan, Replaced, apply, fill
 from gossamer.structure.surgery.solve import Units, settle
@@ -125,6 +126,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, lowered: bool = False) -> S
     failure = ""
     if gone.any():
         made, kept, failure = attempt.best(gone)
+    made = attempt.collapsed(made)
     if lowered:
         made = attempt.lowered(made) or made
     stay = _pinned(units, made.gone if made else np.zeros_like(gone), kept, failure)
@@ -242,20 +244,50 @@ class _Attempt:
             replaced[name] = Replaced("lowered", sizes, (*rows.tolist(), *columns.tolist()))
             for leaf, p in LoweredConv2d(conv, rows, columns).named_parameters():
                 values[f"{name}.{leaf}"] = p.detach()
-        if not replaced:
-            return None
-        old = Cut(Plan(), {}, [{}]) if made is None else made.cut
+        return self._replaced(made, replaced, values) if replaced else None
+
+    def collapsed(self, made: _Made | None) -> _Made | None:
+        """The network without branches that only give constants, which are added as such."""
+        model = self.model if made is None else made.model
+        for name, value, replaced in branches(model, traced(model, self.example)):
+            there = dict((model if made is None else made.model).named_modules())
+            if all(n in there and not isinstance(there[n], nn.Identity) for n in replaced):
+                values = {f"{name}.value": value}
+                # what follows in place must not write into what the shortcut reads
+                apart = {
+                    n: Replaced("constant", (1, 1, 1)) if r.kind == "identity" else r
+                    for n, r in replaced.items()
+                }
+                made = (
+                    self._replaced(made, replaced, values)
+                    or self._replaced(made, apart, values)
+                    or made
+                )
+        return made
+
+    def _replaced(
+        self, made: _Made | None, replaced: dict[str, Replaced], values: dict[str, Tensor]
+    ) -> _Made | None:
+        """The network with other modules besides; None where that changes its outputs."""
+        model = copied(self.model if made is None else made.model)
         apply(model, Plan(replaced))
         fill(model, values)
-        got = [_run(model, given) for given in self.inputs]
-        off = max(difference(w, g) for w, g in zip(self.wanted, got, strict=True))
-        if off > TOLERANCE:  # sums of another order, and nothing else
+        try:
+            got = [_run(model, given) for given in self.inputs]
+        except Exception:  # the user's own code, on what it did not expect
             return None
-        plan = Plan() if made is None else made.plan
-        plan = replace(plan, replaced={**plan.replaced, **replaced})
-        cut = replace(old, values={**old.values, **values})
+        off = max(difference(w, g) for w, g in zip(self.wanted, got, strict=True))
+        if off > TOLERANCE:
+            return None
         gone = np.zeros(len(self.units.of), dtype=bool) if made is None else made.gone
-        return _Made(model, plan, cut, gone, off)
+        old = Cut(Plan(), {}, [{}]) if made is None else made.cut
+        plan = Plan() if made is None else made.plan
+        inside = tuple(f"{n}." for n, r in replaced.items() if r.kind != "lowered")
+        shapes = {n: s for n, s in plan.shapes.items() if not (inside and n.startswith(inside))}
+        numbers = {n: v for n, v in plan.numbers.items() if n not in replaced}
+        plan = Plan({**plan.replaced, **replaced}, shapes, numbers)
+        kept = {n: v for n, v in old.values.items() if not (inside and n.startswith(inside))}
+        return _Made(model, plan, replace(old, values={**kept, **values}), gone, off)
 
     def made(self, gone: Ids) -> _Made | None:
         """The network without these units, where it gives the right outputs."""

@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.structure.surgery.trace import Fold, Grouped, Ids, Map, Node, Split, Trace
+from gossamer.structure.surgery.trace import Fold, Given, Grouped, Ids, Map, Node, Split, Trace
 
 __all__ = ["Units", "live_nodes", "settle"]
 
 
-def live_nodes(trace: Trace) -> list[Node]:
-    """The operations that an output depends on."""
+def live_nodes(trace: Trace, given: Given | None = None) -> list[Node]:
+    """The operations that an output depends on; those before it not, where a tensor is given."""
     wanted = set(trace.outputs)
     kept = []
-    for node in reversed(trace.nodes):
+    for at in reversed(range(len(trace.nodes))):
+        node = trace.nodes[at]
+        if given is not None and at == given.after - 1:
+            wanted.discard(trace.ledger.key(given.out))
         if node.op == "output" or node.writes & wanted:
             wanted |= node.reads
             kept.append(node)

@@ -28,7 +28,18 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import undisturbed
 from gossamer.structure.surgery.memory import Ledger, compact, varying
 
-__all__ = ["FUNCTIONS", "RULES", "Fold", "Grouped", "Map", "Node", "Split", "Trace", "traced"]
+__all__ = [
+    "FUNCTIONS",
+    "RULES",
+    "Fold",
+    "Given",
+    "Grouped",
+    "Map",
+    "Node",
+    "Split",
+    "Trace",
+    "traced",
+]
 
 Ids = np.ndarray[Any, Any]
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -136,6 +147,23 @@ class Node:
     aside: bool = False
 
 
+@dataclass(frozen=True)
+class Given:
+    """A module's output that is the same for all inputs.
+
+    Attributes:
+        out: the tensor, in which others may have written since.
+        value: of each channel.
+        axis: of the channels.
+        after: how many operations had been done when it was given.
+    """
+
+    out: Tensor
+    value: Tensor
+    axis: int
+    after: int
+
+
 class Trace:
     """What a forward pass told.
 
@@ -144,8 +172,10 @@ class Trace:
         nodes: the operations, in order.
         names: id of a parameter or buffer -> its name.
         named: the other way round.
-        outputs: keys of the outputs' storages.
-        calls: module name -> its outputs, for the modules without children.
+        outputs, fed: keys of the outputs' and inputs' storages.
+        constants: module name -> what it gave where that is a constant a channel; None where it
+            is called again.
+        inputs: module name -> the first tensor that it was given.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -154,7 +184,9 @@ class Trace:
         self.names: dict[int, str] = {}
         self.named: dict[str, Tensor] = {}
         self.outputs: set[int] = set()
-        self.calls: dict[str, list[Tensor]] = {}
+        self.fed: set[int] = set()
+        self.constants: dict[str, Given | None] = {}
+        self.inputs: dict[str, Tensor] = {}
         self.modules = {id(m): n for n, m in model.named_modules()}
         self.shared: set[str] = set()
         self.model = model
@@ -414,6 +446,7 @@ def traced(model: nn.Module, example: Any) -> Trace:
     trace = Trace(model)
     inputs = nest.mapped(Tensor.clone, example)
     for tensor in nest.leaves(inputs):
+        trace.fed.add(trace.ledger.key(tensor))
         trace.ledger.write(tensor, [], torch.ones((), dtype=torch.bool))
     hooks = [m.register_forward_hook(_keeper(trace, n)) for n, m in model.named_modules() if n]
     calls = _Calls(trace)
@@ -457,6 +490,26 @@ def outputs(value: Any) -> list[Tensor]:
 
 def _keeper(trace: Trace, name: str) -> Callable[..., None]:
     def keep(module: nn.Module, args: Any, out: Any) -> None:
-        trace.calls.setdefault(name, []).extend(nest.leaves(out))
+        for tensor in nest.leaves(list(args))[:1]:
+            trace.inputs.setdefault(name, tensor)
+        if list(module.children()) or not isinstance(out, Tensor):
+            return
+        with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+            found = _constant(trace, out)
+        if name in trace.constants:
+            trace.constants[name] = None
+        elif found is not None:
+            trace.constants[name] = Given(out, *found, len(trace.nodes))
 
     return keep
+
+
+def _constant(trace: Trace, out: Tensor) -> tuple[Tensor, int] | None:
+    """The value of each channel, and their axis: the second, or the last."""
+    if out.ndim < 2 or not out.is_floating_point() or bool(trace.unknown(out).any()):
+        return None
+    for axis in (1, out.ndim - 1):
+        rows = out.movedim(axis, 0).flatten(1)
+        if torch.equal(rows, rows[:, :1].expand(rows.shape)):
+            return rows[:, 0].clone(), axis
+    return None
