@@ -64,7 +64,9 @@ from gossamer.quantize.loss_aware import LossAware as LossAware
 from gossamer.quantize.lsq import LSQ as LSQ
 from gossamer.quantize.projected import Projected as Projected
 from gossamer.quantize.ttq import TTQ as TTQ
+from gossamer.structure import Shrunk as Shrunk
 from gossamer.structure import fold_batchnorm as fold_batchnorm
+from gossamer.structure import shrink as shrink
 from gossamer.training import Fidelity as Fidelity
 from gossamer.training import Metric as Metric
 from gossamer.training import Task as Task

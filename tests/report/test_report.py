@@ -694,6 +694,13 @@ def noted(run: dict) -> dict:
                 ],
             },
         },
+        {
+            "stage": "8-shrink",
+            "shrink": {
+                "parameters": [99, 33], "difference": 1e-7, "stays": ["2 of fc: roll moves it"],
+                "layers": [{"name": "fc.weight", "before": [9, 8], "after": [3, 8]}],
+            },
+        },
     ]  # fmt: skip
     return run
 

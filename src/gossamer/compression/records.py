@@ -26,6 +26,7 @@ __all__ = [
     "LowRank",
     "OnGrid",
     "Record",
+    "Smaller",
     "load",
     "metadata",
     "parse",
@@ -81,7 +82,33 @@ class OnGrid(_Strict):
     ]
 
 
-Record = Annotated[Activations | LowRank | OnGrid, Field(discriminator="kind")]
+_Size = Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class Standing(_Strict):
+    """A module that stands in for another: :class:`gossamer.structure.surgery.plan.Replaced`."""
+
+    kind: Literal["recurrent", "heads", "constant", "identity", "lowered"]
+    sizes: Annotated[tuple[_Size, ...], Field(max_length=256)] = ()
+    kept: tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...] = ()
+
+
+class Smaller(_Strict):
+    """Dead units were taken out: :class:`gossamer.structure.surgery.plan.Plan`.
+
+    Attributes:
+        replaced: module -> what stands there.
+        shapes: parameter or buffer -> its shape.
+        numbers: module -> attribute -> value.
+    """
+
+    kind: Literal["shrunk"] = "shrunk"
+    replaced: dict[str, Standing] = {}
+    shapes: dict[str, Annotated[tuple[_Size, ...], Field(max_length=8)]] = {}
+    numbers: dict[str, dict[str, _Size]] = {}
+
+
+Record = Annotated[Activations | LowRank | OnGrid | Smaller, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[list[Any]] = TypeAdapter(Annotated[list[Record], Field(max_length=_MOST)])
 
 
@@ -191,10 +218,18 @@ def _on_grid(model: nn.Module, record: OnGrid) -> nn.Module:
     return Emulated(folded, net)
 
 
+def _smaller(model: nn.Module, record: Smaller) -> nn.Module:
+    from gossamer.structure.surgery.plan import Plan, Replaced, apply
+
+    replaced = {n: Replaced(s.kind, s.sizes, s.kept) for n, s in record.replaced.items()}
+    return apply(model, Plan(replaced, record.shapes, record.numbers))
+
+
 _REBUILD: Mapping[type, Any] = {
     Activations: _activations,
     LowRank: _low_rank,
     OnGrid: _on_grid,
+    Smaller: _smaller,
 }
 
 

@@ -22,11 +22,12 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, width) -> the same shape; a place sees those before it and itself."""
-        n, t, width = x.shape
-        parts = self.packed(x).view(n, t, 3, self.heads, width // self.heads)
+        n, t, _ = x.shape
+        # the width of a head is what is left over, so that heads can be taken out
+        parts = self.packed(x).view(n, t, 3, self.heads, -1)
         q, k, v = parts.permute(2, 0, 3, 1, 4)  # each (N, heads, T, width of a head)
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        out: Tensor = self.output(seen.transpose(1, 2).reshape(n, t, width))
+        out: Tensor = self.output(seen.transpose(1, 2).flatten(2))
         return out
 
 

@@ -1,0 +1,1 @@
+"""Surgery: which units of a network are dead, and the network without them."""

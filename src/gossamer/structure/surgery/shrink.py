@@ -1,0 +1,377 @@
+"""Networks made physically smaller: what is dead by its values is taken out of the modules.
+
+Dead filters, channels, states of LSTMs and heads of attention, as group lasso (Wen et al.,
+Learning Structured Sparsity in Deep Neural Networks, 2016; Learning Intrinsic Sparse Structures
+within LSTM, 2018) or any pruning leaves them. One forward pass is followed operation by operation
+(:mod:`.trace`); what no output depends on goes (:mod:`.solve`), constants of what goes are put
+into the biases behind, and the smaller network must give the outputs of the large one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gossamer.core import nest
+from gossamer.core.access import copied
+from gossamer.core.errors import ArgumentError
+from gossamer.core.graph import undisturbed
+from gossamer.structure.lowered import LoweredConv2d, live
+from gossamer.structure.surgery import normalise, products, recurrent, rules  # noqa: F401
+from gossamer.structure.surgery.collapse import branches
+from gossamer.structure.surgery.cut import Cut, cut
+from gossamer.structure.surgery.plan import Plan, Replaced, apply, fill
+from gossamer.structure.surgery.solve import Units, settle
+from gossamer.structure.surgery.trace import Ids, outputs, traced
+
+__all__ = ["Pinned", "Shrunk", "difference", "shrink"]
+
+TOLERANCE = 1e-5  # of the largest output
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Zero units that stayed.
+
+    Attributes:
+        tensor: the parameter that has them.
+        count: how many.
+        why: what keeps them.
+        where: module, file and line of the forward, where it is known.
+    """
+
+    tensor: str
+    count: int
+    why: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        """In one line."""
+        return f"{self.count} of {self.tensor}: {self.why}" + (
+            f" ({self.where})" * bool(self.where)
+        )
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A network without its dead units.
+
+    Attributes:
+        model: the smaller network, of the same class; the one that was given is as it was.
+        plan: how its modules differ, for a file.
+        removed: parameter or buffer -> its shape before and after.
+        pinned: zero units that stayed, and why.
+        parameters: numbers of them, before and after.
+        difference: of the outputs, relative to the largest, on the examples.
+    """
+
+    model: nn.Module
+    plan: Plan
+    removed: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    pinned: list[Pinned]
+    parameters: tuple[int, int]
+    difference: float = 0.0
+
+    def metadata(self) -> dict[str, Any]:
+        """For :func:`gossamer.pack.pack`: :func:`gossamer.load` makes the same network again."""
+        return {"structure": [self.plan.as_dict()]} if self.removed else {}
+
+    def __str__(self) -> str:
+        """A table of what went, and what stayed and why."""
+        wide = max((len(n) for n in self.removed), default=0)
+        lines = [
+            f"{n:{wide}}  {_shape(a)} -> {_shape(b)}"
+            for n, (a, b) in self.removed.items()
+            if a != b
+        ] or ["nothing is dead"]
+        before, after = self.parameters
+        lines.append(f"parameters {before:,} -> {after:,}; outputs differ by {self.difference:.1e}")
+        return "\n".join(lines + [f"stays: {p}" for p in self.pinned])
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def shrink(model: nn.Module, example_inputs: Any, *, lowered: bool = False) -> Shrunk:
+    """Take out what is dead: a copy of the network, physically smaller, with the same outputs.
+
+    Dead is what no output depends on, by the values of the weights alone: filters and channels
+    that are zero, give a constant or are read by nobody, states of LSTMs and GRUs, heads and
+    hidden units of transformers, whole branches. The modules stay of their classes where these can
+    have the new sizes. What the forward pass has as fixed numbers stays, and is named.
+
+    Args:
+        model: in any mode; stays as it is.
+        example_inputs: one batch: a tensor, a tuple of inputs in order, or a mapping by name.
+        lowered: what is dead within convolutions goes too: rows and columns of their lowered
+            matrices, by :class:`gossamer.structure.lowered.LoweredConv2d` where there are some.
+
+    Returns: the smaller network, and what went and what stayed.
+
+    Raises :class:`ArgumentError` where the network does not take the example, takes another way
+    for other inputs, or where there are dead units of which none can go; naming the operation.
+    """
+    trace = traced(model, example_inputs)
+    units = Units.found(trace)
+    attempt = _Attempt(model, units, example_inputs)
+    gone = settle(units, units.dead(), attempt.limits)
+    made: _Made | None = None
+    kept: set[int] = set()
+    failure = ""
+    if gone.any():
+        made, kept, failure = attempt.best(gone)
+    made = attempt.collapsed(made)
+    if lowered:
+        made = attempt.lowered(made) or made
+    stay = _pinned(units, made.gone if made else np.zeros_like(gone), kept, failure)
+    before = _count(model)
+    if made is None:
+        if stay:
+            raise ArgumentError(
+                f"{type(model).__name__}: zero units are there, and none can be taken out: "
+                + "; ".join(map(str, stay[:5]))
+            )
+        return Shrunk(copied(model), Plan(), {}, [], (before, before))
+    old = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {n: tuple(v.shape) for n, v in made.cut.values.items()}
+    removed = {n: (tuple(old[n].shape) if n in old else (), s) for n, s in shapes.items()}
+    return Shrunk(
+        made.model, made.plan, removed, stay, (before, _count(made.model)), made.difference
+    )
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A smaller network that gives the right outputs."""
+
+    model: nn.Module
+    plan: Plan
+    cut: Cut
+    gone: Ids
+    difference: float
+
+
+@dataclass
+class _Attempt:
+    """Ways to take units out of one network, each compared with it."""
+
+    model: nn.Module
+    units: Units
+    example: Any
+    limits: list[Any] = field(init=False)
+    inputs: list[Any] = field(init=False)
+    wanted: list[list[Tensor]] = field(init=False)
+    failure: str = ""
+
+    def __post_init__(self) -> None:
+        self.limits = self.units.limits()
+        self.inputs, self.wanted = [], []
+        for given in (self.example, _another(self.example)):
+            try:
+                self.wanted.append(_run(self.model, given))
+                self.inputs.append(given)
+            except Exception:  # the network does not take random values
+                if not self.inputs:
+                    raise
+
+    def best(self, gone: Ids) -> tuple[_Made | None, set[int], str]:
+        """All units that can go, those that cannot (and what happened where they went)."""
+        made = self.made(gone)
+        if made is not None:
+            return made, set(), ""
+        first = self.failure
+        groups = self._groups(gone)
+        kept: set[int] = set()
+        good: set[int] = set()
+
+        def tried(some: list[set[int]]) -> None:
+            nonlocal made, first
+            units = set().union(*some)
+            if (new := self.made(self._only(good | units))) is not None:
+                made = new
+                good.update(units)
+            elif len(some) == 1:
+                kept.update(units)
+                first = self.failure
+            else:
+                tried(some[: len(some) // 2])
+                tried(some[len(some) // 2 :])
+
+        tried(groups[: (len(groups) + 1) // 2])
+        tried(groups[(len(groups) + 1) // 2 :]) if len(groups) > 1 else None
+        return made, kept, first
+
+    def _only(self, wanted: set[int]) -> Ids:
+        """What goes where nothing but these units may go."""
+        others = set(np.unique(self.units.of).tolist()) - wanted
+        return settle(self.units, self.units.dead(others), self.limits)
+
+    def _groups(self, gone: Ids) -> list[set[int]]:
+        """Units by the first parameter that has them, and what is tied to it by limits."""
+        of, groups = self.units.of, []
+        seen: set[int] = set()
+        for memory in self.units.trace.ledger.memories.values():
+            for ids in memory.axes.values():
+                mine = set(of[ids.numpy()][gone[ids.numpy()]].tolist()) - seen
+                if mine:
+                    seen |= mine
+                    groups.append(mine)
+        rest = set(of[gone].tolist()) - seen
+        return groups + ([rest] if rest else [])
+
+    def lowered(self, made: _Made | None) -> _Made | None:
+        """The network with lowered convolutions, where some have dead rows or columns."""
+        model = copied(self.model if made is None else made.model)
+        replaced, values = {}, {}
+        for name, conv in list(model.named_modules()):
+            if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
+                continue
+            rows, columns = live(conv)
+            plain = isinstance(conv.padding, tuple)
+            if not name or not plain or rows.numel() * columns.numel() == conv.weight.numel():
+                continue
+            sizes = (len(rows), len(columns))
+            replaced[name] = Replaced("lowered", sizes, (*rows.tolist(), *columns.tolist()))
+            for leaf, p in LoweredConv2d(conv, rows, columns).named_parameters():
+                values[f"{name}.{leaf}"] = p.detach()
+        return self._replaced(made, replaced, values) if replaced else None
+
+    def collapsed(self, made: _Made | None) -> _Made | None:
+        """The network without branches that only give constants, which are added as such."""
+        model = self.model if made is None else made.model
+        for name, value, replaced in branches(model, traced(model, self.example)):
+            there = dict((model if made is None else made.model).named_modules())
+            if all(n in there and not isinstance(there[n], nn.Identity) for n in replaced):
+                values = {f"{name}.value": value}
+                # what follows in place must not write into what the shortcut reads
+                apart = {
+                    n: Replaced("constant", (1, 1, 1)) if r.kind == "identity" else r
+                    for n, r in replaced.items()
+                }
+                made = (
+                    self._replaced(made, replaced, values)
+                    or self._replaced(made, apart, values)
+                    or made
+                )
+        return made
+
+    def _replaced(
+        self, made: _Made | None, replaced: dict[str, Replaced], values: dict[str, Tensor]
+    ) -> _Made | None:
+        """The network with other modules besides; None where that changes its outputs."""
+        model = copied(self.model if made is None else made.model)
+        apply(model, Plan(replaced))
+        fill(model, values)
+        try:
+            got = [_run(model, given) for given in self.inputs]
+        except Exception:  # the user's own code, on what it did not expect
+            return None
+        off = max(difference(w, g) for w, g in zip(self.wanted, got, strict=True))
+        if off > TOLERANCE:
+            return None
+        gone = np.zeros(len(self.units.of), dtype=bool) if made is None else made.gone
+        old = Cut(Plan(), {}, [{}]) if made is None else made.cut
+        plan = Plan() if made is None else made.plan
+        inside = tuple(f"{n}." for n, r in replaced.items() if r.kind != "lowered")
+        shapes = {n: s for n, s in plan.shapes.items() if not (inside and n.startswith(inside))}
+        numbers = {n: v for n, v in plan.numbers.items() if n not in replaced}
+        plan = Plan({**plan.replaced, **replaced}, shapes, numbers)
+        kept = {n: v for n, v in old.values.items() if not (inside and n.startswith(inside))}
+        return _Made(model, plan, replace(old, values={**kept, **values}), gone, off)
+
+    def made(self, gone: Ids) -> _Made | None:
+        """The network without these units, where it gives the right outputs."""
+        if not gone.any():
+            return None
+        one = cut(self.units, gone)
+        for guess in one.guesses:
+            numbers = {n: {**one.plan.numbers.get(n, {}), **v} for n, v in guess.items()}
+            plan = replace(one.plan, numbers={**one.plan.numbers, **numbers})
+            model = copied(self.model)
+            try:
+                apply(model, plan)
+                fill(model, one.values)
+                got = [_run(model, given) for given in self.inputs]
+            except Exception as e:  # the user's own code, on sizes it did not expect
+                self.failure = f"the forward pass then fails: {str(e).splitlines()[0][:200]}"
+                continue
+            off = max(difference(w, g) for w, g in zip(self.wanted, got, strict=True))
+            if off <= TOLERANCE:
+                return _Made(model, plan, one, gone, off)
+            self.failure = f"outputs then differ by {off:.1e} of the largest"
+        return None
+
+
+def difference(wanted: list[Tensor], got: list[Tensor]) -> float:
+    """The largest difference, in parts of a tensor's largest value; infinite for other shapes."""
+    if [t.shape for t in wanted] != [t.shape for t in got]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(wanted, got, strict=True):
+        if not a.numel() or torch.equal(a, b):
+            continue
+        x, y = a.double(), b.double()
+        same = (x == y) | (x.isnan() & y.isnan())
+        if bool((~same & ~(x.isfinite() & y.isfinite())).any()):
+            return float("inf")
+        most = float(x[x.isfinite()].abs().max()) if bool(x.isfinite().any()) else 0.0
+        off = float((x - y)[~same].abs().max()) if bool((~same).any()) else 0.0
+        worst = max(worst, off / most if most else float("inf") if off > 1e-12 else 0.0)
+    return worst
+
+
+def _run(model: nn.Module, inputs: Any) -> list[Tensor]:
+    with undisturbed(model):
+        return [t.clone() for t in outputs(nest.feed(model, nest.mapped(Tensor.clone, inputs)))]
+
+
+def _another(example: Any) -> Any:
+    """A batch of the same kind with other values."""
+    source = torch.Generator().manual_seed(0)
+
+    def other(t: Tensor) -> Tensor:
+        if t.is_floating_point() and t.numel():
+            scale = float(t.std()) if t.numel() > 1 else 1.0
+            noise = torch.randn(t.shape, generator=source, dtype=torch.float64).to(t)
+            return noise * (scale or 1.0) + t.mean()
+        return t.flip(0) if t.ndim else t
+
+    return nest.mapped(other, example)
+
+
+def _pinned(units: Units, gone: Ids, kept: set[int], failure: str) -> list[Pinned]:
+    """Zero rows of weights that stayed, by reason."""
+    found: dict[tuple[str, str, str], int] = {}
+    for memory in units.trace.ledger.memories.values():
+        for number, why, where in _zeros(units, memory, gone):
+            if int(units.of[number]) in kept:
+                why, where = failure, where
+            found[memory.name, why, where] = found.get((memory.name, why, where), 0) + 1
+    return [Pinned(name, n, why, where) for (name, why, where), n in found.items()]
+
+
+def _zeros(units: Units, memory: Any, gone: Ids) -> Iterator[tuple[int, str, str]]:
+    tensor = memory.base
+    for axis, ids in memory.axes.items():
+        if tensor.ndim < 2:
+            continue
+        silent = (tensor.movedim(axis, 0).flatten(1) == 0).all(1).numpy()
+        for number in ids.numpy()[silent].tolist():
+            roles = units.roles.get(number, set())
+            if gone[number] or "produces" not in roles:
+                continue
+            unit = int(units.of[number])
+            node = units.reasons.get(unit)
+            why = units.pinned.get(unit, "an output depends on it")
+            if why != "it is an output of the network":
+                yield number, why, node.where if node else ""
