@@ -149,7 +149,8 @@ def _ups(
     ladders: Sequence[Ladder], at: Sequence[int | None], left: float
 ) -> list[tuple[int, int | None]]:
     """Levels that fit into what is left of the budget, those that gain most for it first."""
-    now, done = list(at), []
+    now = list(at)
+    done: list[tuple[int, int | None]] = []
     while True:
         steps = []
         for number, ladder in enumerate(ladders):

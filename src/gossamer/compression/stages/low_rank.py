@@ -99,7 +99,7 @@ class LowRank(LayerStage):
         batches = examples(split, self.images, state.generator(97))
         generator, known = state.generator(98), _known(model)
         chosen = [n for n in self.weights(model) if n in known]
-        others = [n for n in self.weights(model) if n not in known]
+        others = [n.removesuffix(".weight") for n in self.weights(model) if n not in known]
         seen = survey(model, batches, chosen, positions=self.positions, generator=generator)
         ranks, kept = self._ranks(state, seen)
         if not ranks:
@@ -132,7 +132,7 @@ class LowRank(LayerStage):
         renewed = None
         if original is not model and len(batches) > 1:
             renewed = reestimate(model, original, batches[:-1], batches[-1:])
-        left = seen.left | dict.fromkeys(others, "no linear layer or convolution without groups")
+        left = seen.left | dict.fromkeys(others, "it is no linear layer or convolution without groups")
         left |= {n: "it costs least as it is" for n in seen.layers if n not in ranks}
         notes: dict[str, Any] = {
             "kind": self.kind,
