@@ -132,7 +132,9 @@ class LowRank(LayerStage):
         renewed = None
         if original is not model and len(batches) > 1:
             renewed = reestimate(model, original, batches[:-1], batches[-1:])
-        left = seen.left | dict.fromkeys(others, "it is no linear layer or convolution without groups")
+        left = seen.left | dict.fromkeys(
+            others, "it is no linear layer or convolution without groups"
+        )
         left |= {n: "it costs least as it is" for n in seen.layers if n not in ranks}
         notes: dict[str, Any] = {
             "kind": self.kind,
