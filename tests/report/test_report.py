@@ -673,6 +673,14 @@ def noted(run: dict) -> dict:
             "stage": "7-svd",
             "svd": {**end, "layers": [{"name": "ip1", "rank": 2, "before": 9, "after": 3}]},
         },
+        {
+            "stage": "8-low_rank",
+            "low_rank": {
+                **end, "kind": "spatial", "macs": [900, 300], "parameters": [90, 30],
+                "layers": [{"name": "conv1", "form": "spatial", "ranks": [4, 2], "energy": 0.9,
+                            "macs": [900, 300], "parameters": [90, 30], "ms": [0.2, 0.1]}],
+            },
+        },
     ]  # fmt: skip
     return run
 

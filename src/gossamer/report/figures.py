@@ -257,6 +257,26 @@ class _Svd(_Trained):
     layers: list[_Factors]
 
 
+_Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+class _Approximated(_Part):
+    name: Text
+    form: Text
+    ranks: list[Count]
+    macs: _Pair
+    parameters: _Pair
+    energy: Fraction
+    ms: Annotated[list[Size], Field(min_length=2, max_length=2)]
+
+
+class _LowRank(_Trained):
+    kind: Text
+    layers: list[_Approximated]
+    macs: _Pair
+    parameters: _Pair
+
+
 class _Ticket(_Part):
     score: Maybe
     density: Fraction
@@ -273,6 +293,7 @@ class _Stage(_Part):
     activations: _Activations | None = None
     fixed_point: _FixedPoint | None = None
     svd: _Svd | None = None
+    low_rank: _LowRank | None = None
     coverage: _Coverage | None = None
     rolled_back: _Rolled | None = None
 

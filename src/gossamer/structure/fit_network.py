@@ -153,7 +153,7 @@ class Factorized:
         rows: of each, for a report: ``name``, ``form``, ``ranks``, ``response`` (relu, linear, or
             weights: not fitted to any), ``macs`` and ``parameters`` (before, after), ``error``:
             the part of the sampled responses' power that is lost, of ReLU's where one follows;
-            NaN where only weights were looked at.
+            None where only weights were looked at.
     """
 
     made: dict[str, nn.Sequential]
@@ -195,12 +195,13 @@ def approximate(
     rows: list[dict[str, Any]] = []
 
     def take(name: str, sample: Sample | None) -> None:
+        error: float | None
         layer = chosen[name]
         form = form_of(kind, layer.module)
         assert form is not None
         if sample is None:
             made[name] = decompose(layer.module, form, ranks[name])
-            error, response = float("nan"), "weights"
+            error, response = None, "weights"
         else:
             made[name], error = _fitted(layer, form, ranks[name], sample, kind)
             response = "linear" if kind == "linear" else layer.kind
@@ -309,9 +310,8 @@ def _unfolded(
     inverse = torch.where(live, 1 / s.where(live, torch.ones_like(s)), 0.0)
     before = []
     if form == "spatial":
-        vertical, horizontal = decompose(layer.module, form, ranks[:1])
-        before, last = [vertical.weight.detach().double()], horizontal.weight.detach().double()
-        kernel = last.flatten(1)
+        vertical, horizontal = decompose(layer.module, form, ranks[:1]).children()
+        before, kernel = [matrix(vertical)], matrix(horizontal)
     else:
         kernel = matrix(layer.module)
     first = (found.first * s) @ kernel
@@ -330,7 +330,7 @@ def _row(
     form: str,
     ranks: Sequence[int],
     made: nn.Sequential,
-    error: float,
+    error: float | None,
     response: str,
 ) -> dict[str, Any]:
     this, where = layer.module, layer.geometry
