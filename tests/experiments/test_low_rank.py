@@ -2,14 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from gossamer import experiments
+from gossamer.experiments.low_rank import exact
 
 
-def quickly(name: str, tmp_path: Path) -> dict[str, Any]:
+def test_the_fit_against_brute_force(tmp_path: Path) -> None:
     path = experiments.run(
-        name, out=tmp_path, work=tmp_path / "w", seeds=1, quick=True, workers=1, say=print
-    )
-    data: dict[str, Any] = json.loads(path.read_text())
-    return data
+        "low-rank-exact", out=tmp_path, work=tmp_path / "w", seeds=1, quick=True, workers=1,
+        say=lambda _: None,
+    )  # fmt: skip
+    claims = json.loads(path.read_text())["claims"]
+    assert {c["id"] for c in claims} == {f"low-rank.{n}" for n in (1, 2, 3, 4)} | {"survey.1"}
+    # without tensorly, Tucker's outputs are not there to be compared
+    assert [c["what"] for c in claims if not c["holds"] and "Tucker-2" not in c["what"]] == []
+
+
+def test_greedy_is_compared_with_what_is_best() -> None:
+    rows = exact._toy(3)["rows"]
+    assert len(rows) == 4
+    assert all(row["behind"] >= -1e-9 for row in rows)

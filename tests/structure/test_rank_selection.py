@@ -27,8 +27,12 @@ def exhaustive(ladders: list[Ladder], budget: float) -> float:
     loss, cost = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for a in ladders:
         every = [None, *range(len(a.costs))]
-        loss = (loss[:, None] + torch.tensor([a.loss(b) for b in every])).flatten()
-        cost = (cost[:, None] + torch.tensor([a.cost(b) for b in every])).flatten()
+        loss = (
+            loss[:, None] + torch.tensor([a.loss(b) for b in every], dtype=torch.float64)
+        ).flatten()
+        cost = (
+            cost[:, None] + torch.tensor([a.cost(b) for b in every], dtype=torch.float64)
+        ).flatten()
     return math.exp(-float(loss[cost <= budget].min()))
 
 

@@ -257,15 +257,15 @@ class _Svd(_Trained):
     layers: list[_Factors]
 
 
-_Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
+_BeforeAfter = Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
 class _Approximated(_Part):
     name: Text
     form: Text
     ranks: list[Count]
-    macs: _Pair
-    parameters: _Pair
+    macs: _BeforeAfter
+    parameters: _BeforeAfter
     energy: Fraction
     ms: Annotated[list[Size], Field(min_length=2, max_length=2)]
 
@@ -273,8 +273,8 @@ class _Approximated(_Part):
 class _LowRank(_Trained):
     kind: Text
     layers: list[_Approximated]
-    macs: _Pair
-    parameters: _Pair
+    macs: _BeforeAfter
+    parameters: _BeforeAfter
 
 
 class _Ticket(_Part):

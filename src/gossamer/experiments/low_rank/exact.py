@@ -153,8 +153,12 @@ def _toy(seed: int) -> dict[str, Any]:
         loss, cost = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         for a in ladders:
             every = [None, *range(len(a.costs))]
-            loss = (loss[:, None] + torch.tensor([a.loss(b) for b in every])).flatten()
-            cost = (cost[:, None] + torch.tensor([a.cost(b) for b in every])).flatten()
+            loss = (
+                loss[:, None] + torch.tensor([a.loss(b) for b in every], dtype=torch.float64)
+            ).flatten()
+            cost = (
+                cost[:, None] + torch.tensor([a.cost(b) for b in every], dtype=torch.float64)
+            ).flatten()
         at = choose_ranks(ladders, whole / ratio)
         mine = sum(a.loss(at[a.name]) for a in ladders)
         spent = sum(a.cost(at[a.name]) for a in ladders)
