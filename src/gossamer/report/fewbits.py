@@ -73,7 +73,6 @@ def weights(run: Run) -> Section | None:
                 "small": _trajectories(notes.get("trajectory") or [], stage),
             }
         )
-    blocks += [_low_rank(run, stage, notes) for stage, notes in _noted(run, "low_rank")]
     return {"blocks": blocks} if blocks else None
 
 
