@@ -124,7 +124,6 @@ def activations(run: Run) -> Section | None:
                 ],
             }
         )
-    blocks += [_low_rank(run, stage, notes) for stage, notes in _noted(run, "low_rank")]
     return {"blocks": blocks} if blocks else None
 
 
