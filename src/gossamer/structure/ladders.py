@@ -97,8 +97,8 @@ def costs(
         return (clock or milliseconds)(layer, found)
     if budget == "bytes":
         size = this.weight.element_size()
-        bias = this.bias is not None
-        each = [size * parameters(this, found.form, r, bias=bias) for r in found.ranks]
+        # with the bias that a fit gives where the layer has none
+        each = [size * parameters(this, found.form, r, bias=True) for r in found.ranks]
         return [float(v) for v in each], float(size * sum(p.numel() for p in this.parameters()))
     if budget != "flops":
         raise ArgumentError(f"budget {budget!r} is not one of flops, bytes, latency")

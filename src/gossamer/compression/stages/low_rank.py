@@ -135,7 +135,9 @@ class LowRank(LayerStage):
         left = seen.left | dict.fromkeys(
             others, "it is no linear layer or convolution without groups"
         )
-        left |= {n: "it costs least as it is" for n in seen.layers if n not in ranks}
+        for name in seen.layers:
+            if name not in ranks:
+                left.setdefault(name, "it costs least as it is")
         notes: dict[str, Any] = {
             "kind": self.kind,
             "budget": self.budget,
@@ -179,8 +181,11 @@ class LowRank(LayerStage):
             saved: dict[str, int] = json.loads(path.read_text())
             return saved
         ladders, fixed = [], 0.0
-        if self.budget != "latency":
-            fixed = float(seen.fixed[self.budget == "bytes"]) * (4 if self.budget == "bytes" else 1)
+        if self.budget == "flops":
+            fixed = float(seen.fixed[0])
+        elif self.budget == "bytes":
+            sizes = {layer.module.weight.element_size() for layer in seen.layers.values()}
+            fixed = float(seen.fixed[1] * max(sizes, default=4))
         for name, layer in seen.layers.items():
             if name in found:
                 each, whole = costs(layer, found[name], self.budget)
