@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from gossamer import experiments
-from gossamer.experiments.low_rank import exact
+from gossamer.experiments.low_rank import exact, mlp
 
 
 def test_the_fit_against_brute_force(tmp_path: Path) -> None:
@@ -22,3 +22,24 @@ def test_greedy_is_compared_with_what_is_best() -> None:
     rows = exact._toy(3)["rows"]
     assert len(rows) == 4
     assert all(row["behind"] >= -1e-9 for row in rows)
+
+
+def test_claims_are_of_the_worst_seed() -> None:
+    run = {
+        "seed": 0,
+        "chosen": [{"test": 50.0 - n, "macs": [8.0, 4.0 / n]} for n in (1, 2)],
+        "times": {"torch": [3.0, 2.0, 4.0], "onnxruntime": None},
+    }
+    other = {**run, "seed": 1}
+    claims = mlp._judge(
+        {"trained": [{"seed": 0, "test": 49.2}, {"seed": 1, "test": 51}], "runs": [run, other]}
+    )
+    values = [(c.value, c.holds) for c in claims]
+    assert values == [
+        (2.0, False),
+        (2.0, True),
+        (1.5, True),
+        (3.0, False),
+        (4.0, True),
+        (0.75, False),
+    ]
