@@ -47,7 +47,7 @@ def _network(work: Path, seed: int) -> nn.Module:
 def _trained(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     net, data = nets.build("lenet-300-100", in_shape=(3, 32, 32), seed=seed), cifar(quick)
     config = gossamer.TrainConfig(
-        epochs=1 if quick else 5, lr=0.02, batch_size=128, weight_decay=5e-4, seed=seed
+        epochs=1 if quick else 10, lr=0.001, optimizer="adam", batch_size=128, seed=seed
     )
     gossamer.train(net, data, config)
     torch.save(net.state_dict(), _file(work, seed))
