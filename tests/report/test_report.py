@@ -701,6 +701,14 @@ def noted(run: dict) -> dict:
                 "layers": [{"name": "fc.weight", "before": [9, 8], "after": [3, 8]}],
             },
         },
+        {
+            "stage": "8-low_rank",
+            "low_rank": {
+                **end, "kind": "spatial", "macs": [900, 300], "parameters": [90, 30],
+                "layers": [{"name": "conv1", "form": "spatial", "ranks": [4, 2], "energy": 0.9,
+                            "macs": [900, 300], "parameters": [90, 30], "ms": [0.2, 0.1]}],
+            },
+        },
     ]  # fmt: skip
     return run
 

@@ -24,6 +24,7 @@ from gossamer.pack.coders.limits import ANY_BYTES
 __all__ = [
     "Activations",
     "LowRank",
+    "LowRankConv",
     "OnGrid",
     "Record",
     "Smaller",
@@ -61,6 +62,30 @@ class LowRank(_Strict):
 
     kind: Literal["low-rank"] = "low-rank"
     ranks: Annotated[dict[str, Annotated[int, Field(ge=1)]], Field(min_length=1)]
+
+
+class LowRankConv(_Strict):
+    """Convolutions and linear layers are several, by name.
+
+    ``layers``: of each its form (:data:`gossamer.structure.factors.FORMS`), the form's ranks, and
+    whether the last factor has a bias.
+    """
+
+    kind: Literal["low-rank-conv"] = "low-rank-conv"
+    layers: Annotated[
+        dict[
+            str,
+            tuple[
+                Literal["channel", "spatial", "tucker", "cp"],
+                Annotated[
+                    tuple[Annotated[int, Field(ge=1, lt=1 << 31)], ...],
+                    Field(min_length=1, max_length=2),
+                ],
+                bool,
+            ],
+        ],
+        Field(min_length=1),
+    ]
 
 
 class OnGrid(_Strict):
@@ -108,7 +133,9 @@ class Smaller(_Strict):
     numbers: dict[str, dict[str, _Size]] = {}
 
 
-Record = Annotated[Activations | LowRank | OnGrid | Smaller, Field(discriminator="kind")]
+Record = Annotated[
+    Activations | LowRank | LowRankConv | OnGrid | Smaller, Field(discriminator="kind")
+]
 _ADAPTER: TypeAdapter[list[Any]] = TypeAdapter(Annotated[list[Record], Field(max_length=_MOST)])
 
 
@@ -191,6 +218,27 @@ def _low_rank(model: nn.Module, record: LowRank) -> nn.Module:
     return model
 
 
+def _low_rank_conv(model: nn.Module, record: LowRankConv) -> nn.Module:
+    from gossamer.structure.factors import CONVOLUTIONS, build
+
+    for name, (form, ranks, bias) in record.layers.items():
+        layer = dict(model.named_modules()).get(name) if name else None
+        if layer is None:
+            raise ArgumentError(f"the network has no layer {name[:100]!r}, which was factorized")
+        if type(layer) not in (nn.Linear, *CONVOLUTIONS) or getattr(layer, "groups", 1) != 1:
+            raise ArgumentError(
+                f"{name!r} is {type(layer).__name__}, and was a linear layer or a convolution "
+                "without groups"
+            )
+        try:
+            made = build(layer, form, ranks, bias=bias)
+        except ArgumentError as e:
+            raise ArgumentError(f"{name!r} was not factorized so: {e}") from e
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, made)
+    return model
+
+
 def _on_grid(model: nn.Module, record: OnGrid) -> nn.Module:
     from gossamer.quantize.emulated import Emulated
     from gossamer.quantize.fixed_point import Format
@@ -228,6 +276,7 @@ def _smaller(model: nn.Module, record: Smaller) -> nn.Module:
 _REBUILD: Mapping[type, Any] = {
     Activations: _activations,
     LowRank: _low_rank,
+    LowRankConv: _low_rank_conv,
     OnGrid: _on_grid,
     Smaller: _smaller,
 }

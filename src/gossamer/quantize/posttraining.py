@@ -91,7 +91,10 @@ def treat_network(
     def walk() -> Generator[tuple[str, Moments | None]]:
         """Every layer with its inputs' moments, as the layers before it are by now."""
         if once is not None:
-            flow = stream(model, batches, once, every, biases, known=ready, held=held)
+            flow = stream(
+                model, batches, once, every, biases,
+                gather=lambda _: Moments(), known=ready, held=held,
+            )  # fmt: skip
             with contextlib.closing(flow):
                 yield from flow
         for name in order if once is None else order[len(once) :]:

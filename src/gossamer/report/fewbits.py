@@ -191,7 +191,7 @@ def _compared(rows: list[Mapping[str, Any]], whole: float, of: Metric) -> Sectio
 
 
 def svd(run: Run) -> Section | None:
-    """Ranks and weights of the factorized layers, a block a stage."""
+    """Ranks and sizes of the factorized layers, a block a stage."""
     blocks = []
     for stage, notes in noted(run, "svd"):
         rows = [
@@ -207,9 +207,39 @@ def svd(run: Run) -> Section | None:
         blocks.append(
             {
                 "title": stage,
+                "text": "Linear layers as products of two, cut to their largest singular values.",
                 "epochs": ends(run, notes),
                 "head": ("Layer", "Rank", "Weights before", "Weights after", "Ratio"),
                 "rows": rows,
             }
         )
+    blocks += [_low_rank(run, stage, notes) for stage, notes in noted(run, "low_rank")]
     return {"blocks": blocks} if blocks else None
+
+
+def _low_rank(run: Run, stage: str, notes: Mapping[str, Any]) -> Section:
+    """Ranks, energies, multiply-adds and measured milliseconds of a stage's layers."""
+    (macs, fewer), (parameters, less) = notes["macs"], notes["parameters"]
+    rows = [
+        [
+            x["name"],
+            x["form"],
+            " ".join(f"{r:,}" for r in x["ranks"]),
+            words.percent(x["energy"]),
+            *(f"{n:,}" for n in (*x["macs"], *x["parameters"])),
+            *(f"{ms:.3g}" for ms in x["ms"]),
+        ]
+        for x in notes["layers"]
+    ]
+    return {
+        "title": f"{stage}: {notes['kind']}",
+        "text": f"Layers as factors of low rank: {macs:,} multiply-adds of all layers became "
+        f"{fewer:,}, {parameters:,} parameters {less:,}. Milliseconds are of the layer alone, "
+        "batch 1, in torch.",
+        "epochs": ends(run, notes),
+        "head": (
+            *("Layer", "Form", "Ranks", "Energy", "Multiply-adds", "after", "Parameters"),
+            *("after", "ms", "after"),
+        ),
+        "rows": rows,
+    }

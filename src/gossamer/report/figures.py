@@ -280,6 +280,26 @@ class _Obs(_Part):
     rate: Size | None = None
 
 
+_BeforeAfter = Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+class _Approximated(_Part):
+    name: Text
+    form: Text
+    ranks: list[Count]
+    macs: _BeforeAfter
+    parameters: _BeforeAfter
+    energy: Fraction
+    ms: Annotated[list[Size], Field(min_length=2, max_length=2)]
+
+
+class _LowRank(_Trained):
+    kind: Text
+    layers: list[_Approximated]
+    macs: _BeforeAfter
+    parameters: _BeforeAfter
+
+
 class _Ticket(_Part):
     score: Maybe
     density: Fraction
@@ -297,6 +317,7 @@ class _Stage(_Part):
     fixed_point: _FixedPoint | None = None
     svd: _Svd | None = None
     obs: _Obs | None = None
+    low_rank: _LowRank | None = None
     coverage: _Coverage | None = None
     rolled_back: _Rolled | None = None
 

@@ -23,6 +23,7 @@ from gossamer.core.modes import device_of, evaluating
 
 __all__ = [
     "Layout",
+    "Pick",
     "Reading",
     "Use",
     "feed",
@@ -106,6 +107,8 @@ class Use:
 
 
 See = Callable[[Use], None]
+Pick = Callable[[str, int], Tensor]
+"""Name of a weight and number of its inputs' rows -> which of them are looked at, (n,) integers."""
 
 
 class _Stop(Exception):
@@ -115,9 +118,9 @@ class _Stop(Exception):
 class _Watch(TorchDispatchMode):
     """Calls ``see`` for every product of the weights."""
 
-    def __init__(self, weights: Mapping[str, Tensor], see: See) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], see: See, pick: Pick | None = None) -> None:
         super().__init__()
-        self._see = see
+        self._see, self._pick = see, pick
         # Several weights may lie in one storage, as those of flattened recurrent layers do.
         self._places: dict[int, list[tuple[str, Tensor]]] = {}
         for name, weight in weights.items():
@@ -196,8 +199,10 @@ class _Watch(TorchDispatchMode):
             if (columns == 1 or w.stride(1) == length) and first + outputs <= length:
                 layout, first = Layout("columns"), block * length + first
         if layout is not None:
-            inputs = [x.reshape(-1, columns)]
-            self._see(Use(name, layout, (first, first + outputs), inputs))
+            found = x.reshape(-1, columns)
+            if self._pick is not None:
+                found = found[self._pick(name, len(found)).to(found.device)]
+            self._see(Use(name, layout, (first, first + outputs), [found]))
 
     def _convolution(
         self,
@@ -222,10 +227,13 @@ class _Watch(TorchDispatchMode):
             reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
             before = [r - p for r, p in zip(reach, padding, strict=True)]
             after = [b + o for b, o in zip(before, output_padding, strict=True)]
-        found = _patches(x, kernel, stride, before, after, dilation)
+        found, axes = _patches(x, kernel, stride, before, after, dilation), len(kernel)
         if transposed:
-            found = found.flip(tuple(range(3, 3 + len(kernel))))
-        # (N, places, C, kernel)
+            found = found.flip(tuple(range(2 + axes, 2 + 2 * axes)))
+        if self._pick is not None:  # a view until here: only what is looked at is copied
+            places = found.shape[: 1 + axes]
+            at = self._pick(known[0], places.numel()).to(x.device)
+            found = found[torch.unravel_index(at, places)]
         rows = found.reshape(-1, groups, x.shape[1] // groups * kernel.numel())
         self._see(Use(known[0], layout, (0, outputs), list(rows.unbind(1))))
 
@@ -246,20 +254,22 @@ def _patches(
     after: list[int],
     dilation: list[int],
 ) -> Tensor:
-    """What a convolution's kernel lies on, (N, places, C, *kernel); paddings may be negative."""
+    """What a convolution's kernel lies on, (N, *places, C, *kernel), a view of the padded input;
+    paddings may be negative.
+    """
     pads = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
     x = F.pad(x, pads)
     axes = x.ndim - 2
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
         x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
-    places = list(range(2, 2 + axes))
-    x = x.permute(0, *places, 1, *range(2 + axes, 2 + 2 * axes))
-    return x.flatten(1, axes)
+    return x.permute(0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
 
 
-def watched(weights: Mapping[str, Tensor], see: See) -> contextlib.AbstractContextManager[Any]:
+def watched(
+    weights: Mapping[str, Tensor], see: See, pick: Pick | None = None
+) -> contextlib.AbstractContextManager[Any]:
     """A context in which ``see`` is told of every product of the weights, before it is taken."""
-    return _Watch(weights, see)
+    return _Watch(weights, see, pick)
 
 
 def feed(model: nn.Module, batch: Any) -> Any:
@@ -285,7 +295,13 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
 
 
 def inputs_of(
-    model: nn.Module, batch: Any, weights: Mapping[str, Tensor], see: See, *, uses: int = 0
+    model: nn.Module,
+    batch: Any,
+    weights: Mapping[str, Tensor],
+    see: See,
+    *,
+    uses: int = 0,
+    pick: Pick | None = None,
 ) -> None:
     """Run the network on a batch, in evaluation mode, and tell of every product of the weights.
 
@@ -295,6 +311,7 @@ def inputs_of(
         see: called for each :class:`Use`, with inputs that are the network's own tensors: later
             operations may write to them.
         uses: stop after so many; 0: run to the end.
+        pick: which rows of the inputs are looked at; None: all.
     """
     left, failed = uses, list[Exception]()
 
@@ -309,7 +326,7 @@ def inputs_of(
         if left == 0:
             raise _Stop
 
-    watch = _Watch(weights, told)
+    watch = _Watch(weights, told, pick)
     with torch.no_grad(), evaluating(model), plain_kernels(model):
         try:
             with watch:

@@ -1,18 +1,18 @@
-"""The moments of all weights' inputs in one pass over the network, layer by layer.
+"""All weights' inputs in one pass over the network, layer by layer.
 
 Every batch goes through the network twice, as it was and as it becomes. All passes stand still
 before the product of a weight, until that weight has been set; then they go on to the next. Alive
-are what the passes hold at that place and the moments of one weight, whatever the network's depth.
-A pass is a thread that waits most of the time: one of them runs at once, so the sums are always
-the same.
+are what the passes hold at that place and what is gathered of one weight (its moments, or a
+sample), whatever the network's depth. A pass is a thread that waits most of the time: one of them
+runs at once, so what is gathered is always the same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Container, Generator, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,12 @@ from torch.utils._pytree import tree_leaves
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.modes import evaluating
-from gossamer.training.layer_inputs import Use, feed, inputs_of, plain_kernels, watched
-from gossamer.training.moments import Moments, same
+from gossamer.training.layer_inputs import Pick, Use, feed, inputs_of, plain_kernels, watched
+from gossamer.training.moments import Gathers, same
 
 __all__ = ["stream", "streamed"]
+
+G = TypeVar("G", bound=Gathers)
 
 
 class _Reads(TorchDispatchMode):
@@ -82,8 +84,10 @@ def streamed(
 class _Pass:
     """A network's way through one batch, stopped before each product of the weights."""
 
-    def __init__(self, model: nn.Module, batch: Any, weights: Mapping[str, Tensor]) -> None:
-        self._what = model, batch, weights
+    def __init__(
+        self, model: nn.Module, batch: Any, weights: Mapping[str, Tensor], pick: Pick | None
+    ) -> None:
+        self._what = model, batch, weights, pick
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._use: Use | None = None
         self._error: BaseException | None = None
@@ -93,12 +97,12 @@ class _Pass:
         self._thread.start()
 
     def _run(self) -> None:
-        model, batch, weights = self._what
+        model, batch, weights, pick = self._what
         self._go.acquire()
         try:
             if not self._closing:
                 torch.set_num_threads(self._threads)  # a thread has its own number; bits hang on it
-                with torch.no_grad(), watched(weights, self._wait):
+                with torch.no_grad(), watched(weights, self._wait, pick):
                     feed(model, batch)
         except BaseException as e:  # raised again where the pass is asked to go on
             self._error = e
@@ -139,33 +143,39 @@ def stream(
     weights: Mapping[str, Tensor],
     biases: Mapping[str, Tensor],
     *,
+    gather: Callable[[str], G],
     known: Container[str] = (),
     held: int = 0,
-) -> Generator[tuple[str, Moments | None]]:
-    """Each weight in the order of its use, with its moments; the caller sets it before the next.
+    picks: Callable[[int], Pick] | None = None,
+) -> Generator[tuple[str, G | None]]:
+    """Each weight in the order of its use, with its inputs; the caller sets it before the next.
 
     Args:
         model: changed between two steps by whoever iterates: that weight and its bias.
         batches: as :func:`gossamer.training.layer_inputs.inputs_of` takes them.
         order: of :func:`streamed`.
         weights, biases: clean name of a weight -> it, and the bias beside it.
-        known: names whose moments are not needed: they come with None, and are to be set all the
+        gather: name of a weight -> what takes its inputs, such as new ``Moments``.
+        known: names whose inputs are not needed: they come with None, and are to be set all the
             same.
         held: how many of the last batches are held back.
+        picks: number of a batch -> which rows of its inputs are looked at, in both networks; None:
+            all.
 
     Raises :class:`ArgumentError` for a network that uses its weights otherwise than before.
     """
     watched_ = {n: weights[n] for n in order}
     with evaluating(model), plain_kernels(model), contextlib.ExitStack() as passes:
         pairs = []
-        for batch in batches:
-            pair = _Pass(model, batch, watched_), _Pass(model, batch, watched_)
+        for number, batch in enumerate(batches):
+            pick = None if picks is None else picks(number)
+            pair = _Pass(model, batch, watched_, pick), _Pass(model, batch, watched_, pick)
             for one in pair:
                 passes.callback(one.close)
             pairs.append(pair)
         last: list[tuple[Tensor, Tensor, Tensor]] = []  # tensors as they are, were and have become
         for name in order:
-            found = None if name in known else Moments()
+            found = None if name in known else gather(name)
             for number, (original, now) in enumerate(pairs):
                 for tensor, was, _ in last:
                     tensor.data.copy_(was)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
-from gossamer.training.layer_inputs import Layout, Use, inputs_of
+from gossamer.training.layer_inputs import Layout, Pick, Use, inputs_of
 
-__all__ = ["WIDE", "Means", "Moments", "Part", "blocks", "moments", "same"]
+__all__ = ["WIDE", "Gathers", "Means", "Moments", "Part", "blocks", "gathered", "moments", "same"]
 
 
 WIDE = 4096
@@ -31,6 +31,13 @@ def blocks(columns: int) -> list[slice]:
     count = -(-columns // WIDE)
     ends = [columns * i // max(1, count) for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(ends)]
+
+
+class Gathers(Protocol):
+    """What takes a weight's inputs, use by use: :class:`Moments`, or a sample of them."""
+
+    def add(self, now: Use, before: list[Tensor] | None, rows: int, *, held: bool = False) -> None:
+        """As :meth:`Moments.add`."""
 
 
 @dataclass
@@ -207,7 +214,29 @@ def moments(
 
     Raises :class:`ArgumentError` where inputs are not finite, or no batch reaches the weight.
     """
-    found, given = Moments(), list(batches)
+    found = Moments()
+    gathered(found, model, original, batches, name, uses, held=held)
+    if found.layout is None:
+        raise ArgumentError(f"no batch reaches {name}; give calibration inputs")
+    return found
+
+
+def gathered(
+    found: Gathers,
+    model: nn.Module,
+    original: nn.Module,
+    batches: Iterable[Any],
+    name: str,
+    uses: Sequence[int],
+    *,
+    held: int = 0,
+    picks: Callable[[int], Pick] | None = None,
+) -> None:
+    """Give ``found`` one weight's inputs of all batches; arguments as :func:`moments`.
+
+    ``picks``: number of a batch -> which rows of its inputs are looked at; None: all.
+    """
+    given = list(batches)
     own, now = names.parameters(original)[name], names.parameters(model)[name]
     for number, (batch, count) in enumerate(zip(given, uses, strict=True)):
         if not count:
@@ -219,7 +248,8 @@ def moments(
             inputs = [x.float().clone() for x in use.inputs]
             before.append(Use(use.name, use.layout, use.rows, inputs, use.ids))
 
-        inputs_of(original, batch, {name: own}, keep, uses=count)
+        pick = None if picks is None else picks(number)
+        inputs_of(original, batch, {name: own}, keep, uses=count, pick=pick)
         left = iter(before)
 
         def add(
@@ -228,7 +258,4 @@ def moments(
             pair = next(left, None)
             found.add(use, same(use, pair), len(own), held=apart)
 
-        inputs_of(model, batch, {name: now}, add, uses=count)
-    if found.layout is None:
-        raise ArgumentError(f"no batch reaches {name}; give calibration inputs")
-    return found
+        inputs_of(model, batch, {name: now}, add, uses=count, pick=pick)
