@@ -195,11 +195,11 @@ def test_examples_that_do_not_fit() -> None:
     wanted = tuple(flatten(network(), example())[1])
     bad = {**example(), "x": torch.zeros(2, 3, 9, 9)}
     with pytest.raises(ArgumentError, match=r"calibration holds \{x: \(2, 3, 9, 9\)"):
-        list(door._batches([bad], example(), wanted))
+        list(door.batches_of([bad], example(), wanted))
     with pytest.raises(ArgumentError, match="calibration is empty"):
-        list(door._batches([], example(), wanted))
+        list(door.batches_of([], example(), wanted))
     pairs = [(torch.zeros(2, 4), torch.zeros(2))]  # of a DataLoader
-    assert len(list(door._batches(pairs, torch.zeros(1, 4), (torch.zeros(1, 4),)))) == 1
+    assert len(list(door.batches_of(pairs, torch.zeros(1, 4), (torch.zeros(1, 4),)))) == 1
 
 
 def test_half_precision_and_wrappers_become_plain_float32() -> None:

@@ -1,23 +1,27 @@
-"""Commands that deploy: export."""
+"""Commands that deploy: export, and bench of networks."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gossamer.cli.measure import bench
 from gossamer.cli.options import DATASET, MODEL, AsJson, Key, Pretrained, Weights
 from gossamer.cli.program import app
+from gossamer.compression.progress import console
 from gossamer.core.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from gossamer.datasets import Dataset
+    from gossamer.runtime.engines import Subject
 
-__all__ = ["example", "export_", "subject"]
+__all__ = ["bench_networks", "export_"]
 
 SUBJECT = f"A .gsm file of a run, or: {MODEL}"
 _OF_FILE = "Of a .gsm file: the network that it is of; left out: what run.json beside it says."
@@ -56,11 +60,11 @@ def export_(
     The file is run there and compared with torch before it is written: float32 to 1e-4 of the
     largest output, int8 to the floor; else nothing is written.
     """
-    from dataclasses import asdict
-
     from gossamer.runtime.export import export
 
-    found, data = subject(network, model, weights, key, pretrained, dataset)
+    if model is not None and Path(network).suffix != ".gsm":
+        raise ArgumentError(f"network {network!r} and --model {model!r}: give one of them")
+    found, data = _named(network, model, weights, dataset).build(pretrained, key)
     made = export(
         found,
         example(data, shape),
@@ -74,37 +78,130 @@ def export_(
     print(json.dumps(asdict(made), default=str) if as_json else made)
 
 
-def subject(
-    network: str,
+@bench.command("networks")
+def bench_networks(
+    networks: Annotated[list[str], typer.Argument(help=SUBJECT)],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="The dense network, or its file; left out: of a .gsm file its network as built, "
+            "else the first network."
+        ),
+    ] = None,
+    dataset: Examples = None,
+    shape: Shape = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Only these; all that are installed by default.")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Examples a call, such as 1,32.")] = "1",
+    threads: Annotated[str, typer.Option(help="Of each engine, such as 1,2.")] = "1",
+    rounds: Annotated[int, typer.Option(min=1, help="At most, of each combination.")] = 100,
+    seconds: Annotated[float, typer.Option(min=0, help="For each combination.")] = 20.0,
+    plot: Annotated[Path | None, typer.Option(help="PNG or SVG to draw.")] = None,
+    model: Given = None,
+    pretrained: Pretrained = False,
+    as_json: AsJson = False,
+) -> None:
+    """Size and milliseconds of networks in every engine, against the dense one in the same engine.
+
+    Everything is timed in one run, call by call in turn. Engines: torch, torch.compile (where
+    named), onnxruntime and openvino in float32 and int8, executorch.
+    """
+    from gossamer.analysis.plots import bars
+    from gossamer.runtime.bench import bench as measure
+
+    subjects = _subjects(networks, against, model, pretrained, dataset, shape)
+    with console() as show:
+        found = measure(
+            subjects,
+            engines=engine,
+            batches=_numbers(batch, "--batch"),
+            threads=_numbers(threads, "--threads"),
+            rounds=rounds,
+            seconds=seconds,
+            say=show.say,
+        )
+    if plot is not None:
+        groups: dict[str, dict[str, float]] = {}
+        for t in found.timings:
+            group = f"{t.engine}, batch {t.batch}, {t.threads} thr."
+            groups.setdefault(group, {})[t.network] = t.ms
+        bars(groups, plot, xlabel=f"milliseconds, median ({found.processor})")
+    print(json.dumps(found.as_dict()) if as_json else found.table())
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as e:
+        raise ArgumentError(f"{option} {text!r} holds no whole numbers such as 1,32") from e
+
+
+def _subjects(
+    networks: list[str],
+    against: str | None,
     model: str | None,
-    weights: Path | None,
-    key: str | None,
     pretrained: bool,
     dataset: str | None,
-) -> tuple[nn.Module, Dataset | None]:
-    """The network that is meant, in the shape of the data where there are any."""
-    from gossamer import datasets, nets
-    from gossamer.compression import inputs
+    shape: str | None,
+) -> list[Subject]:
+    """The dense network, then the others."""
+    from gossamer.runtime.engines import Subject
 
-    if Path(network).suffix == ".gsm":
-        if weights is not None:
-            raise ArgumentError(f"{network} is a file of weights: leave --weights {weights} out")
-        weights = Path(network)
-        known = _beside(weights)
-        given, dataset = model or known.get("model"), dataset or known.get("dataset")
-        if given is None:
-            raise ArgumentError(
-                f"{network} holds tensors; say of which network they are: --model NAME"
-            )
-        network = given
-    elif model is not None:
-        raise ArgumentError(f"network {network!r} and --model {model!r}: give one of them")
-    data = None if dataset is None else datasets.load(dataset)
-    if data is not None:
-        built = inputs.network(network, data, pretrained=pretrained, weights=weights, key=key)
-        return built, data
-    built = nets.build(network, pretrained=pretrained)
-    return (built if weights is None else inputs.load_weights(built, weights, key)), None
+    found = [_named(n, model, None, dataset) for n in networks]
+    if against is not None:
+        found.insert(0, _named(against, model, None, dataset))
+    elif found[0].file is not None:
+        found.insert(0, replace(found[0], file=None))
+    made: list[Subject] = []
+    shared = next((one.dataset for one in found if one.dataset is not None), None)
+    for one in found:
+        network, data = replace(one, dataset=shared).build(pretrained and one.file is None, None)
+        batch = example(data, shape, 4)
+        calibration = []
+        if data is not None and shape is None:
+            last = min(len(data.train), 128)
+            parts = [slice(i, min(i + 32, last)) for i in range(0, last, 32)]
+            calibration = [data.train.batch(part)[0] for part in parts]
+        name = one.network if one.file is None else one.file.name
+        if any(name == other.name for other in made):
+            name = str(one.file or f"{name} ({len(made)})")
+        size = None if one.file is None else one.file.stat().st_size
+        made.append(Subject(name, network, batch, calibration, size))
+    return made
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a command line names: a network, a file of its weights, and data."""
+
+    network: str
+    file: Path | None
+    dataset: str | None
+
+    def build(self, pretrained: bool, key: str | None) -> tuple[nn.Module, Dataset | None]:
+        """The network, in the shape of the data where there are any."""
+        from gossamer import datasets, nets
+        from gossamer.compression import inputs
+
+        if self.dataset is not None:
+            data = datasets.load(self.dataset)
+            given: dict[str, Any] = {"pretrained": pretrained, "weights": self.file, "key": key}
+            return inputs.network(self.network, data, **given), data
+        built = nets.build(self.network, pretrained=pretrained)
+        return (built if self.file is None else inputs.load_weights(built, self.file, key)), None
+
+
+def _named(network: str, model: str | None, weights: Path | None, dataset: str | None) -> _Named:
+    if Path(network).suffix != ".gsm":
+        return _Named(network, weights, dataset)
+    if weights is not None:
+        raise ArgumentError(f"{network} is a file of weights: leave --weights {weights} out")
+    known = _beside(Path(network))
+    given = model or known.get("model")
+    if given is None:
+        raise ArgumentError(f"{network} holds tensors; say of which network they are: --model NAME")
+    return _Named(given, Path(network), dataset or known.get("dataset"))
 
 
 def _beside(file: Path) -> dict[str, Any]:

@@ -225,6 +225,11 @@ class _Watch(TorchDispatchMode):
         # integers and truth values that depend on the inputs, kept so that no address is used again
         self.tainted: dict[int, Tensor] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and asking for that would import all of the compiler."""
+        return False
+
     def taint(self, tensor: Tensor) -> None:
         """Remember a tensor that cannot hold NaN as one that depends on the inputs."""
         self.tainted[tensor.untyped_storage().data_ptr()] = tensor

@@ -31,7 +31,16 @@ from gossamer.runtime.onnx_int8 import Weights
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["FORMATS", "PRECISIONS", "Export", "Precision", "eight_bits", "export", "float32"]
+__all__ = [
+    "FORMATS",
+    "PRECISIONS",
+    "Export",
+    "Precision",
+    "batches_of",
+    "eight_bits",
+    "export",
+    "float32",
+]
 
 Precision = Literal["float32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
@@ -139,7 +148,7 @@ def export(
     made, check, more = float32(flat, tensors)
     told += more
     if precision == "int8":
-        batches = list(_batches(calibration, example_inputs, tensors))
+        batches = list(batches_of(calibration, example_inputs, tensors))
         made, check, more = eight_bits(flat, tensors, made, batches, weights=weights, floor=floor)
         told += more
     pieces = [made.SerializeToString()]
@@ -299,7 +308,7 @@ def _float(check: Closeness) -> None:
         )
 
 
-def _batches(
+def batches_of(
     given: Iterable[Any] | Split | None, example: Any, tensors: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, ...]]:
     """Calibration inputs as flat batches; raises for none, and for other shapes."""

@@ -17,7 +17,7 @@ from gossamer.runtime.sessions import needs
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["compiled", "files", "run"]
+__all__ = ["compiled", "files", "run", "tensors"]
 
 
 def _core() -> Any:
@@ -71,7 +71,11 @@ def compiled(model: ModelProto | tuple[bytes, bytes], *, threads: int = 1) -> An
             raise ArgumentError(f"OpenVINO does not run the export: {reason(e)}") from e
 
 
-def run(opened: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs for input tensors in the model's order."""
-    found = opened([t.numpy() for t in tensors])
+def tensors(opened: Any, found: Any) -> list[Tensor]:
+    """The outputs of a call of a compiled model, in the model's order."""
     return [torch.from_numpy(found[i].copy()) for i in range(len(opened.outputs))]
+
+
+def run(opened: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs for input tensors in the model's order."""
+    return tensors(opened, opened([t.numpy() for t in inputs]))
