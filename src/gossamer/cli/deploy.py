@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gossamer.cli.measure import bench
-from gossamer.cli.options import DATASET, MODEL, AsJson, Key, Pretrained, Weights
+from gossamer.cli.options import (
+    MODEL,
+    AsJson,
+    Examples,
+    Key,
+    Pretrained,
+    Shape,
+    Weights,
+    example,
+)
 from gossamer.cli.program import app
 from gossamer.compression.progress import console
 from gossamer.core.errors import ArgumentError
@@ -26,13 +35,6 @@ __all__ = ["bench_networks", "export_"]
 SUBJECT = f"A .gsm file of a run, or: {MODEL}"
 _OF_FILE = "Of a .gsm file: the network that it is of; left out: what run.json beside it says."
 Given = Annotated[str | None, typer.Option("--model", "-m", help=_OF_FILE)]
-Examples = Annotated[
-    str | None, typer.Option("--dataset", "--data", "-d", help=f"Example inputs: {DATASET}")
-]
-Shape = Annotated[
-    str | None,
-    typer.Option(help="Of one random example where there is no data, without batch: 3,32,32."),
-]
 
 
 @app.command("export")
@@ -215,16 +217,3 @@ def _beside(file: Path) -> dict[str, Any]:
         return {}
     own = {"model": nets.is_own, "dataset": lambda name: name not in datasets.DATASETS}
     return {key: value for key, value in found.items() if not own[key](value)}
-
-
-def example(data: Dataset | None, shape: str | None, count: int = 2) -> Any:
-    """Example inputs: of the data, or random ones of a shape; None for neither."""
-    import torch
-
-    if shape is None:
-        return None if data is None else data.test.batch(slice(0, count))[0]
-    try:
-        sizes = [int(part) for part in shape.replace("x", ",").split(",")]
-        return torch.randn(count, *sizes, generator=torch.Generator().manual_seed(0))
-    except (ValueError, RuntimeError) as e:
-        raise ArgumentError(f"--shape {shape!r} is no shape of an example, such as 3,32,32") from e

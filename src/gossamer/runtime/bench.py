@@ -193,9 +193,9 @@ def bench(
 
     Args:
         subjects: at least one, of different names.
-        engines: names of :data:`ENGINES`; None: all whose packages are installed, but
-            those that take minutes to prepare. One that is
-            named and missing is an error; one that does not take a network is a note.
+        engines: names of :data:`ENGINES`; None: all whose packages are installed, but those that
+            take minutes to prepare. One that is named and missing is an error; one that does not
+            take a network is a note.
         batches: examples a call.
         threads: of each engine; torch's are as before afterwards.
         rounds: at most, for each batch and number of threads.
