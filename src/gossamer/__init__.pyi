@@ -64,6 +64,8 @@ from gossamer.quantize.loss_aware import LossAware as LossAware
 from gossamer.quantize.lsq import LSQ as LSQ
 from gossamer.quantize.projected import Projected as Projected
 from gossamer.quantize.ttq import TTQ as TTQ
+from gossamer.runtime.export import Export as Export
+from gossamer.runtime.export import export as export
 from gossamer.structure import Shrunk as Shrunk
 from gossamer.structure import fold_batchnorm as fold_batchnorm
 from gossamer.structure import shrink as shrink

@@ -108,3 +108,7 @@ def test_the_command_tells_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     figures = json.loads(told("--json"))
     assert figures["parameters"] == 266610
     assert [*figures["expected"]] == ["8", "4", "2"]
+    assert figures["macs"] is None
+    assert told("--shape", "1,28,28").splitlines()[1].split()[-1] == "235,200"
+    figures = json.loads(told("--shape", "1,28,28", "--json"))
+    assert figures["macs"]["macs"] == 266200

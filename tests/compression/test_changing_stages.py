@@ -129,7 +129,9 @@ def test_fixed_point_is_on_grids_and_on_integers_the_same(
     given = [{"prune": {"density": 0.5}}, {"fixed_point": stage}]
     recipe = {"name": "t", "max_drop": 1, "stages": [*given, {"evaluate": {"latency": True}}]}
     result = gossamer.compress(convolutional, "digits", recipe=recipe, out=tmp_path / "r")
-    assert result.run["latency"] is None
+    timing = result.run["latency"]  # torch emulates it: only an export has a speed
+    assert timing is None or [r["engine"] for r in timing["rows"]] == ["onnxruntime"]
+    assert result.run["macs"] is None
     integer = result.run["integer"]
     assert integer["identical"]
     assert integer["correct"] == result.after.correct

@@ -110,6 +110,9 @@ def test_run_json_holds_what_the_report_needs(done: compression.Result) -> None:
     assert run["latency"]["batch"] == 1
     assert run["latency"]["same_operations"]
     assert run["latency"]["ratio"] is None
+    assert [row["engine"] for row in run["latency"]["rows"]] == ["torch eager"]
+    assert run["macs"]["before"]["nonzero"] == run["macs"]["before"]["macs"]
+    assert run["macs"]["after"]["live"] <= run["macs"]["after"]["macs"]
     paper = {x["name"]: x["paper"] for x in run["layers"] if x["paper"]}
     assert paper["fc2.weight"]["kept_percent"] == pytest.approx(50)
     assert "<html" in done.report.read_text()

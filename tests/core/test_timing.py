@@ -11,6 +11,7 @@ from torch import nn
 from gossamer import report
 from gossamer.compression import measure
 from gossamer.core.errors import ArgumentError
+from gossamer.core.same import same_operations
 from gossamer.core.timing import median_interval, paired
 from gossamer.datasets import Dataset, Split
 from gossamer.report import words
@@ -45,7 +46,10 @@ def timed(dense: nn.Module, other: nn.Module, spans: tuple, seed: int) -> dict:
         network.register_forward_hook(
             lambda *_, low=low, high=high: clock.spend(low * 1e-3, high * 1e-3)
         )
-    return measure.latency(dense, other, data(), clock=clock)
+    found, notes = measure.latency(dense, other, data(), exported=False, clock=clock)
+    assert found is not None
+    assert notes == []
+    return found
 
 
 def page(latency: dict) -> tuple[list, str]:
@@ -98,7 +102,7 @@ def test_timing_is_bounded_and_few_pairs_give_no_interval() -> None:
 
 
 def test_what_makes_operations_the_same() -> None:
-    same = measure.same_operations
+    same = same_operations
     pruned = net()
     with torch.no_grad():
         pruned[1].weight.zero_()
@@ -138,3 +142,36 @@ def test_the_median_interval_by_hand() -> None:
     low, high = median_interval(range(5000))
     assert 2420 < low < 2440
     assert high == 4999 - low
+
+
+def test_a_smaller_network_is_timed_in_onnxruntime_too() -> None:
+    pytest.importorskip("onnxscript")
+    found, notes = measure.latency(net(8), net(2), data(), exported=True)
+    assert notes == []
+    assert found is not None
+    assert [row["engine"] for row in found["rows"]] == ["torch eager", "onnxruntime"]
+    assert found["engine"] == "onnxruntime"
+    assert found["ratio"] == found["rows"][1]["ratio"]
+    assert set(found["rows"][1]) >= {"batch", "threads", "before_ms", "after_ms", "interval"}
+
+
+class Branch(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = net(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) if x.sum() > -1 else x
+
+
+def test_an_export_that_fails_leaves_torch_and_a_note() -> None:
+    pytest.importorskip("onnxscript")
+    found, notes = measure.latency(Branch(8), Branch(2), data(), exported=True)
+    assert found is not None
+    assert found["engine"] == "torch eager"
+    (note,) = notes
+    assert note.startswith("latency in onnxruntime was not measured: Branch cannot be exported")
+    counted, notes = measure.operations(net(8), net(2), data())
+    assert counted is not None
+    assert counted["before"]["macs"] == 8 * 4 + 3 * 8
+    assert notes == []

@@ -123,7 +123,23 @@ def full_run() -> dict:
             "batch": 1,
             "threads": 1,
             "pairs": 200,
+            "rows": [
+                {
+                    "engine": engine,
+                    "batch": 1,
+                    "threads": 1,
+                    "before_ms": 0.043,
+                    "after_ms": 0.022,
+                    "ratio": 1.95,
+                    "interval": [1.9, 2.0],
+                }
+                for engine in ("torch eager", "onnxruntime")
+            ],
             "note": "It decodes to dense tensors.",
+        },
+        "macs": {
+            "before": {"macs": 1000, "nonzero": 1000, "live": 1000},
+            "after": {"macs": 900.5, "nonzero": 300, "live": 600},
         },
         "sensitivity": {"ip1.weight": scan, "ip2.weight": scan[:2]},
         "curves": [
@@ -771,3 +787,15 @@ def test_the_message_names_file_field_value_and_fix(change, told):
     assert "run the same command again" in str(e.value)
     with pytest.raises(ArgumentError, match="run holds a list"):
         report.render([1])
+
+
+def test_the_engines_and_the_operations_stand_beside_the_latency(full_run):
+    text = report.render(full_run).replace("<wbr>", "").replace("&#8203;", "")
+    assert "onnxruntime, batch 1, 1 thread" in text
+    assert "0.043 → 0.022 ms" in text
+    assert "1.95× (95 %: 1.90× to 2.00×)" in text
+    assert "1,000 multiplications an example before, 900 after, of which 300" in text
+    run = copy.deepcopy(full_run)
+    run["latency"]["rows"][0]["before_ms"] = "fast"
+    with pytest.raises(ArgumentError, match=r"latency.rows.0.before_ms is 'fast'"):
+        report.render(run)

@@ -2,6 +2,7 @@
 
 from gossamer.analysis.plots import (
     against_density,
+    bars,
     canvas,
     histograms,
     layer_densities,
@@ -13,6 +14,7 @@ from gossamer.analysis.speedup import speedups
 
 __all__ = [
     "against_density",
+    "bars",
     "canvas",
     "compare",
     "histograms",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import nets
-from gossamer.core import names
+from gossamer.core import flops, names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import trace
 from gossamer.core.plain import copied, plain
@@ -61,11 +61,13 @@ class Look:
         network: its class.
         rows: its weights, in definition order, then the vectors.
         notes: what holds for all of it.
+        operations: multiplications of one example, where one was given.
     """
 
     network: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    operations: flops.Flops | None = None
 
     @property
     def parameters(self) -> int:
@@ -91,20 +93,30 @@ class Look:
             "expected": {bits: self.expected(bits) for bits in widths},
             "rows": [asdict(row) for row in self.rows],
             "notes": list(self.notes),
+            "macs": None if self.operations is None else self.operations.as_dict(),
         }
 
     def _cells(self) -> list[list[str]]:
         widths = [*self.as_dict()["expected"]]
         head = ["weight", "kind", "shape", "parameters", "density", "prune", "shrink", "quantize",
                 "bytes", *(f"at {b} bits" for b in widths)]  # fmt: skip
+        macs: dict[str, float] = {}
+        for layer in () if self.operations is None else self.operations.rows:
+            macs[layer.name] = macs.get(layer.name, 0.0) + layer.macs
+        if self.operations is not None:
+            head.append("MACs")
         lines = [head]
         for row in self.rows:
             size = "x".join(map(str, row.shape))
             sizes = [f"{row.expected.get(b, row.bytes):,}" for b in widths]
+            if self.operations is not None:
+                sizes.append(f"{macs.get(row.name, 0):,.0f}")
             done = [row.prune, row.shrink, row.quantize, f"{row.bytes:,}", *sizes]
             held = [size, f"{row.parameters:,}", f"{row.density:.3f}"]
             lines.append([row.name, row.kind, *held, *done])
         sizes = [f"{self.expected(b):,}" for b in widths]
+        if self.operations is not None:
+            sizes.append(f"{self.operations.macs:,.0f}")
         total = ["total", self.network, "", f"{self.parameters:,}", "", "", "", ""]
         return [*lines, [*total, f"{self.bytes:,}", *sizes]]
 
@@ -168,12 +180,14 @@ def entropy_bytes(matrix: Tensor, bits: int) -> int:
     return math.ceil(-float((shares * shares.log2()).sum()) * codes.numel() / 8) + _STEP * len(rows)
 
 
-def look(model: nn.Module | str, *, bits: Sequence[int] = BITS) -> Look:
+def look(model: nn.Module | str, *, bits: Sequence[int] = BITS, example: Any = None) -> Look:
     """What a network holds, what can be pruned, shrunk and quantized, and the bytes to expect.
 
     Args:
         model: a network, which is left as it is; or a name for :func:`gossamer.nets.build`.
         bits: the widths whose bytes are told.
+        example: one batch of inputs, of which multiplications are counted
+            (:mod:`gossamer.core.flops`).
 
     >>> print(look(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))).rows[0].prune)
     yes
@@ -229,7 +243,13 @@ def look(model: nn.Module | str, *, bits: Sequence[int] = BITS) -> Look:
     notes = [*told, *(f"{a} is {n}: tied, stored and treated once" for a, n in aliases.items())]
     if held:
         notes.append(f"buffers (running statistics, constants): {held:,} bytes, stored as they are")
-    return Look(type(network).__name__, tuple(rows), tuple(notes))
+    counted = None if example is None else flops.count(network, example)
+    if counted is not None:
+        notes.append(
+            f"{counted.macs:,.0f} multiplications an example, {counted.nonzero:,.0f} by weights "
+            f"that are not zero, {counted.live:,.0f} left without dead rows and columns"
+        )
+    return Look(type(network).__name__, tuple(rows), tuple(notes), counted)
 
 
 def _density(tensors: Sequence[Tensor]) -> float:

@@ -14,7 +14,15 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
 from gossamer.core.names import select
 
-__all__ = ["against_density", "canvas", "histograms", "layer_densities", "pictures", "pixel_counts"]
+__all__ = [
+    "against_density",
+    "bars",
+    "canvas",
+    "histograms",
+    "layer_densities",
+    "pictures",
+    "pixel_counts",
+]
 
 _MOST_PICTURES = 400
 
@@ -225,4 +233,28 @@ def histograms(
         axes.set_ylabel("fraction of channels" if len(scores) > 1 else "channels", fontsize=7)
         if any(scores):
             axes.legend(fontsize="x-small")
+    return _save(figure, path)
+
+
+def bars(groups: Mapping[str, Mapping[str, float]], path: str | Path, *, xlabel: str) -> Path:
+    """Horizontal bars in groups, one colour a label: milliseconds by engine and network.
+
+    ``groups``: name of the group -> label -> value. Raises :class:`ArgumentError` for no bar.
+    """
+    labels = list(dict.fromkeys(label for values in groups.values() for label in values))
+    if not labels:
+        raise ArgumentError("groups hold no bar; give {group: {label: value}}")
+    figure = canvas(7.0, 1.2 + 0.24 * len(groups) * (len(labels) + 1))
+    axes, step = figure.add_subplot(), 1 / (len(labels) + 1)
+    for i, label in enumerate(labels):
+        places = [n + i * step for n, values in enumerate(groups.values()) if label in values]
+        widths = [values[label] for values in groups.values() if label in values]
+        drawn = axes.barh(places, widths, height=step, label=label)
+        axes.bar_label(drawn, fmt=" %.3g", fontsize="x-small")
+    middle = (len(labels) - 1) * step / 2
+    axes.set_yticks([n + middle for n in range(len(groups))], list(groups), fontsize="small")
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel=xlabel)
+    axes.legend(fontsize="small")
     return _save(figure, path)

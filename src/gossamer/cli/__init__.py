@@ -6,6 +6,6 @@ Commands import what they need when they run: ``gossamer --help`` answers at onc
 from gossamer.cli.program import app, main
 
 # they add their commands to the program, in this order
-from gossamer.cli import networks, look, files, measure  # isort: skip
+from gossamer.cli import networks, look, files, measure, deploy  # isort: skip
 
-__all__ = ["app", "files", "look", "main", "measure", "networks"]
+__all__ = ["app", "deploy", "files", "look", "main", "measure", "networks"]

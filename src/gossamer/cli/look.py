@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import MODEL, AsJson, Key, Pretrained, Weights
+from gossamer.cli.options import (
+    MODEL,
+    AsJson,
+    Examples,
+    Key,
+    Pretrained,
+    Shape,
+    Weights,
+    example,
+)
 from gossamer.cli.program import app
 
 __all__ = ["look_"]
@@ -19,18 +28,25 @@ def look_(
     weights: Weights = None,
     key: Key = None,
     pretrained: Pretrained = False,
+    dataset: Examples = None,
+    shape: Shape = None,
     as_json: AsJson = False,
 ) -> None:
     """A network's layers: what can be pruned, shrunk and quantized, what not, and to how few bytes.
 
-    Bytes at 8, 4 and 2 bits are the entropy of the weights rounded to nearest.
+    Bytes at 8, 4 and 2 bits are the entropy of the weights rounded to nearest. With example inputs
+    (--data or --shape) the multiplications of each layer stand beside them.
     """
-    from gossamer import nets
+    from gossamer import datasets, nets
     from gossamer.analysis.look import look
     from gossamer.compression import inputs
 
-    model = nets.build(network, pretrained=pretrained)
+    data = None if dataset is None else datasets.load(dataset)
+    if data is None:
+        model = nets.build(network, pretrained=pretrained)
+    else:
+        model = inputs.network(network, data, pretrained=pretrained)
     if weights is not None:
         model = inputs.load_weights(model, weights, key)
-    found = look(model)
+    found = look(model, example=example(data, shape))
     print(json.dumps(found.as_dict()) if as_json else found)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gossamer.cli.options import AsJson
 from gossamer.cli.program import app
@@ -94,7 +95,22 @@ def recipes_(
         print(f"{key:24} {description}")
 
 
-bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure this machine.")
+class _Networks(TyperGroup):
+    """``bench NETWORK...`` is ``bench networks NETWORK...``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command in where none is named."""
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["networks", *args]
+        return super().parse_args(ctx, args)
+
+
+bench = typer.Typer(
+    cls=_Networks,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure here: bench NETWORK... [OPTIONS], or one of the commands.",
+)
 app.add_typer(bench, name="bench")
 
 

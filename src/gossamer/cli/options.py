@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,13 +20,16 @@ __all__ = [
     "MODEL",
     "AsJson",
     "Data",
+    "Examples",
     "Key",
     "Model",
     "Pretrained",
     "Seed",
+    "Shape",
     "TaskName",
     "Threads",
     "Weights",
+    "example",
     "load",
     "scored",
     "settle",
@@ -61,6 +64,15 @@ Key = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+Examples = Annotated[
+    str | None, typer.Option("--dataset", "--data", "-d", help=f"Example inputs: {DATASET}")
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(help="Of one random example where there is no data, without batch: 3,32,32."),
+]
 
 
 def _threads(count: int | None) -> int | None:
@@ -135,3 +147,16 @@ def scored(found: Evaluation, split: str) -> str:
         low, high = (metric.show(end).partition(" ")[0] for end in ends)
         between = f", 95 %: {low} to {high}"
     return f"{metric.show(found.score)} {split} {metric.name} ({counted}{found.total:,}{between})"
+
+
+def example(data: Dataset | None, shape: str | None, count: int = 2) -> Any:
+    """Example inputs: of the data, or random ones of a shape; None for neither."""
+    import torch
+
+    if shape is None:
+        return None if data is None else data.test.batch(slice(0, count))[0]
+    try:
+        sizes = [int(part) for part in shape.replace("x", ",").split(",")]
+        return torch.randn(count, *sizes, generator=torch.Generator().manual_seed(0))
+    except (ValueError, RuntimeError) as e:
+        raise ArgumentError(f"--shape {shape!r} is no shape of an example, such as 3,32,32") from e

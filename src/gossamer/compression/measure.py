@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from gossamer.core import machine, names, nest
+from gossamer.core import flops, machine, names, nest
+from gossamer.core.errors import ArgumentError
 from gossamer.core.modes import device_of, modes_kept
-from gossamer.core.timing import paired
+from gossamer.core.same import same_operations
+from gossamer.core.timing import Paired, paired
 from gossamer.datasets import Dataset, Split, batches
 from gossamer.pack import Archive
 from gossamer.quantize import IntegerNetwork
 from gossamer.quantize.emulated import Emulated
 from gossamer.report import tables
+from gossamer.runtime.engines import ENGINES, Subject, installed
 
 __all__ = [
     "density",
@@ -27,11 +30,12 @@ __all__ = [
     "file_figures",
     "integer_figures",
     "latency",
-    "same_operations",
+    "operations",
 ]
 
 _MOST_SECONDS = 5.0  # of timing, however large the network
 _MOST_PAIRS = 200
+_MOST_EXPORTED = 1 << 28  # bytes of tensors; larger networks are timed in torch alone
 
 
 def density(model: nn.Module) -> float:
@@ -41,78 +45,109 @@ def density(model: nn.Module) -> float:
     return sum(int(torch.count_nonzero(w)) for w in weights.values()) / max(1, total)
 
 
-def same_operations(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two networks are built of the same modules over tensors of the same shapes.
-
-    Values do not count: a dense kernel takes as long over zeros. What a module's ``extra_repr``
-    says (strides, groups, sizes) counts.
-    """
-    mine, others = list(one.named_modules()), list(other.named_modules())
-    if len(mine) != len(others):
-        return False
-    for (name, a), (there, b) in zip(mine, others, strict=True):
-        if name != there or type(a) is not type(b) or a.extra_repr() != b.extra_repr():
-            return False
-    state, rest = one.state_dict(), other.state_dict()
-    return list(state) == list(rest) and all(
-        _kind(state[name]) == _kind(rest[name]) for name in state
-    )
-
-
-def _kind(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return type(value)
-    return value.shape, value.dtype, value.layout, value.device, value.is_quantized
-
-
 def latency(
     dense: nn.Module,
     decoded: nn.Module,
     data: Dataset,
     *,
+    exported: bool | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Any]:
-    """Milliseconds of one forward pass, batch 1, of both networks in the same engine.
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Milliseconds of one forward pass, batch 1, of both networks in the same engine, and notes.
 
-    On one thread, in pairs (:func:`gossamer.core.timing.paired`): ``ratio`` is the median of the
-    pairs' ratios, ``interval`` holds it with 95 %. Networks of the same operations
-    (:func:`same_operations`) get no ratio: whatever the clock says of them is noise.
+    On one thread, in pairs (:func:`gossamer.core.timing.paired`), in torch and, where the
+    operations changed, in onnxruntime, which is what the figures are of where it takes both
+    networks: ``ratio`` is the median of the pairs' ratios, ``interval`` holds it with 95 %, and
+    ``rows`` has them for each engine. Networks of the same operations (:mod:`gossamer.core.same`)
+    get no ratio: whatever the clock says of them is noise. A fixed-point network has no speed in
+    torch, which emulates it; None where there is no other engine.
+
+    Args:
+        exported: whether to ask onnxruntime; None: where it is installed.
     """
     device = device_of(decoded)
     example = nest.moved(data.test.batch(slice(0, 1))[0], device)
-    same = same_operations(dense, decoded)
-    with torch.inference_mode(), modes_kept(dense), modes_kept(decoded):
-        dense.eval()
-        decoded.eval()
-        found = paired(
-            lambda: nest.feed(dense, example),
-            lambda: nest.feed(decoded, example),
-            pairs=_MOST_PAIRS,
-            seconds=_MOST_SECONDS,
-            device=device,
-            clock=clock,
-        )
-    about = {"engine": "torch eager", "batch": 1, "threads": 1, "pairs": found.pairs}
-    if same:
-        each = (found.first + found.second) / 2 * 1e3
-        return {
-            "same_operations": True,
-            "dense_ms": each,
-            "compressed_ms": each,
-            "ratio": None,
-            "interval": None,
-            **about,
-            "note": "The file decodes to dense tensors of the same shapes.",
-        }
+    emulated = isinstance(decoded, Emulated)
+    same = not emulated and same_operations(dense, decoded)
+    rows: list[dict[str, Any]] = []
+    told: list[str] = []
+    if not emulated:
+        with torch.inference_mode(), modes_kept(dense), modes_kept(decoded):
+            dense.eval()
+            decoded.eval()
+            found = paired(
+                lambda: nest.feed(dense, example),
+                lambda: nest.feed(decoded, example),
+                pairs=_MOST_PAIRS,
+                seconds=_MOST_SECONDS,
+                device=device,
+                clock=clock,
+            )
+        rows.append(_row("torch eager", found, same))
+    if exported is None:
+        exported = installed("onnxruntime")
+        if emulated and not exported:
+            told.append("latency was not measured: pip install 'gossamer[onnx]'")
+    size = sum(t.numel() * t.element_size() for t in dense.state_dict().values())
+    if exported and not same and device.type == "cpu" and size <= _MOST_EXPORTED:
+        try:
+            rows.append(_row("onnxruntime", _exported(dense, decoded, example, clock), same))
+        except ArgumentError as e:
+            told.append(f"latency in onnxruntime was not measured: {str(e)[:300]}")
+    if not rows:
+        return None, told
+    last = rows[-1]
     return {
-        "same_operations": False,
-        "dense_ms": found.first * 1e3,
-        "compressed_ms": found.second * 1e3,
-        "ratio": found.ratio,
-        "interval": None if found.interval is None else list(found.interval),
-        **about,
-        "note": "",
+        "same_operations": same,
+        "dense_ms": last["before_ms"],
+        "compressed_ms": last["after_ms"],
+        **{key: last[key] for key in ("ratio", "interval", "engine", "batch", "threads", "pairs")},
+        "rows": rows,
+        "note": "The file decodes to dense tensors of the same shapes." if same else "",
+    }, told
+
+
+def _exported(
+    dense: nn.Module, decoded: nn.Module, example: Any, clock: Callable[[], float]
+) -> Paired:
+    """Both networks in onnxruntime; a fixed-point one in its own formats."""
+    calls = []
+    for name, model in (("before", dense), ("after", decoded)):
+        engine = "onnxruntime-int8" if isinstance(model, Emulated) else "onnxruntime"
+        subject = Subject(name, model, example)
+        calls.append(ENGINES[engine].prepare(subject, subject.rows(1), 1).run)
+    return paired(*calls, pairs=_MOST_PAIRS, seconds=_MOST_SECONDS, clock=clock)
+
+
+def _row(engine: str, found: Paired, same: bool) -> dict[str, Any]:
+    """A row of run.json."""
+    each = (found.first + found.second) / 2 * 1e3
+    return {
+        "engine": engine,
+        "batch": 1,
+        "threads": 1,
+        "before_ms": each if same else found.first * 1e3,
+        "after_ms": each if same else found.second * 1e3,
+        "ratio": None if same else found.ratio,
+        "interval": None if same or found.interval is None else list(found.interval),
+        "pairs": found.pairs,
     }
+
+
+def operations(
+    dense: nn.Module, decoded: nn.Module, data: Dataset
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Multiplications of one example before and after (:mod:`gossamer.core.flops`), and notes."""
+    if isinstance(decoded, Emulated):  # its steps are integers in the clothes of float64
+        return None, []
+    example = data.test.batch(slice(0, 1))[0]
+    try:
+        return {
+            when: flops.count(model, example).totals()
+            for when, model in (("before", dense), ("after", decoded))
+        }, []
+    except ArgumentError as e:
+        return None, [f"operations were not counted: {str(e)[:300]}"]
 
 
 def environment() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -362,13 +362,15 @@ class _Job:
                 "seconds": round(time.monotonic() - begun, 2),
             }
         )
-        timing = None
-        # An emulation in float64 says nothing of the speed of integers.
-        if self.recipe.evaluate.latency and not isinstance(decoded, Emulated):
+        timing = macs = None
+        if self.recipe.evaluate.latency:
             dense = copied(state.origin)
             dense.load_state_dict(state.reference)
             try:
-                timing = measure.latency(dense, decoded, self.data)
+                timing, more = measure.latency(dense, decoded, self.data)
+                self.notes += more
+                macs, more = measure.operations(dense, decoded, self.data)
+                self.notes += more
             except (RuntimeError, ValueError) as e:  # the user's network, with one example
                 self.notes.append(f"latency was not measured: {str(e)[:200]}")
         held = floor.verdict(self.validation, score, self.recipe.max_drop, self.task.metric)
@@ -395,6 +397,7 @@ class _Job:
             "bytes": size,
             "layers": layer_rows,
             "latency": timing,
+            "macs": macs,
             "integer": measure.integer_figures(decoded, self.data.test)
             if isinstance(decoded, Emulated)
             else None,

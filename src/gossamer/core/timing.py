@@ -14,7 +14,16 @@ import torch
 
 from gossamer.core.errors import ArgumentError
 
-__all__ = ["Paired", "best_of", "median_interval", "one_thread", "paired"]
+__all__ = [
+    "Paired",
+    "best_of",
+    "compared",
+    "interleaved",
+    "median_interval",
+    "one_thread",
+    "paired",
+    "threads",
+]
 
 
 def best_of(
@@ -83,14 +92,66 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread inside, on as many as before outside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(count: int) -> Iterator[None]:
+    """torch on so many threads inside, on as many as before outside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def one_thread() -> contextlib.AbstractContextManager[None]:
+    """torch on one thread inside, on as many as before outside."""
+    return threads(1)
+
+
+def interleaved(
+    functions: Sequence[Callable[[], Any]],
+    *,
+    rounds: int,
+    seconds: float,
+    device: torch.device | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Seconds of each function in each round, one right after the other.
+
+    What slows the machine down for a while hits all of a round; their order turns from round to
+    round. The first round warms up and is not counted.
+
+    Args:
+        rounds: how many at most.
+        seconds: after which no other round is begun.
+        device: waited for after each run, where it is a CUDA device.
+
+    Raises :class:`ArgumentError` for no rounds.
+    """
+    if rounds < 1:
+        raise ArgumentError(f"rounds={rounds} must be at least 1")
+    taken: list[list[float]] = [[] for _ in functions]
+    wait = device is not None and device.type == "cuda"
+    order = range(len(functions))
+    begun = clock()
+    for number in range(rounds + 1):
+        for i in order if number % 2 else reversed(order):
+            start = clock()
+            functions[i]()
+            if wait:
+                torch.cuda.synchronize(device)
+            taken[i].append(clock() - start)
+        if clock() - begun > seconds:
+            break
+    # so slow that time was up after the first round: that round
+    return [times[1:] or times for times in taken]
+
+
+def compared(first: Sequence[float], second: Sequence[float]) -> Paired:
+    """Two functions' seconds in the same rounds."""
+    ratios = [x / max(y, 1e-12) for x, y in zip(first, second, strict=True)]
+    return Paired(
+        median(first), median(second), median(ratios), median_interval(ratios), len(ratios)
+    )
 
 
 def paired(
@@ -102,35 +163,13 @@ def paired(
     device: torch.device | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Paired:
-    """Time two functions in pairs, one right after the other, on one thread of torch.
-
-    What slows the machine down for a while hits both of a pair, and so leaves their ratio; which
-    of the two goes first changes from pair to pair. The first pair warms up and is not counted.
-
-    Args:
-        pairs: how many at most.
-        seconds: after which no other pair is begun.
-        device: waited for after each run, where it is a CUDA device.
+    """Time two functions in pairs (:func:`interleaved`), on one thread of torch.
 
     Raises :class:`ArgumentError` for no pairs.
     """
     if pairs < 1:
         raise ArgumentError(f"pairs={pairs} must be at least 1")
-    functions: tuple[Callable[[], Any], ...] = (first, second)
-    taken: tuple[list[float], ...] = ([], [])
-    wait = device is not None and device.type == "cuda"
     with one_thread():
-        begun = clock()
-        for number in range(pairs + 1):
-            for i in (0, 1) if number % 2 else (1, 0):
-                start = clock()
-                functions[i]()
-                if wait:
-                    torch.cuda.synchronize(device)
-                taken[i].append(clock() - start)
-            if clock() - begun > seconds:
-                break
-    # a network so slow that time was up after the first pair: that pair, and no interval
-    a, b = (times[1:] or times for times in taken)
-    ratios = [x / max(y, 1e-12) for x, y in zip(a, b, strict=True)]
-    return Paired(median(a), median(b), median(ratios), median_interval(ratios), len(ratios))
+        return compared(
+            *interleaved((first, second), rounds=pairs, seconds=seconds, device=device, clock=clock)
+        )

@@ -322,6 +322,27 @@ class _Stage(_Part):
     rolled_back: _Rolled | None = None
 
 
+class _Engine(_Part):
+    engine: Text
+    batch: Count
+    threads: Count
+    before_ms: Size
+    after_ms: Size
+    ratio: Maybe = None
+    interval: Annotated[list[Maybe], Field(min_length=2, max_length=2)] | None = None
+
+
+class _Macs(_Part):
+    macs: Size
+    nonzero: Size
+    live: Size
+
+
+class _Operations(_Part):
+    before: _Macs
+    after: _Macs
+
+
 class _Latency(_Part):
     dense_ms: Size
     compressed_ms: Size
@@ -331,6 +352,7 @@ class _Latency(_Part):
     engine: Text | None = None
     batch: Count | None = None
     pairs: Count | None = None
+    rows: list[_Engine] | None = None
     note: Text | None = None
 
 
@@ -366,6 +388,7 @@ class _Run(_Part):
     stages: list[_Stage] | None = None
     layers: list[_Layer] | None = None
     latency: _Latency | None = None
+    macs: _Operations | None = None
     integer: _Integer | None = None
     sensitivity: dict[Text, list[_Point] | None] | None = None
     curves: list[_Epoch] | None = None

@@ -35,4 +35,35 @@ def latency(run: Run) -> Section | None:
         "batch": found.get("batch"),
         "pairs": found.get("pairs"),
         "rows": rows,
+        "engines": {
+            "head": ("Engine", "Before and after", "Times as fast"),
+            "rows": [_engine(row) for row in found.get("rows") or ()],
+        },
+        "macs": _macs(run.get("macs")),
     }
+
+
+def _engine(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """An engine's line: where, milliseconds before and after, and how many times as fast."""
+    times = f"{row['before_ms']:.3f} → {row['after_ms']:.3f} ms"
+    gain, ends = words.number(row.get("ratio")), row.get("interval") or (None, None)
+    low, high = (words.number(end) for end in ends)
+    told = "–" if gain is None else words.ratio(gain)
+    if gain is not None and low is not None and high is not None:
+        told += f" (95 %: {words.ratio(low)} to {words.ratio(high)})"
+    threads = words.count(row["threads"], "thread")
+    return f"{row['engine']}, batch {row['batch']}, {threads}", times, told
+
+
+def _macs(found: Mapping[str, Any] | None) -> str:
+    """Operations before and after in a sentence."""
+    if not found:
+        return ""
+    before, after = found["before"], found["after"]
+    told = f"{before['macs']:,.0f} multiplications an example before, {after['macs']:,.0f} after"
+    if after["nonzero"] < after["macs"]:
+        told += (
+            f", of which {after['nonzero']:,.0f} by weights that are not zero and "
+            f"{after['live']:,.0f} left without dead rows and columns"
+        )
+    return f"{told}."

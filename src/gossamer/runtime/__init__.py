@@ -1,1 +1,1 @@
-"""Networks that answer fast: exported, compared with the original."""
+"""Networks that answer fast: exported, compared with the original, timed in engines."""

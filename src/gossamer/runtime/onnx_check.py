@@ -12,7 +12,7 @@ ResNet-8, where the unfused ones agree to the bit), so that only a fault is refu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from gossamer.core.errors import ArgumentError
 from gossamer.quantize.network import FixedPoint
 from gossamer.quantize.steps import ARITHMETIC, Step, wide
+from gossamer.runtime import sessions
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -109,17 +110,7 @@ def _opened(model: ModelProto, held: Mapping[str, str]) -> ModelProto:
 
 
 def _run(model: ModelProto, inputs: Tensor, *, fused: bool = True) -> list[Tensor]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, 1
-    if not fused:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        found: list[Any] = session.run(None, {"input": inputs.numpy()})
-    except Exception as e:  # the runtime's own errors have no common base
-        raise ArgumentError(f"onnxruntime does not run the export: {e}; nothing was written") from e
-    return [torch.from_numpy(value) for value in found]
+        return sessions.run(sessions.session(model, fused=fused), [inputs])
+    except ArgumentError as e:
+        raise ArgumentError(f"{e}; nothing was written") from e

@@ -1,0 +1,1 @@
+"""Networks in the engines people deploy with."""
