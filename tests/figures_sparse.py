@@ -309,4 +309,16 @@ ROWS: list[Row] = [
             d["runs"][0]["error"],
         ],
     ),
+    (
+        "docs/methods/structured-sparsity.md",
+        "{} % of conv2's columns are gone ({} % of its rows), at an error of {} % where the dense "
+        "network, trained on for as many epochs, has {} %",
+        "ssl-convnet",
+        lambda d: [
+            100 * d["runs"][0]["column_sparsity"],
+            100 * d["runs"][0]["row_sparsity"],
+            d["runs"][0]["error"]["sparse"],
+            d["runs"][0]["error"]["baseline"],
+        ],
+    ),
 ]  # fmt: skip
