@@ -24,13 +24,14 @@ from gossamer.experiments.low_rank.network import (
     milliseconds,
     reduced,
 )
+from gossamer.structure.fit_network import Kind
 from gossamer.structure.low_rank import energies
 from gossamer.training import evaluate
 
 __all__ = ["low_rank_mlp"]
 
 RATIOS = (2.0, 4.0)
-WAYS = ("nonlinear", "linear", "svd")
+WAYS: tuple[Kind, ...] = ("nonlinear", "linear", "svd")
 _MOST = {2.0: 0.5, 4.0: 2.0}
 
 
