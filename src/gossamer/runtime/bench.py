@@ -251,7 +251,7 @@ def bench(
             notes.append(f"operations of {subject.name} were not counted: {e}")
         notes += subject.notes
     return Bench(
-        machine.cpu(), torch.__version__, names[0], tuple(timings), sizes, macs,
+        machine.cpu(), str(torch.__version__), names[0], tuple(timings), sizes, macs,
         tuple(dict.fromkeys(notes)),
     )  # fmt: skip
 
