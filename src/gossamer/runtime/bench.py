@@ -158,6 +158,8 @@ def _verdict(network: str, own: Sequence[Timing], dense: Sequence[Timing], where
     faster = [t.engine for t in own if t.verdict == "faster"]
     if all(t.ratio is None for t in own):
         return f"{fastest}. No gain in any engine: it does the same operations as the dense one"
+    if all(t.interval is None for t in own):
+        return f"{fastest}. Too few rounds for a verdict: six at least"
     if not faster:
         return f"{fastest}. No gain that these timings show, in any engine"
     left = [
