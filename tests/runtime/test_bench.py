@@ -86,6 +86,9 @@ def test_ratios_are_against_the_dense_one_in_the_same_run() -> None:
     assert any(t.startswith("masked") and "the same operations as the dense" in t for t in told)
     assert found.sizes["half"] == {"file": 321, "float32 tensors": 4 * (4 * 4 + 4 + 4 * 3 + 3)}
     assert found.macs["half"] == {"macs": 28, "nonzero": 28, "live": 28}
+    few = measured(subject("dense", 3, 3), subject("half", 1, 1, width=4), rounds=5)
+    assert few.timings[1].verdict == "too few rounds"
+    assert "Too few rounds for a verdict" in few.table()
     table = found.table()
     assert found.processor in table
     assert "faster" in table

@@ -158,6 +158,8 @@ def _verdict(network: str, own: Sequence[Timing], dense: Sequence[Timing], where
     faster = [t.engine for t in own if t.verdict == "faster"]
     if all(t.ratio is None for t in own):
         return f"{fastest}. No gain in any engine: it does the same operations as the dense one"
+    if all(t.interval is None for t in own):
+        return f"{fastest}. Too few rounds for a verdict: six at least"
     if not faster:
         return f"{fastest}. No gain that these timings show, in any engine"
     left = [
@@ -251,7 +253,7 @@ def bench(
             notes.append(f"operations of {subject.name} were not counted: {e}")
         notes += subject.notes
     return Bench(
-        machine.cpu(), torch.__version__, names[0], tuple(timings), sizes, macs,
+        machine.cpu(), str(torch.__version__), names[0], tuple(timings), sizes, macs,
         tuple(dict.fromkeys(notes)),
     )  # fmt: skip
 
