@@ -131,3 +131,17 @@ def test_the_stage_shrinks_and_later_stages_go_on(tmp_path: Path) -> None:
     assert [r.kind for r in state.structure] == ["shrunk"]
     again = records.rebuild(copy.deepcopy(net), state.structure)
     again.load_state_dict(state.model.state_dict())
+
+
+def test_inspect_says_what_was_done(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from gossamer.cli.program import app
+    from gossamer.pack import pack
+
+    net, example = made("levels")
+    result = shrink(net, example)
+    with pack(result.model, tmp_path / "small.gsm", metadata=result.metadata()):
+        pass
+    out = CliRunner().invoke(app, ["inspect", str(tmp_path / "small.gsm")])
+    assert "changed modules: shrunk: 1 replaced, 1 shapes" in out.output

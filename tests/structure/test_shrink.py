@@ -65,6 +65,9 @@ def test_resnet_20() -> None:
     assert type(result.model) is type(net)
     assert "layer3.2.conv2.weight" in str(result)
     assert result.parameters[1] < 0.51 * result.parameters[0]
+    before, after = result.macs
+    assert before == 2 * 40_551_040  # of two images
+    assert after < 0.52 * before
 
 
 class Inverted(nn.Module):
@@ -448,3 +451,52 @@ def test_a_dead_residual_block_becomes_its_shortcut(stride: int) -> None:
     layers = [block.conv1, block.bn1, block.conv2, block.bn2]
     assert not [p for layer in layers for p in layer.parameters()]
     assert sum(p.numel() for p in result.model[2].parameters()) == 672
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_zeros_of_a_layer_norm_go_on_counting(affine: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(3, 8), nn.LayerNorm(8, elementwise_affine=affine), nn.GELU(), nn.Linear(8, 2)
+    )
+    zero_rows(net, 0.4, "0")
+    with torch.no_grad():
+        net[3].weight[:, :2] = 0  # of three zero ones two are unread
+    model = equal(net, torch.randn(4, 3)).model
+    assert shapes(model)["0.weight"] == (6, 3)
+    assert (model[1].normalized_shape, model[1].count) == ((6,), 8)
+
+
+def test_weight_norm_loses_its_rows() -> None:
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 8))
+    net = nn.Sequential(normed, nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        net[2].weight[:, :3] = 0
+    assert equal(net, torch.randn(4, 3)).model[0].weight.shape == (5, 3)
+
+
+class Outputs:
+    """What libraries give: tensors as attributes."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.loss = logits, None
+
+
+class Selects(nn.Module):
+    """Rows by a condition on the inputs, and outputs as attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.p, self.b = nn.Linear(3, 8), nn.PReLU(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Outputs:
+        return Outputs(self.b(self.p(self.a(x))[x[:, 0] > 0]))
+
+
+def test_outputs_as_attributes() -> None:
+    torch.manual_seed(0)
+    net = Selects()
+    zero_rows(net, 0.5, "a")
+    result = shrink(net, torch.randn(6, 3))
+    assert result.model.p.num_parameters == 4

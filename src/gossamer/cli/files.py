@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 from gossamer.cli.options import AsJson, Key, Threads, smaller
 from gossamer.cli.program import app
 from gossamer.compression.progress import console
-from gossamer.core.errors import ArgumentError
+from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.files import shown
 
 __all__ = ["inspect", "pack", "unpack"]
@@ -78,11 +79,15 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A .gsm file.")], as_json: AsJson = False
 ) -> None:
     """What a packed file holds, tensor by tensor, and where its bytes go."""
+    from gossamer.compression import records
     from gossamer.pack import Archive, describe
 
     with Archive(file) as archive:
         rows, parts = describe(archive), archive.parts()
         size, dense, metadata = archive.file_bytes, archive.dense_bytes, archive.metadata
+    changes = []
+    with contextlib.suppress(FormatError):  # the writer's own metadata of that name
+        changes = records.recorded(file)
     if as_json:
         figures = {"file_bytes": size, "dense_bytes": dense, "parts": parts, "tensors": rows}
         print(json.dumps({**figures, "metadata": metadata}))
@@ -107,3 +112,5 @@ def inspect(
         print("  ".join(told).rstrip())
     print(f"{size:,} bytes for {dense:,}: {smaller(dense, size)}")
     print(", ".join(f"{name} {count:,}" for name, count in parts.items()))
+    for record in changes:
+        print(f"changed modules: {records.shown(record)}")

@@ -33,6 +33,7 @@ __all__ = [
     "parse",
     "rebuild",
     "recorded",
+    "shown",
 ]
 
 _KEY = "structure"
@@ -113,7 +114,7 @@ _Size = Annotated[int, Field(ge=1, lt=1 << 31)]
 class Standing(_Strict):
     """A module that stands in for another: :class:`gossamer.structure.surgery.plan.Replaced`."""
 
-    kind: Literal["recurrent", "heads", "constant", "identity", "lowered"]
+    kind: Literal["recurrent", "heads", "constant", "identity", "layer-norm", "lowered"]
     sizes: Annotated[tuple[_Size, ...], Field(max_length=256)] = ()
     kept: tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...] = ()
 
@@ -280,6 +281,14 @@ _REBUILD: Mapping[type, Any] = {
     OnGrid: _on_grid,
     Smaller: _smaller,
 }
+
+
+def shown(record: Any) -> str:
+    """A record in one line: its kind, and how much it is about."""
+    counts = {
+        k: len(v) for k, v in record.model_dump().items() if isinstance(v, (dict, list, tuple))
+    }
+    return f"{record.kind}: " + ", ".join(f"{n} {k}" for k, n in counts.items() if n)
 
 
 def recorded(path: str | Path | bytes, *, max_bytes: int | None = None) -> list[Any]:

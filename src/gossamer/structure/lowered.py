@@ -89,7 +89,7 @@ class LoweredConv2d(nn.Module):
         """(N, in_channels, H, W) -> (N, out_channels, H', W'); or both without N."""
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        (up, side), (down, across), (high, wide) = self.padding, self.stride, self.dilation  # type: ignore[misc]
+        (up, side), (down, across), (high, wide) = self.padding, self.stride, self.dilation
         x = F.pad(x, (side, side, up, up)) if up or side else x
         height, width = self.kernel_size
         out_h = (x.shape[2] - high * (height - 1) - 1) // down + 1

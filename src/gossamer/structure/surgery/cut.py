@@ -69,7 +69,7 @@ def cut(units: Units, gone: Ids) -> Cut:
                     new = new.index_select(axis, torch.from_numpy(keep))
         if name in added or new.shape != tensor.shape:
             values[name] = new
-    replaced = dict(_replaced(units, values))
+    replaced = dict(_replaced(units, values, gone))
     for name in full:  # a module that stands in is made anew: all of it is filled in
         if any(name.startswith(f"{n}.") for n in replaced):
             values.setdefault(name, full[name])
@@ -109,7 +109,12 @@ def _grouped(weight: Tensor, group: Grouped, gone: Ids) -> tuple[Tensor, int]:
     return torch.cat(parts), len(parts)
 
 
-def _replaced(units: Units, values: dict[str, Tensor]) -> Iterator[tuple[str, Replaced]]:
+def _replaced(units: Units, values: dict[str, Tensor], gone: Ids) -> Iterator[tuple[str, Replaced]]:
+    for node in units.nodes:
+        ids = node.sizes.get("normalized_shape")
+        at = units.trace.modules.get(id(node.module))
+        if ids is not None and at is not None and gone[ids].any():
+            yield at, Replaced("layer-norm", (int((~gone[ids]).sum()),))
     for name, module in units.trace.model.named_modules():
         if isinstance(module, nn.RNNBase) and not module.proj_size:
             weights = [f"{name}.weight_hh_l{i}" for i in range(module.num_layers)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["Constant", "Heads", "Stacked"]
+__all__ = ["Constant", "Heads", "PartOfLayerNorm", "Stacked"]
 
 _CALLS = {"LSTM": torch._VF.lstm, "GRU": torch._VF.gru, "RNN_TANH": torch._VF.rnn_tanh,
           "RNN_RELU": torch._VF.rnn_relu}  # fmt: skip
@@ -199,6 +199,34 @@ class Heads(nn.MultiheadAttention):
             one = F.pad(one.to(q.dtype), (0, more)) if more else one.to(q.dtype)
             total = one if total is None else total + one
         return total
+
+
+class PartOfLayerNorm(nn.LayerNorm):
+    """A layer norm without values that were zero, which count in its mean and variance.
+
+    Args:
+        like: the layer norm that it stands in for.
+        kept: values that are left.
+    """
+
+    def __init__(self, like: nn.LayerNorm, kept: int) -> None:
+        affine = like.weight is not None
+        weight = like.weight if affine else torch.zeros(0)
+        options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        bias = like.bias is not None
+        super().__init__(kept, like.eps, affine, bias, **options)
+        self.count = like.normalized_shape[0]
+        self.train(like.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., kept) -> the same shape."""
+        mean = x.sum(-1, keepdim=True) / self.count
+        apart = x - mean
+        zeros = (self.count - x.shape[-1]) * mean.square()
+        var = (apart.square().sum(-1, keepdim=True) + zeros) / self.count
+        out = apart * torch.rsqrt(var + self.eps)
+        out = out if self.weight is None else out * self.weight
+        return out if self.bias is None else out + self.bias
 
 
 class Constant(nn.Module):

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gossamer.structure.surgery.memory import compact, varying
-from gossamer.structure.surgery.rules import whole
+from gossamer.structure.surgery.rules import rule, whole
 from gossamer.structure.surgery.trace import Node, Trace
 
 __all__: list[str] = []
@@ -95,14 +95,31 @@ def group_norm(trace: Trace, node: Node, out: Tensor, x: Tensor, groups: int, we
 @whole(torch.layer_norm)
 def layer_norm(trace: Trace, node: Node, out: Tensor, x: Tensor, shape: Any, weight: Any = None,
                bias: Any = None, *rest: Any) -> None:  # fmt: skip
-    """The normalised axes share their mean and variance: none of them goes."""
+    """The normalised axes share their mean and variance: what goes must be zero there."""
     last = set(range(x.ndim - len(shape), x.ndim))
+    why = "a layer norm takes the mean over it"
+    own = isinstance(node.module, nn.LayerNorm) and len(shape) == 1
+    own = own and (weight is None or trace.name_of(weight) is not None)
+    lines: list[Tensor] = []
     for layer in trace.labels(x):
-        if set(varying(layer)) & last:
-            trace.pin(node, layer, "a layer norm takes the mean over it", read=True)
+        axes = varying(layer)
+        if own and axes == [x.ndim - 1]:
+            ids = trace.line(node, layer, -1)
+            assert ids is not None
+            others = list(range(x.ndim - 1))
+            trace.pin(node, ids[(trace.unknown(x) | (x != 0)).any(dim=others)], why, read=True)
+            lines.append(ids)
+            node.sizes = {"normalized_shape": ids.numpy()}
+        elif set(axes) & last:
+            trace.pin(node, layer, why, read=True)
     for t in (weight, bias):
         for layer in trace.labels(t) if t is not None else ():
-            trace.pin(node, layer, "a layer norm takes the mean over it", read=True)
+            mine = trace.line(node, layer, 0) if lines else None
+            if mine is None:
+                trace.pin(node, layer, why, read=True)
+            else:
+                trace.use(node, mine, "scales")
+                trace.unite(node, lines[0], mine)
     unknown = trace.unknown(x)
     for d in last:
         unknown = unknown.any(d, keepdim=True)
@@ -110,6 +127,28 @@ def layer_norm(trace: Trace, node: Node, out: Tensor, x: Tensor, shape: Any, wei
     if weight is not None:
         unknown = unknown & (weight != 0)
     trace.ledger.write(out, trace.labels(x), unknown)
+
+
+@rule("_weight_norm_interface")
+def weight_norm(trace: Trace, node: Node, out: Any, v: Tensor, g: Tensor, dim: int = 0) -> None:
+    """Rows of any length are made of one length: a column may go where it is zero."""
+    trace.flows(node, v, g)
+    rows = None
+    for layer in trace.labels(v):
+        axes = varying(layer)
+        if axes == [dim % v.ndim]:
+            rows = trace.line(node, layer, dim)
+        elif len(axes) == 1:
+            ids = trace.line(node, layer, axes[0])
+            others = [d for d in range(v.ndim) if d != axes[0]]
+            if ids is not None:
+                trace.pin(node, ids[(v != 0).any(dim=others)], "weight norm reads it", read=True)
+    for layer in trace.labels(g):
+        mine = trace.line(node, layer, dim)
+        if mine is not None and rows is not None:
+            trace.unite(node, rows, mine)
+    for one in out:
+        trace.ledger.write(one, trace.labels(v if one.shape == v.shape else g), None)
 
 
 @whole(F.scaled_dot_product_attention)

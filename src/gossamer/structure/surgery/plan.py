@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gossamer.core.errors import ArgumentError
 from gossamer.structure.lowered import LoweredConv2d
-from gossamer.structure.surgery.modules import Constant, Heads, Stacked
+from gossamer.structure.surgery.modules import Constant, Heads, PartOfLayerNorm, Stacked
 
 __all__ = ["Plan", "Replaced", "apply", "fill"]
 
@@ -26,8 +26,9 @@ class Replaced:
 
     Attributes:
         kind: ``recurrent`` (sizes of the layers, then inputs), ``heads`` (their number, then the
-            width of one), ``lowered`` (rows and columns of the matrix), ``constant``
-            (channels, their axis, and how many times shorter the output is) or ``identity``.
+            width of one), ``layer-norm`` (values), ``lowered`` (rows and columns of the matrix),
+            ``constant`` (channels, their axis, and how many times shorter the output is) or
+            ``identity``.
         sizes: as the kind says.
         kept: of ``lowered``: the rows that are left, then the columns.
     """
@@ -110,6 +111,10 @@ def _replace(model: nn.Module, modules: Mapping[str, nn.Module], name: str, new:
         if heads > old.num_heads or width != old.head_dim:
             raise ArgumentError(f"{name!r} has not the heads that were made fewer")
         made = Heads(old, heads, width)
+    elif new.kind == "layer-norm" and isinstance(old, nn.LayerNorm) and len(new.sizes) == 1:
+        if len(old.normalized_shape) != 1 or new.sizes[0] > old.normalized_shape[0]:
+            raise ArgumentError(f"{name!r} has not {new.sizes[0]} values to normalise")
+        made = PartOfLayerNorm(old, new.sizes[0])
     elif new.kind == "lowered" and isinstance(old, nn.Conv2d) and len(new.sizes) == 2:
         rows, columns = new.sizes
         if len(new.kept) != rows + columns:

@@ -291,7 +291,10 @@ def _index(trace: Trace, node: Node, out: Tensor, x: Tensor, *rest: Any) -> None
     function = getattr(torch.ops.aten, node.op)
     known = all(not bool(trace.unknown(i).any()) for i in indices)
     unknown = function(trace.unknown(x).int(), *rest).bool()
-    if not known:
+    if not known and dims == [0] and out.shape[1:] == x.shape[1:]:  # any of the rows
+        rows = (trace.unknown(x) | (x != x[:1])).any(0, keepdim=True)
+        unknown = rows.expand(out.shape)
+    elif not known:
         unknown = torch.ones((), dtype=torch.bool)
     trace.ledger.write(out, [function(one.contiguous(), *rest) for one in trace.labels(x)], unknown)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,13 @@ class Shrunk:
     pinned: list[Pinned]
     parameters: tuple[int, int]
     difference: float = 0.0
+    _macs: int = 0
+    _example: Any = field(default=None, repr=False)
+
+    @cached_property
+    def macs(self) -> tuple[int, int]:
+        """Multiplications with an addition on the examples, before and after."""
+        return self._macs, sum(n.macs for n in traced(self.model, self._example).nodes)
 
     def metadata(self) -> dict[str, Any]:
         """For :func:`gossamer.pack.pack`: :func:`gossamer.load` makes the same network again."""
@@ -90,7 +98,9 @@ class Shrunk:
             if a != b
         ] or ["nothing is dead"]
         before, after = self.parameters
-        lines.append(f"parameters {before:,} -> {after:,}; outputs differ by {self.difference:.1e}")
+        lines.append(f"parameters {before:,} -> {after:,}")
+        lines.append("multiply-adds {:,} -> {:,}".format(*self.macs))
+        lines.append(f"outputs differ by {self.difference:.1e} of the largest")
         return "\n".join(lines + [f"stays: {p}" for p in self.pinned])
 
 
@@ -130,20 +140,19 @@ def shrink(model: nn.Module, example_inputs: Any, *, lowered: bool = False) -> S
     if lowered:
         made = attempt.lowered(made) or made
     stay = _pinned(units, made.gone if made else np.zeros_like(gone), kept, failure)
-    before = _count(model)
+    before, macs = _count(model), sum(n.macs for n in trace.nodes)
     if made is None:
         if stay:
             raise ArgumentError(
                 f"{type(model).__name__}: zero units are there, and none can be taken out: "
                 + "; ".join(map(str, stay[:5]))
             )
-        return Shrunk(copied(model), Plan(), {}, [], (before, before))
+        return Shrunk(copied(model), Plan(), {}, [], (before, before), 0.0, macs, example_inputs)
     old = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {n: tuple(v.shape) for n, v in made.cut.values.items()}
     removed = {n: (tuple(old[n].shape) if n in old else (), s) for n, s in shapes.items()}
-    return Shrunk(
-        made.model, made.plan, removed, stay, (before, _count(made.model)), made.difference
-    )
+    both = before, _count(made.model)
+    return Shrunk(made.model, made.plan, removed, stay, both, made.difference, macs, example_inputs)
 
 
 def _count(model: nn.Module) -> int:
@@ -360,17 +369,21 @@ def _pinned(units: Units, gone: Ids, kept: set[int], failure: str) -> list[Pinne
     return [Pinned(name, n, why, where) for (name, why, where), n in found.items()]
 
 
+_SIDES = {"produces", "consumes"}
+
+
 def _zeros(units: Units, memory: Any, gone: Ids) -> Iterator[tuple[int, str, str]]:
+    """Zero rows and columns whose units stay, and what keeps them."""
     tensor = memory.base
+    made = {int(units.of[n]) for n, roles in units.roles.items() if "produces" in roles}
     for axis, ids in memory.axes.items():
         if tensor.ndim < 2:
             continue
         silent = (tensor.movedim(axis, 0).flatten(1) == 0).all(1).numpy()
         for number in ids.numpy()[silent].tolist():
-            roles = units.roles.get(number, set())
-            if gone[number] or "produces" not in roles:
-                continue
             unit = int(units.of[number])
+            if gone[number] or unit not in made or not units.roles.get(number, set()) & _SIDES:
+                continue
             node = units.reasons.get(unit)
             why = units.pinned.get(unit, "an output depends on it")
             if why != "it is an output of the network":

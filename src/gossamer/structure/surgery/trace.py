@@ -126,6 +126,7 @@ class Node:
         axes: units of parameters' axes that the rule accounted for, and their role.
         maps, splits, grouped, folds: see there.
         sizes: attributes of the module that count units, and the units they count.
+        macs: multiplications with an addition that it does.
         aside: its limits hold only where an output depends on it.
     """
 
@@ -144,6 +145,7 @@ class Node:
     grouped: list[Grouped] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     sizes: dict[str, Ids] = field(default_factory=dict)
+    macs: int = 0
     aside: bool = False
 
 
@@ -273,6 +275,7 @@ class Trace:
         node.writes = {self.ledger.key(t) for t in outs}
         view = bool(node.writes) and node.writes <= node.reads and not op.endswith("_")
         self.nodes.append(node)
+        node.macs = _macs(op, args, out)
         try:
             if rule is None and not view:
                 raise NotImplementedError
@@ -323,6 +326,26 @@ class Trace:
         kind = type(inner).__name__ if inner is not None else ""
         at = f"{name or 'the network'} ({kind})" if inner is not None else ""
         return ", ".join(part for part in (at, where) if part), owner or inner, inner
+
+
+def _macs(op: str, args: Any, out: Any) -> int:
+    """Multiplications with an addition, of the operations that have most of them."""
+    if op in ("linear", "mm", "bmm", "addmm", "baddbmm"):
+        one = args[1] if op in ("addmm", "baddbmm") else args[0] if args else out
+        return int(out.numel() * one.shape[-1])
+    if op == "convolution":
+        x, weight, transposed = args[0], args[1], args[6]
+        return int((x if transposed else out).numel() * weight[0].numel())
+    if op == "scaled_dot_product_attention":
+        query, key, value = args[:3]
+        return int(query.numel() // query.shape[-1] * key.shape[-2]) * int(
+            query.shape[-1] + value.shape[-1]
+        )
+    if op in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        weights = args[3] if isinstance(args[3], (list, tuple)) else args[2]
+        steps = out[0].numel() // out[0].shape[-1]
+        return int(steps * sum(w.numel() for w in weights if w.ndim == 2))
+    return 0
 
 
 class _Calls(TorchFunctionMode):
