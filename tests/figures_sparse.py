@@ -285,6 +285,28 @@ ROWS: list[Row] = [
         ],
     ),
     (
+        "docs/methods/low-rank.md",
+        "keeps {} % at 2x fewer multiply-adds and {} % at 4x, of {} %, and is {} and {} times as "
+        "fast in torch, {} and {} in onnxruntime",
+        "low-rank-mlp",
+        lambda d: [
+            *(c["test"] for c in d["runs"][0]["chosen"]),
+            d["trained"][0]["test"],
+            *(
+                c["value"]
+                for engine in ("torch", "onnxruntime")
+                for c in d["claims"]
+                if f"{engine}: measured" in c["what"]
+            ),
+        ],
+    ),
+    (
+        "docs/methods/low-rank.md",
+        "Greedy ranks keep within {} % of the energy of the best of all combinations",
+        "low-rank-exact",
+        lambda d: [c["value"] for c in d["claims"] if "energy below the best" in c["what"]],
+    ),
+    (
         "docs/methods/structured-sparsity.md",
         "| 20 | 50 | 100 % | {} % |\n| {} | {} | {} % | {} % |\n| {} | {} | {} % | {} % |",
         "ssl-lenet",
