@@ -16,7 +16,7 @@ from torch import nn
 from gossamer.core import names
 from gossamer.core.errors import one_of
 from gossamer.core.groups import Group, Role, Slice
-from gossamer.structure.surgery import normalise, products, recurrent, rules  # noqa: F401
+from gossamer.structure.surgery import normalise, products, recurrent, rules, windows  # noqa: F401
 from gossamer.structure.surgery.solve import Units
 from gossamer.structure.surgery.trace import traced
 

@@ -62,7 +62,8 @@ def checked(seed: int) -> tuple[str, str, float, tuple[str, ...]]:
     off = _difference(made.model, result.model, _fresh(made.example, seed))
     if not off <= TOLERANCE:
         return made.kind, "wrong", off, made.parts
-    stayed = [n for n, s in needed.items() if any(a > b for a, b in zip(after[n], s, strict=True))]
+    sizes = ((n, after.get(n, s), s) for n, s in needed.items())  # or gone with its module
+    stayed = [n for n, got, s in sizes if any(a > b for a, b in zip(got, s, strict=True))]
     if not stayed:
         return made.kind, "shrunk" if needed else "whole", off, made.parts
     named = "; ".join(map(str, result.pinned))
@@ -113,7 +114,7 @@ def _judge(raw: Mapping[str, Any]) -> list[Claim]:
             Claim(
                 "survey.2",
                 f"largest difference of outputs of {name} generated networks whose channels went",
-                raw["parts"][name]["largest"],
+                raw["built_of"][name]["largest"],
                 "<=",
                 TOLERANCE,
             )
@@ -143,7 +144,7 @@ def generated(context: Context) -> dict[str, Any]:
         "networks": total,
         "counts": dict(counts),
         "kinds": {k: dict(v) for k, v in sorted(kinds.items())},
-        "parts": {name: _of(rows, part) for name, part in PARTS.items()},
+        "built_of": {name: _of(rows, part) for name, part in PARTS.items()},
         "largest": max(row[3] for row in rows),
         "reasons": dict(reasons.most_common(40)),
         "wrong": [row for row in rows if row[2] in ("wrong", "silent")],

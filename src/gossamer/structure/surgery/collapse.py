@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from gossamer.structure.surgery.node import Given
 from gossamer.structure.surgery.plan import Replaced
 from gossamer.structure.surgery.solve import live_nodes
-from gossamer.structure.surgery.trace import Given, Trace
+from gossamer.structure.surgery.trace import Trace
 
 __all__ = ["Branch", "branches"]
 

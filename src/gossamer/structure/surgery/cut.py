@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gossamer.structure.surgery.node import Grouped, Ids, Map
 from gossamer.structure.surgery.plan import Plan, Replaced
 from gossamer.structure.surgery.solve import Units
-from gossamer.structure.surgery.trace import Grouped, Ids, Map
 
 __all__ = ["Cut", "cut"]
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer.structure.surgery.memory import compact, varying
+from gossamer.structure.surgery.node import Node
 from gossamer.structure.surgery.rules import rule, whole
-from gossamer.structure.surgery.trace import Node, Trace
+from gossamer.structure.surgery.trace import Trace
 
 __all__: list[str] = []
 

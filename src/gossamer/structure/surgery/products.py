@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gossamer.structure.surgery.memory import varying
+from gossamer.structure.surgery.node import Fold, Grouped, Node
 from gossamer.structure.surgery.rules import merge, rule, whole
-from gossamer.structure.surgery.trace import Fold, Grouped, Node, Trace
+from gossamer.structure.surgery.trace import Trace
 
 __all__ = ["depends"]
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from gossamer.structure.surgery.memory import varying
+from gossamer.structure.surgery.node import Fold, Map, Node
 from gossamer.structure.surgery.products import depends
 from gossamer.structure.surgery.rules import rule, whole
-from gossamer.structure.surgery.trace import Fold, Map, Node, Trace
+from gossamer.structure.surgery.trace import Trace
 
 __all__: list[str] = []
 

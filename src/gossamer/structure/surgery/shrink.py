@@ -23,12 +23,13 @@ from gossamer.core.access import copied
 from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import undisturbed
 from gossamer.structure.lowered import LoweredConv2d, live
-from gossamer.structure.surgery import normalise, products, recurrent, rules  # noqa: F401
+from gossamer.structure.surgery import normalise, products, recurrent, rules, windows  # noqa: F401
 from gossamer.structure.surgery.collapse import branches
 from gossamer.structure.surgery.cut import Cut, cut
+from gossamer.structure.surgery.node import Ids
 from gossamer.structure.surgery.plan import Plan, Replaced, apply, fill
 from gossamer.structure.surgery.solve import Units, settle
-from gossamer.structure.surgery.trace import Ids, outputs, traced
+from gossamer.structure.surgery.trace import outputs, traced
 
 __all__ = ["Pinned", "Shrunk", "difference", "shrink"]
 

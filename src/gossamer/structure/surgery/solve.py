@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.structure.surgery.trace import Fold, Given, Grouped, Ids, Map, Node, Split, Trace
+from gossamer.structure.surgery.node import Fold, Given, Grouped, Ids, Map, Node, Split
+from gossamer.structure.surgery.trace import Trace
 
 __all__ = ["Units", "live_nodes", "settle"]
 

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -27,21 +26,15 @@ from gossamer.core import nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import undisturbed
 from gossamer.structure.surgery.memory import Ledger, compact, varying
+from gossamer.structure.surgery.node import Given, Map, Node, macs
 
 __all__ = [
     "FUNCTIONS",
     "RULES",
-    "Fold",
-    "Given",
-    "Grouped",
-    "Map",
-    "Node",
-    "Split",
     "Trace",
     "traced",
 ]
 
-Ids = np.ndarray[Any, Any]
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
 
@@ -49,121 +42,6 @@ RULES: dict[str, Callable[..., None]] = {}
 """Operation of aten, without an underscore behind -> rule(node, out, *args, **kwargs)."""
 FUNCTIONS: dict[Any, Callable[..., None]] = {}
 """Function of torch that is kept whole -> rule(node, out, *args, **kwargs)."""
-
-
-@dataclass(frozen=True)
-class Map:
-    """Units along several axes of one tensor: what stays must be a tensor too.
-
-    Attributes:
-        ids: 0 where there is no unit.
-        fixed: axes that keep their length.
-        ordered: the units come in the order of the tensor, so that rows may lose different ones
-            of the last axis, as long as they lose equally many.
-    """
-
-    ids: Ids
-    fixed: tuple[int, ...] = ()
-    ordered: bool = False
-
-    @staticmethod
-    def of(layer: Tensor, axes: list[int], fixed: tuple[int, ...] = ()) -> Map:
-        """Of a layer that varies along these axes."""
-        ids = compact(layer).squeeze([d for d in range(layer.ndim) if d not in axes]).numpy()
-        return Map(ids, fixed, bool((np.diff(ids.reshape(-1)) > 0).all()))
-
-
-@dataclass(frozen=True)
-class Split:
-    """An axis that the forward cuts into pieces, whose shares must stay what they were."""
-
-    ids: Ids
-    sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Grouped:
-    """Inputs and outputs of a grouped convolution, by group; its weight's name."""
-
-    weight: str
-    inputs: Ids
-    outputs: Ids
-    groups: int
-    transposed: bool
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Units that give a constant: what they add to the units behind, for their bias.
-
-    Attributes:
-        weight, bias: names; the bias is made where the module has none.
-        inputs: the units that may go.
-        outputs: the units behind.
-        added: (inputs, outputs).
-    """
-
-    weight: str
-    bias: str
-    inputs: Ids
-    outputs: Ids
-    added: Tensor
-
-
-@dataclass
-class Node:
-    """One operation of the forward pass.
-
-    Attributes:
-        op: its name.
-        where: file and line of the forward, and the module.
-        owner: the module of the user's whose forward it stands in.
-        module: the innermost module.
-        reads, writes: keys of storages.
-        unions: pairs of units that are one.
-        pins: units that have to stay, why, and whether only because their values are read.
-        edges: (from, to, matrix): which unit's values the values of another depend on.
-        axes: units of parameters' axes that the rule accounted for, and their role.
-        maps, splits, grouped, folds: see there.
-        sizes: attributes of the module that count units, and the units they count.
-        macs: multiplications with an addition that it does.
-        aside: its limits hold only where an output depends on it.
-    """
-
-    op: str
-    where: str = ""
-    owner: nn.Module | None = None
-    module: nn.Module | None = None
-    reads: set[int] = field(default_factory=set)
-    writes: set[int] = field(default_factory=set)
-    unions: list[tuple[Ids, Ids]] = field(default_factory=list)
-    pins: list[tuple[Ids, str, bool]] = field(default_factory=list)
-    edges: list[tuple[Ids, Ids, Ids]] = field(default_factory=list)
-    axes: list[tuple[Ids, str]] = field(default_factory=list)
-    maps: list[Map] = field(default_factory=list)
-    splits: list[Split] = field(default_factory=list)
-    grouped: list[Grouped] = field(default_factory=list)
-    folds: list[Fold] = field(default_factory=list)
-    sizes: dict[str, Ids] = field(default_factory=dict)
-    macs: int = 0
-    aside: bool = False
-
-
-@dataclass(frozen=True)
-class Given:
-    """A module's output that is the same for all inputs.
-
-    Attributes:
-        out: the tensor, in which others may have written since.
-        value: of each channel.
-        axis: of the channels.
-        after: how many operations had been done when it was given.
-    """
-
-    out: Tensor
-    value: Tensor
-    axis: int
-    after: int
 
 
 class Trace:
@@ -275,7 +153,7 @@ class Trace:
         node.writes = {self.ledger.key(t) for t in outs}
         view = bool(node.writes) and node.writes <= node.reads and not op.endswith("_")
         self.nodes.append(node)
-        node.macs = _macs(op, args, out)
+        node.macs = macs(op, args, out)
         try:
             if rule is None and not view:
                 raise NotImplementedError
@@ -326,26 +204,6 @@ class Trace:
         kind = type(inner).__name__ if inner is not None else ""
         at = f"{name or 'the network'} ({kind})" if inner is not None else ""
         return ", ".join(part for part in (at, where) if part), owner or inner, inner
-
-
-def _macs(op: str, args: Any, out: Any) -> int:
-    """Multiplications with an addition, of the operations that have most of them."""
-    if op in ("linear", "mm", "bmm", "addmm", "baddbmm"):
-        one = args[1] if op in ("addmm", "baddbmm") else args[0] if args else out
-        return int(out.numel() * one.shape[-1])
-    if op == "convolution":
-        x, weight, transposed = args[0], args[1], args[6]
-        return int((x if transposed else out).numel() * weight[0].numel())
-    if op == "scaled_dot_product_attention":
-        query, key, value = args[:3]
-        return int(query.numel() // query.shape[-1] * key.shape[-2]) * int(
-            query.shape[-1] + value.shape[-1]
-        )
-    if op in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-        weights = args[3] if isinstance(args[3], (list, tuple)) else args[2]
-        steps = out[0].numel() // out[0].shape[-1]
-        return int(steps * sum(w.numel() for w in weights if w.ndim == 2))
-    return 0
 
 
 class _Calls(TorchFunctionMode):
