@@ -229,3 +229,20 @@ def test_layers_without_such_groups_are_named_before_any_work(trained: nn.Module
         "consumers names 'a'",
         nets.build("lstm-lm", classes=7, embedding=4, hidden=(3, 2)),
     )
+
+
+@pytest.mark.parametrize("name", ["conv-2", "resnet-8"])
+def test_coupled_groups_are_pruned_through_the_network_and_taken_out(
+    name: str, tmp_path: Path
+) -> None:
+    data = datasets.load("digits", subset=256)
+    net = nets.build(name, seed=0, in_shape=(1, 8, 8))
+    stages = [{"prune": {"groups": "coupled", "density": 0.5}}, "shrink"]
+    done = gossamer.compress(net, data, recipe=stages, out=tmp_path / "run", max_drop=1)
+    row = next(r for r in done.run["stages"] if "shrink" in r)["shrink"]
+    assert row["parameters"][1] < 0.6 * row["parameters"][0]
+    assert row["macs"][1] < 0.6 * row["macs"][0]
+    assert done.dense_bytes == sum(t.numel() * t.element_size() for t in net.state_dict().values())
+    again = gossamer.load(done.file, nets.build(name, seed=1, in_shape=(1, 8, 8)))
+    x = data.test.batch(slice(0, 8))[0]
+    torch.testing.assert_close(again.eval()(x), done.model.eval()(x))

@@ -21,12 +21,17 @@ from gossamer.core.group_budgets import (
     select,
     weight_cost,
 )
-from gossamer.core.groups import Family
+from gossamer.core.groups import Family, families
 from gossamer.core.layer_groups import check_kind, layer_groups
 from gossamer.core.masks import Masks
 from gossamer.core.uses import uses
+from gossamer.structure import coupled_groups
 
 __all__ = ["Consumers", "GroupSettings", "Kind", "found", "multiplications"]
+
+
+COUPLED = "coupled"
+"""The kind of groups that go through the whole network: a unit with all that makes and reads it."""
 
 
 def _kind(value: str) -> str:
@@ -35,6 +40,12 @@ def _kind(value: str) -> str:
 
 
 Kind = Annotated[str, AfterValidator(_kind)]
+
+
+def _pruned(value: str) -> str:
+    return value if value == COUPLED else _kind(value)
+
+
 Consumers = dict[str, str | list[str]]
 
 
@@ -42,7 +53,10 @@ class GroupPruning(Strict):
     """How groups are scored and what they cost, where not single weights are removed.
 
     Attributes:
-        kind: of the groups (:data:`gossamer.core.layer_groups.KINDS`).
+        kind: of the groups (:data:`gossamer.core.layer_groups.KINDS`); or ``coupled``: channels,
+            hidden units, states and heads through the whole network, with the norms behind them
+            and all that reads them, residual sums included
+            (:func:`gossamer.structure.coupled_groups`), so that ``shrink`` can take them out.
         norm: of a group from its weights' scores.
         cost: what a density is a part of: groups, bytes, or multiplications.
         normalise: divide scores by their mean over alike groups.
@@ -50,7 +64,7 @@ class GroupPruning(Strict):
         consumers: of ``unit``: a recurrent layer -> what reads its outputs.
     """
 
-    kind: Kind
+    kind: Annotated[str, AfterValidator(_pruned)]
     norm: Literal["l2", "mean", "sum"] = "l2"
     cost: Literal["count", "bytes", "flop"] = "count"
     normalise: bool = False
@@ -65,8 +79,26 @@ class GroupPruning(Strict):
     def families(
         self, model: nn.Module, weights: Iterable[str], include: list[str] | None
     ) -> list[Family]:
-        """The groups of a network (:func:`found`)."""
+        """The groups of a network (:func:`found`); of coupled ones none, for that takes inputs."""
+        if self.kind == COUPLED:
+            return []
         return found(model, self.kind, weights, include, self.consumers)
+
+    def _made(self, state: State, weights: Mapping[str, Tensor], include: Any) -> list[Family]:
+        if self.kind != COUPLED:
+            return self.families(state.model, weights, include)
+        example = state.example()
+        example = example[0] if isinstance(example, tuple) else example
+        every = coupled_groups(state.model, example)
+        mine = [g for g in every if any(
+            s.role == "produces" and s.parameter in weights for s in g.members
+        )]  # fmt: skip
+        if not mine:
+            raise ArgumentError(
+                f"stage {state.name}: no unit of {type(state.model).__name__} goes without others; "
+                "take a kind of one layer, such as filter"
+            )
+        return families(mine, names.parameters(state.model))
 
     def masks(
         self,
@@ -84,7 +116,7 @@ class GroupPruning(Strict):
         Args:
             density: one number, or by clean name of a weight.
         """
-        made = self.families(state.model, weights, include)
+        made = self._made(state, weights, include)
         before = Masks(dict(state.masks))
         if self.fixed:
             return _within(_n_of_m(made, scores, before), before)

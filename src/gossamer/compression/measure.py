@@ -31,6 +31,7 @@ __all__ = [
     "integer_figures",
     "latency",
     "operations",
+    "tensor_bytes",
 ]
 
 _MOST_SECONDS = 5.0  # of timing, however large the network
@@ -167,14 +168,25 @@ def environment() -> tuple[dict[str, Any], dict[str, Any]]:
     return versions, hardware
 
 
-def file_figures(archive: Archive, data: Dataset) -> tuple[dict[str, Any], list[Any], Any]:
+def tensor_bytes(model: nn.Module) -> int:
+    """Of everything a network's state holds, shared tensors once."""
+    state = model.state_dict(keep_vars=True).values()
+    distinct = {id(t): t for t in state if isinstance(t, torch.Tensor)}.values()
+    return sum(t.numel() * t.element_size() for t in distinct)
+
+
+def file_figures(
+    archive: Archive, data: Dataset, dense: int | None = None
+) -> tuple[dict[str, Any], list[Any], Any]:
     """Bytes, layers and the picture of the first layer's mask, all from the file itself.
 
-    ``archive``: open with ``keep=True``, so that nothing is decoded twice.
+    Args:
+        archive: open with ``keep=True``, so that nothing is decoded twice.
+        dense: bytes of the network before; None: of the tensors in the file, which are its.
     """
     tensors = archive.tensors()
     layers = tables.layer_rows(archive.rows(), tensors)
-    size, dense = archive.file_bytes, archive.dense_bytes
+    size, dense = archive.file_bytes, archive.dense_bytes if dense is None else dense
     parts = archive.parts()
     figures = {"dense": dense, "file": size, "ratio": dense / size, "parts": parts}
     return figures, layers, tables.first_layer_image(tensors, data.in_shape)

@@ -20,7 +20,7 @@ class Result:
 
     Attributes:
         out, file, report: the run directory, the packed file and the HTML page in it.
-        bytes, dense_bytes: of the file, and of the tensors in it without any coding.
+        bytes, dense_bytes: of the file, and of the network's tensors without any coding.
         before, after: test figures of the network before the first stage that compresses, and of
             the file decoded again.
         model: the compressed network, decoded from the file.

@@ -347,7 +347,9 @@ class _Job:
                 decoded = records.load(archive, copied(state.origin))
             except GossamerError as e:
                 reloaded["not_proved"] = reloaded["not_proved"] or f"the file does not load: {e}"
-            size, layer_rows, picture = measure.file_figures(archive, self.data)
+            # of a network with other modules the file's tensors are not those that there were
+            whole = measure.tensor_bytes(state.origin) if state.structure else None
+            size, layer_rows, picture = measure.file_figures(archive, self.data, whole)
         after = after or self._test(decoded).as_dict()
         size["reloaded"] = reloaded
         if reloaded["not_proved"]:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gossamer.compression.floor import Rounds
-from gossamer.compression.groups import GroupSettings
+from gossamer.compression.groups import COUPLED, GroupSettings
 from gossamer.compression.layers import per_layer, trying
 from gossamer.compression.parts import curvature, random_batches, scan
 from gossamer.compression.settings import Density, OneOf, Quality, Training
@@ -163,7 +163,7 @@ class Prune(LayerStage):
     def covered(self, model: nn.Module) -> set[str] | None:
         """The weights; of groups those that have any."""
         covered = super().covered(model)
-        if self.groups is None or covered is None:
+        if self.groups is None or covered is None or self.groups.kind == COUPLED:
             return covered
         made = self.groups.families(model, self.weights(model), self.include)
         return covered & {name for family in made for name in family.parameters}
