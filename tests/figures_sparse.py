@@ -285,6 +285,20 @@ ROWS: list[Row] = [
         ],
     ),
     (
+        "README.md",
+        "LeNet with {} and {} filters left of 20 and 50 does {} % of its second convolution's "
+        "multiplications at {} % error, with {} and {} {} % at {} % (dense: {} %; one seed",
+        "ssl-lenet",
+        lambda d: [
+            *(
+                v
+                for p in d["runs"][0]["points"]
+                for v in (p["matrices"][0][0], p["matrices"][1][0], 100 * p["flop"], p["error"])
+            ),
+            d["runs"][0]["error"],
+        ],
+    ),
+    (
         "docs/methods/low-rank.md",
         "keeps {} % at 2x fewer multiply-adds and {} % at 4x, of {} %, and is {} and {} times as "
         "fast in torch, {} and {} in onnxruntime",
