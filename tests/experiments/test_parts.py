@@ -307,3 +307,37 @@ def test_no_scheduler_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["reproduce", "ttq-exact", "--cluster", "nowhere"])
     assert "no scheduler answers there" in capsys.readouterr().err
+
+
+ORPHANED = """
+import os, sys, time
+from pathlib import Path
+from gossamer.experiments import Context
+
+def sleep(folder, number):
+    Path(folder, f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+    return {}
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    Context(folder / "work", (0,), workers=2, say=lambda _: None).map(
+        sleep, [(str(folder), 0), (str(folder), 1)]
+    )
+"""
+
+
+def test_workers_of_a_killed_run_end(tmp_path: Path) -> None:
+    script = tmp_path / "orphaned.py"
+    script.write_text(ORPHANED)
+    run = subprocess.Popen([sys.executable, str(script), str(tmp_path)])
+    try:
+        while run.poll() is None and len(found := list(tmp_path.glob("*.pid"))) < 2:
+            time.sleep(0.1)
+        assert run.poll() is None
+    finally:
+        run.kill()
+        run.wait()
+    for worker in (int(path.stem) for path in found):
+        while Path(f"/proc/{worker}").exists():  # ends, or the run of the tests is stopped
+            time.sleep(0.1)

@@ -25,6 +25,7 @@ import operator
 import os
 import pkgutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -156,7 +157,23 @@ class Context:
     def _pool(self, jobs: int) -> AbstractContextManager[Executor | None]:
         if self.executor is not None or self.workers <= 1 or not jobs:
             return nullcontext(self.executor)
-        return ProcessPoolExecutor(min(self.workers, jobs), mp_context=get_context("spawn"))
+        return ProcessPoolExecutor(
+            min(self.workers, jobs),
+            mp_context=get_context("spawn"),
+            initializer=_follow,
+            initargs=(os.getpid(),),
+        )
+
+
+def _follow(parent: int) -> None:
+    """End this process when its parent has ended: a killed one cannot tell it to."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _folder(name: str, module: str, quick: bool) -> str:
