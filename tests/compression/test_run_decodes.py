@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import gossamer
-from gossamer.compression import fresh
+from gossamer.compression import fresh, template
 from gossamer.datasets import Dataset, Split
 from gossamer.pack import Archive, load_into, pack
 
@@ -29,16 +29,16 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str, str]]:
         found[place[0], Path(self.path or "").name, entry.name] += 1
         return real(self, index, entry, *out)
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
         place[0], told = "fresh", io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
-            patch.setattr(sys, "argv", command[2:])
-            fresh._main()
+            patch.setattr(sys, "argv", ["fresh.py", *arguments])
+            fresh.main()
         place[0] = "here"
-        return subprocess.CompletedProcess(command, 0, told.getvalue(), "")
+        return subprocess.CompletedProcess(arguments, 0, told.getvalue(), "")
 
     monkeypatch.setattr(Archive, "_decode", counted)
-    monkeypatch.setattr(fresh.subprocess, "run", run)
+    monkeypatch.setattr(template, "run", run)
     return found
 
 
