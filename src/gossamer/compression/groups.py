@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gossamer.compression.settings import Strict
 from gossamer.compression.state import State
-from gossamer.core import names, nest
+from gossamer.core import flops, names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.group_budgets import (
     Cost,
@@ -24,7 +24,6 @@ from gossamer.core.group_budgets import (
 from gossamer.core.groups import Family, families
 from gossamer.core.layer_groups import check_kind, layer_groups
 from gossamer.core.masks import Masks
-from gossamer.core.uses import uses
 from gossamer.structure import coupled_groups
 
 __all__ = ["Consumers", "GroupSettings", "Kind", "found", "multiplications"]
@@ -199,8 +198,9 @@ def multiplications(state: State) -> dict[str, float]:
     """
     example = state.example()
     example = example[0] if isinstance(example, tuple) else example
-    examples = len(nest.leaves(example)[0])
-    counted = uses(state.model, lambda model: state.task.feed(model, example), examples)
+    weights = names.parameters(state.model)
+    rows = flops.count(state.model, example, feed=state.task.feed).rows
+    counted = {r.name: r.macs / weights[r.name].numel() for r in rows if r.name in weights}
     if not counted:
         raise ArgumentError(
             "no multiplications are known of this network's layers; take cost: bytes"

@@ -110,12 +110,15 @@ class Flops:
         )
 
 
-def count(model: nn.Module, example: Any) -> Flops:
+def count(
+    model: nn.Module, example: Any, *, feed: Callable[[nn.Module, Any], Any] = nest.feed
+) -> Flops:
     """Count a forward pass in evaluation mode; the model is left as it is.
 
     Args:
         example: one batch as the network takes it (:func:`gossamer.core.nest.feed`), whose first
             dimension counts the examples where its tensors share one.
+        feed: runs the network on a batch.
 
     >>> net = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2))
     >>> with torch.no_grad():
@@ -148,7 +151,7 @@ def count(model: nn.Module, example: Any) -> Flops:
     inputs = nest.mapped(marked, example)
     with _watched(network, watch):
         try:
-            nest.feed(network, inputs)
+            feed(network, inputs)
         except Exception as e:  # the user's own forward, which may raise anything
             raise ArgumentError(
                 f"the operations of {type(model).__name__} on {nest.shown(example)} cannot be "

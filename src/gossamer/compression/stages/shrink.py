@@ -39,7 +39,6 @@ class Shrink(Stage):
         result = shrink(state.model, inputs, lowered=self.lowered)
         notes: dict[str, Any] = {
             "parameters": list(result.parameters),
-            "macs": list(result.macs),
             "layers": [
                 {"name": n, "before": list(a), "after": list(b)}
                 for n, (a, b) in result.removed.items()

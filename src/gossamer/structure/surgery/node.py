@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gossamer.structure.surgery.memory import compact
 
-__all__ = ["Fold", "Given", "Grouped", "Ids", "Map", "Node", "Split", "macs"]
+__all__ = ["Fold", "Given", "Grouped", "Ids", "Map", "Node", "Split"]
 
 Ids = np.ndarray[Any, Any]
 
@@ -90,7 +90,6 @@ class Node:
         axes: units of parameters' axes that the rule accounted for, and their role.
         maps, splits, grouped, folds: see there.
         sizes: attributes of the module that count units, and the units they count.
-        macs: multiplications with an addition that it does.
         aside: its limits hold only where an output depends on it.
     """
 
@@ -109,7 +108,6 @@ class Node:
     grouped: list[Grouped] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     sizes: dict[str, Ids] = field(default_factory=dict)
-    macs: int = 0
     aside: bool = False
 
 
@@ -128,23 +126,3 @@ class Given:
     value: Tensor
     axis: int
     after: int
-
-
-def macs(op: str, args: Any, out: Any) -> int:
-    """Multiplications with an addition, of the operations that have most of them."""
-    if op in ("linear", "mm", "bmm", "addmm", "baddbmm"):
-        one = args[1] if op in ("addmm", "baddbmm") else args[0] if args else out
-        return int(out.numel() * one.shape[-1])
-    if op == "convolution":
-        x, weight, transposed = args[0], args[1], args[6]
-        return int((x if transposed else out).numel() * weight[0].numel())
-    if op == "scaled_dot_product_attention":
-        query, key, value = args[:3]
-        return int(query.numel() // query.shape[-1] * key.shape[-2]) * int(
-            query.shape[-1] + value.shape[-1]
-        )
-    if op in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-        weights = args[3] if isinstance(args[3], (list, tuple)) else args[2]
-        steps = out[0].numel() // out[0].shape[-1]
-        return int(steps * sum(w.numel() for w in weights if w.ndim == 2))
-    return 0

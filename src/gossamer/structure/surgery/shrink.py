@@ -9,6 +9,7 @@ into the biases behind, and the smaller network must give the outputs of the lar
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gossamer.core import nest
+from gossamer.core import flops, nest
 from gossamer.core.access import copied
 from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import undisturbed
@@ -78,13 +79,18 @@ class Shrunk:
     pinned: list[Pinned]
     parameters: tuple[int, int]
     difference: float = 0.0
-    _macs: int = 0
+    _original: nn.Module | None = field(default=None, repr=False)
     _example: Any = field(default=None, repr=False)
 
     @cached_property
-    def macs(self) -> tuple[int, int]:
-        """Multiplications with an addition on the examples, before and after."""
-        return self._macs, sum(n.macs for n in traced(self.model, self._example).nodes)
+    def macs(self) -> tuple[float, float]:
+        """Multiply-accumulates of one example, before and after (:mod:`gossamer.core.flops`).
+
+        Counted when first asked for. Raises :class:`ArgumentError` where they cannot be.
+        """
+        assert self._original is not None  # shrink gives it
+        before, after = (flops.count(m, self._example) for m in (self._original, self.model))
+        return before.macs, after.macs
 
     def metadata(self) -> dict[str, Any]:
         """For :func:`gossamer.pack.pack`: :func:`gossamer.load` makes the same network again."""
@@ -100,7 +106,8 @@ class Shrunk:
         ] or ["nothing is dead"]
         before, after = self.parameters
         lines.append(f"parameters {before:,} -> {after:,}")
-        lines.append("multiply-adds {:,} -> {:,}".format(*self.macs))
+        with contextlib.suppress(ArgumentError):
+            lines.append("multiply-adds an example {:,.0f} -> {:,.0f}".format(*self.macs))
         lines.append(f"outputs differ by {self.difference:.1e} of the largest")
         return "\n".join(lines + [f"stays: {p}" for p in self.pinned])
 
@@ -141,19 +148,19 @@ def shrink(model: nn.Module, example_inputs: Any, *, lowered: bool = False) -> S
     if lowered:
         made = attempt.lowered(made) or made
     stay = _pinned(units, made.gone if made else np.zeros_like(gone), kept, failure)
-    before, macs = _count(model), sum(n.macs for n in trace.nodes)
+    before, given = _count(model), (model, example_inputs)
     if made is None:
         if stay:
             raise ArgumentError(
                 f"{type(model).__name__}: zero units are there, and none can be taken out: "
                 + "; ".join(map(str, stay[:5]))
             )
-        return Shrunk(copied(model), Plan(), {}, [], (before, before), 0.0, macs, example_inputs)
+        return Shrunk(copied(model), Plan(), {}, [], (before, before), 0.0, *given)
     old = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {n: tuple(v.shape) for n, v in made.cut.values.items()}
     removed = {n: (tuple(old[n].shape) if n in old else (), s) for n, s in shapes.items()}
     both = before, _count(made.model)
-    return Shrunk(made.model, made.plan, removed, stay, both, made.difference, macs, example_inputs)
+    return Shrunk(made.model, made.plan, removed, stay, both, made.difference, *given)
 
 
 def _count(model: nn.Module) -> int:

@@ -26,7 +26,7 @@ from gossamer.core import nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import undisturbed
 from gossamer.structure.surgery.memory import Ledger, compact, varying
-from gossamer.structure.surgery.node import Given, Map, Node, macs
+from gossamer.structure.surgery.node import Given, Map, Node
 
 __all__ = [
     "FUNCTIONS",
@@ -153,7 +153,6 @@ class Trace:
         node.writes = {self.ledger.key(t) for t in outs}
         view = bool(node.writes) and node.writes <= node.reads and not op.endswith("_")
         self.nodes.append(node)
-        node.macs = macs(op, args, out)
         try:
             if rule is None and not view:
                 raise NotImplementedError
