@@ -29,11 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from gossamer.core import nest
+from gossamer.core.dispatch import Watching
 from gossamer.core.errors import ArgumentError
 from gossamer.core.plain import copied, plain
 
@@ -214,7 +214,7 @@ class _Row:
 
 
 @dataclass
-class _Watch(TorchDispatchMode):
+class _Watch(Watching):
     """Counts products, and passes NaN on where results depend on the inputs."""
 
     network: nn.Module

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gossamer.core import names, nest
+from gossamer.core.dispatch import Watching
 from gossamer.core.modes import device_of, evaluating
 
 __all__ = [
@@ -95,15 +96,22 @@ class Use:
         name: clean name of the weight.
         layout: how the weight is read.
         rows: of the matrix, from the first to the one behind the last.
-        inputs: (n, columns) of each group, whose rows are even parts of ``rows``.
+        make: gives :attr:`inputs`, from the network's own tensors.
         ids: (n,), the rows that were looked up; of a table, which has no inputs.
     """
 
     name: str
     layout: Layout
     rows: tuple[int, int]
-    inputs: list[Tensor] = field(default_factory=list)
+    make: Callable[[], list[Tensor]] = list
     ids: Tensor | None = None
+
+    @cached_property
+    def inputs(self) -> list[Tensor]:
+        """(n, columns) of each group, whose rows are even parts of ``rows``; made when asked for:
+        those of a convolution are many times as large as the map that they lie on.
+        """
+        return self.make()
 
 
 See = Callable[[Use], None]
@@ -115,7 +123,7 @@ class _Stop(Exception):
     """All that is asked for has been seen."""
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(Watching):
     """Calls ``see`` for every product of the weights."""
 
     def __init__(self, weights: Mapping[str, Tensor], see: See, pick: Pick | None = None) -> None:
@@ -199,10 +207,14 @@ class _Watch(TorchDispatchMode):
             if (columns == 1 or w.stride(1) == length) and first + outputs <= length:
                 layout, first = Layout("columns"), block * length + first
         if layout is not None:
-            found = x.reshape(-1, columns)
-            if self._pick is not None:
-                found = found[self._pick(name, len(found)).to(found.device)]
-            self._see(Use(name, layout, (first, first + outputs), [found]))
+
+            def rows() -> list[Tensor]:
+                found = x.reshape(-1, columns)
+                if self._pick is not None:
+                    found = found[self._pick(name, len(found)).to(found.device)]
+                return [found]
+
+            self._see(Use(name, layout, (first, first + outputs), rows))
 
     def _convolution(
         self,
@@ -227,15 +239,23 @@ class _Watch(TorchDispatchMode):
             reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
             before = [r - p for r, p in zip(reach, padding, strict=True)]
             after = [b + o for b, o in zip(before, output_padding, strict=True)]
-        found, axes = _patches(x, kernel, stride, before, after, dilation), len(kernel)
-        if transposed:
-            found = found.flip(tuple(range(2 + axes, 2 + 2 * axes)))
-        if self._pick is not None:  # a view until here: only what is looked at is copied
-            places = found.shape[: 1 + axes]
-            at = self._pick(known[0], places.numel()).to(x.device)
-            found = found[torch.unravel_index(at, places)]
-        rows = found.reshape(-1, groups, x.shape[1] // groups * kernel.numel())
-        self._see(Use(known[0], layout, (0, outputs), list(rows.unbind(1))))
+        flipped = transposed
+
+        def rows() -> list[Tensor]:
+            found, axes = _patches(x, kernel, stride, before, after, dilation), len(kernel)
+            if flipped:
+                found = found.flip(tuple(range(2 + axes, 2 + 2 * axes)))
+            columns = x.shape[1] // groups * kernel.numel()
+            if self._pick is not None:  # a view until here: only what is looked at is copied
+                places = found.shape[: 1 + axes]
+                at = self._pick(known[0], places.numel()).to(x.device)
+                found = found[torch.unravel_index(at, places)]
+                return list(found.reshape(-1, groups, columns).unbind(1))
+            # places last: a copy is then of runs as long as a row of the map
+            found = found.movedim(tuple(range(1 + axes)), tuple(range(-1 - axes, 0)))
+            return list(found.reshape(groups, columns, -1).mT.unbind())
+
+        self._see(Use(known[0], layout, (0, outputs), rows))
 
 
 def _with_gaps(x: Tensor, stride: list[int]) -> Tensor:

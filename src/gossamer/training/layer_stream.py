@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gossamer.core.dispatch import Watching
 from gossamer.core.errors import ArgumentError
 from gossamer.core.modes import evaluating
 from gossamer.training.layer_inputs import Pick, Use, feed, inputs_of, plain_kernels, watched
@@ -29,7 +29,7 @@ __all__ = ["stream", "streamed"]
 G = TypeVar("G", bound=Gathers)
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(Watching):
     """What operations read of weights and biases; views of them read nothing."""
 
     def __init__(self, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor]) -> None:
@@ -129,6 +129,10 @@ class _Pass:
             )
         return self._use
 
+    def forget(self) -> None:
+        """Let go of the inputs: the product that it waits before needs them no more."""
+        self._use = None
+
     def close(self) -> None:
         """End it where it is."""
         self._closing = True
@@ -186,8 +190,9 @@ def stream(
                 if found is not None:
                     apart = number >= len(pairs) - held
                     found.add(use, same(use, before), len(weights[name]), held=apart)
-                use.inputs.clear()  # the waiting passes need them no more
-                before.inputs.clear()
+                now.forget()
+                original.forget()
+                del use, before
             changing = [weights[name], *([biases[name]] if name in biases else [])]
             old = [t.detach().clone() for t in changing]
             yield name, found

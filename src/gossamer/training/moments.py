@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -118,19 +118,20 @@ class Moments:
         if self.layout != now.layout:
             self.mixed = True
             return
-        y = torch.stack([i.float() for i in now.inputs])
-        if not torch.isfinite(y).all():
+        y = _together(now.inputs)
+        total = y.sum(1).double()
+        if not torch.isfinite(total).all():
             raise ArgumentError("calibration inputs lead to NaN or infinity inside the network")
         self.paired &= before is not None
-        x = y if before is None else torch.stack([i.float() for i in before])
+        x = y if before is None else _together(before)
         into = self._held if held else self._sums
         # a batch in float32: its rounding is far below the damping, and takes half the time
         cuts = [] if held else blocks(y.shape[-1])
         found = _Sums(
             [(y[..., c].mT @ y[..., c]).double() for c in cuts],
             [(x[..., c].mT @ y[..., c]).double() for c in cuts],
-            y.double().sum(1),
-            x.double().sum(1),
+            total,
+            total if before is None else x.sum(1).double(),
             y.shape[1],
         )
         if (known := into.get(now.rows)) is not None:
@@ -162,6 +163,13 @@ class Moments:
                 )
             ]
         return found
+
+
+def _together(inputs: list[Tensor]) -> Tensor:
+    """The groups' inputs, (groups, n, columns) in float32; places last in memory, as they come."""
+    if len(inputs) == 1:
+        return inputs[0].float()[None]
+    return torch.stack([i.float().mT for i in inputs]).mT
 
 
 def _added(a: _Sums, b: _Sums) -> _Sums:
@@ -246,7 +254,7 @@ def gathered(
         def keep(use: Use, before: list[Use] = before) -> None:
             # copies: the network may write to its tensors before the next use
             inputs = [x.float().clone() for x in use.inputs]
-            before.append(Use(use.name, use.layout, use.rows, inputs, use.ids))
+            before.append(replace(use, make=lambda: inputs))
 
         pick = None if picks is None else picks(number)
         inputs_of(original, batch, {name: own}, keep, uses=count, pick=pick)

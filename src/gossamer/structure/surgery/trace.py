@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gossamer.core import nest
+from gossamer.core.dispatch import Watching
 from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import undisturbed
 from gossamer.structure.surgery.memory import Ledger, compact, varying
@@ -247,7 +247,7 @@ def _opened(func: Any) -> Any:
     return opened
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(Watching):
     """Everything else, as aten's operations."""
 
     @classmethod
