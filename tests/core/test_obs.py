@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gossamer.core.errors import ArgumentError
-from gossamer.core.obs import Choice, Kept, factor, solve, start_from
+from gossamer.core.obs import Choice, Kept, _carry, _carry_numpy, factor, solve, start_from
 from gossamer.quantize.obs import Coded, Prices, Pruned, Rounded, scale_of, step_for
 
 
@@ -245,3 +245,23 @@ def test_dead_inputs_singular_and_bad_hessians() -> None:
     with pytest.raises(ArgumentError, match="takes 4 inputs at once"):
         solve(w, factor(h), Pruned(0.5, "1x4"))
     assert factor(torch.zeros(3, 3)).diagonal().tolist() == [1.0, 1.0, 1.0]
+
+
+def test_in_main_memory_it_is_the_same_as_in_torch() -> None:
+    g = torch.Generator().manual_seed(9)
+    w, h = problem(20, 48, 9)
+    upper = factor(h)
+    prices = Prices.fitted((w / 0.2).round(), 30)
+    of_rows = torch.rand(20, generator=g, dtype=torch.float64)
+    for factors in (None, of_rows):
+        choice = Coded(0.2, 0.3, prices, factors)
+        for j in range(48):
+            column, diagonal = w[:, j:] * 2, upper.diagonal()[j:]
+            expected = choice._torch(j, column[:, 0], diagonal[0])
+            assert torch.equal(choice.column(j, column, diagonal), expected)
+    found = []
+    for carry in (_carry, _carry_numpy):
+        part, errors, taken = w.clone(), torch.empty_like(w), torch.empty_like(w)
+        carry(part, upper, errors, taken, lambda j, part=part: (part[:, j] / 0.3).round() * 0.3)
+        found.append((errors, taken))
+    torch.testing.assert_close(found[0], found[1])

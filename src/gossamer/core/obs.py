@@ -14,8 +14,10 @@ q_j costs err^2 / 2 exactly. Everything is computed in float64.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,6 +128,37 @@ def start_from(weight: Tensor, hessian: Tensor, cross: Tensor, damp: float = 0.0
     return torch.cholesky_solve(wanted.T, lower).T
 
 
+def _carry(
+    part: Tensor, inner: Tensor, errors: Tensor, taken: Tensor, choose: Callable[[int], Tensor]
+) -> None:
+    """Choose the columns of a block; what each leaves goes to those behind, in place.
+
+    Args:
+        part: (rows, width), the weights with all errors carried so far.
+        inner: (width, width), U there.
+        errors, taken: of ``part``'s shape, written: each column's error, and its values.
+        choose: number of a column in the block -> its values.
+    """
+    for j in range(part.shape[1]):
+        value = choose(j)
+        error = (part[:, j] - value) / inner[j, j]
+        taken[:, j], errors[:, j] = value, error
+        part[:, j + 1 :].addr_(error, inner[j, j + 1 :], alpha=-1.0)
+
+
+def _carry_numpy(
+    part: Tensor, inner: Tensor, errors: Tensor, taken: Tensor, choose: Callable[[int], Tensor]
+) -> None:
+    """:func:`_carry` in main memory: on a layer's few rows an operation of torch costs more to
+    call than to compute.
+    """
+    p, u, e, t = (tensor.numpy() for tensor in (part, inner, errors, taken))
+    for j in range(p.shape[1]):
+        t[:, j] = value = choose(j).numpy()
+        e[:, j] = error = (p[:, j] - value) / u[j, j]
+        p[:, j + 1 :] -= np.multiply.outer(error, u[j, j + 1 :])
+
+
 @torch.no_grad()
 def solve(
     weight: Tensor, upper: Tensor, choice: Choice, *, block: int = 128, order: Tensor | None = None
@@ -157,13 +190,12 @@ def solve(
         stop = min(start + block, columns)
         part, inner = w[:, start:stop], upper[start:stop, start:stop]
         choice.block(start, part, diagonal[start:stop])
-        errors = torch.empty_like(part)
-        for j in range(stop - start):
-            value = choice.column(start + j, part[:, j:], diagonal[start + j : stop])
-            error = (part[:, j] - value) / inner[j, j]
-            out[:, start + j], errors[:, j] = value, error
-            part[:, j + 1 :].addr_(error, inner[j, j + 1 :], alpha=-1.0)
-            cost += error.square() / 2
+        errors, taken = torch.empty_like(part), out[:, start:stop]
+        carry = _carry_numpy if w.device.type == "cpu" else _carry
+        carry(part, inner, errors, taken, lambda j: choice.column(
+            start + j, part[:, j:], diagonal[start + j : stop]  # noqa: B023
+        ))  # fmt: skip
+        cost += errors.square().sum(1) / 2
         w[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1.0)
     if order is not None:
         back = torch.empty_like(out)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gossamer.core.errors import ArgumentError, one_of
@@ -267,22 +269,46 @@ class Coded(Choice):
         self.step, self.rate, self.prices, self._of_rows = step, rate, prices, weight_of_rows
         self._most = len(prices.size) - 1
 
+        self._cheaper: NDArray[np.float64] | None = None  # bits of a zero less those of another
+
     def column(self, number: int, weight: Tensor, diagonal: Tensor) -> Tensor:
         """Of the two nearest, the next towards zero and zero, what costs least."""
-        place = weight[:, 0] / self.step
+        if weight.device.type == "cpu":
+            return torch.from_numpy(self._numpy(number, weight[:, 0].numpy(), float(diagonal[0])))
+        return self._torch(number, weight[:, 0], diagonal[0])
+
+    def _torch(self, number: int, weight: Tensor, diagonal: Tensor) -> Tensor:
+        place = weight / self.step
         near = place.round()
         inner = near - near.sign()
         other = place.floor() + place.ceil() - near
         tried = torch.stack([near, other, inner, torch.zeros_like(near)], 1).clamp(
             -self._most, self._most
         )
-        error = ((place[:, None] - tried) * (self.step / diagonal[0])).square()
+        error = ((place[:, None] - tried) * (self.step / diagonal)).square()
         if self._of_rows is not None:
             error = error * self._of_rows[:, None]
         here = self.prices.zero[:, number, None], self.prices.other[:, number, None]
         bits = torch.where(tried == 0, here[0], here[1] + self.prices.size[tried.abs().long()])
         best = tried.gather(1, (error + self.rate * bits).argmin(1, keepdim=True))[:, 0]
         return best * self.step + 0.0
+
+    def _numpy(self, number: int, weight: NDArray[np.float64], diagonal: float) -> Any:
+        # by magnitudes; on a layer's few rows an operation of torch costs more than its work
+        if self._cheaper is None:
+            self._cheaper = (self.prices.zero - self.prices.other).T.contiguous().numpy()
+            self._size = self.prices.size.numpy()
+        place = weight / self.step
+        size = np.abs(place)
+        near = np.rint(size)
+        other = np.floor(size) + np.ceil(size) - near
+        tried = np.stack([near, other, near - 1, np.zeros_like(near)]).clip(0, self._most)
+        error = np.square((size - tried) * (self.step / diagonal))
+        if self._of_rows is not None:
+            error *= self._of_rows.numpy()
+        bits = self._size[tried.astype(np.intp)] + (tried == 0) * self._cheaper[number]
+        least = (error + self.rate * bits).argmin(0)
+        return np.copysign(tried[least, np.arange(len(near))] * self.step, place) + 0.0
 
 
 @dataclass
