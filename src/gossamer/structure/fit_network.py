@@ -134,7 +134,7 @@ def survey(
         samples = {n: Sample(layer) for n, layer in layers.items()}
 
         def see(use: Use, samples: Mapping[str, Sample] = samples) -> None:
-            samples[use.name.removesuffix(".weight")].add(use, use.inputs, len(weights[use.name]))
+            samples[use.name.removesuffix(".weight")].add(use, use, len(weights[use.name]))
 
         inputs_of(model, batch, weights, see, pick=picks(number))
         for name, sample in samples.items():

@@ -213,9 +213,7 @@ class Sample:
         self._now: list[Tensor] = []
         self._wanted: list[Tensor] = []
 
-    def add(
-        self, now: Use, before: Sequence[Tensor] | None, rows: int, *, held: bool = False
-    ) -> None:
+    def add(self, now: Use, before: Use | None, rows: int, *, held: bool = False) -> None:
         """As :meth:`gossamer.training.moments.Moments.add`.
 
         Raises :class:`ArgumentError` for a use that is not the layer's as it stands, and responses
@@ -227,7 +225,7 @@ class Sample:
                 f"{name} is used in parts, or otherwise than in the original network, so that its "
                 "responses are not those of one layer; exclude it"
             )
-        x, y = now.inputs[0], before[0]
+        x, y = now.inputs[0], before.inputs[0]
         self._now.append(layer.responses(x if self._asymmetric else y, self._kernel))
         self._wanted.append(layer.responses(y))
         if not bool(self._now[-1].isfinite().all() and self._wanted[-1].isfinite().all()):

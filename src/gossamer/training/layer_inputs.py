@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gossamer.core import names, nest
 from gossamer.core.dispatch import Watching
 from gossamer.core.modes import device_of, evaluating
+from gossamer.training.patches import Patches
 
 __all__ = [
     "Layout",
@@ -98,6 +98,7 @@ class Use:
         rows: of the matrix, from the first to the one behind the last.
         make: gives :attr:`inputs`, from the network's own tensors.
         ids: (n,), the rows that were looked up; of a table, which has no inputs.
+        patches: of a convolution, all of whose inputs are looked at.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Use:
     rows: tuple[int, int]
     make: Callable[[], list[Tensor]] = list
     ids: Tensor | None = None
+    patches: Patches | None = None
 
     @cached_property
     def inputs(self) -> list[Tensor]:
@@ -112,6 +114,22 @@ class Use:
         those of a convolution are many times as large as the map that they lie on.
         """
         return self.make()
+
+    def copied(self) -> Use:
+        """With inputs of its own, float32: the network may write to its tensors afterwards."""
+        if self.patches is not None:
+            patches = self.patches.copied()
+            return replace(self, make=patches.rows, patches=patches)
+        inputs = [x.float().clone() for x in self.inputs]
+        return replace(self, make=lambda: inputs)
+
+    def like(self, other: Use) -> bool:
+        """Whether the weight is read alike, by inputs of the same shapes."""
+        if (self.rows, self.layout) != (other.rows, other.layout):
+            return False
+        if self.patches is not None and other.patches is not None:
+            return self.patches.x.shape == other.patches.x.shape
+        return [x.shape for x in self.inputs] == [x.shape for x in other.inputs]
 
 
 See = Callable[[Use], None]
@@ -232,30 +250,21 @@ class _Watch(Watching):
         if known is None or w.shape != known[1].shape or x.ndim != w.ndim:
             return
         kernel, layout, outputs = w.shape[2:], Layout(), len(w)
-        before = after = list(padding)
+        before, after = tuple(padding), tuple(padding)
         if transposed:  # the same as a convolution, its kernel turned, of inputs with gaps
             layout, outputs = Layout("transposed", groups), groups * w.shape[1]
             x, stride = _with_gaps(x, stride), [1] * len(kernel)
             reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-            before = [r - p for r, p in zip(reach, padding, strict=True)]
-            after = [b + o for b, o in zip(before, output_padding, strict=True)]
-        flipped = transposed
-
-        def rows() -> list[Tensor]:
-            found, axes = _patches(x, kernel, stride, before, after, dilation), len(kernel)
-            if flipped:
-                found = found.flip(tuple(range(2 + axes, 2 + 2 * axes)))
-            columns = x.shape[1] // groups * kernel.numel()
-            if self._pick is not None:  # a view until here: only what is looked at is copied
-                places = found.shape[: 1 + axes]
-                at = self._pick(known[0], places.numel()).to(x.device)
-                found = found[torch.unravel_index(at, places)]
-                return list(found.reshape(-1, groups, columns).unbind(1))
-            # places last: a copy is then of runs as long as a row of the map
-            found = found.movedim(tuple(range(1 + axes)), tuple(range(-1 - axes, 0)))
-            return list(found.reshape(groups, columns, -1).mT.unbind())
-
-        self._see(Use(known[0], layout, (0, outputs), rows))
+            before = tuple(r - p for r, p in zip(reach, padding, strict=True))
+            after = tuple(b + o for b, o in zip(before, output_padding, strict=True))
+        patches = Patches(
+            x, tuple(kernel), tuple(stride), tuple(dilation), before, after, groups, transposed
+        )
+        if self._pick is None:
+            self._see(Use(known[0], layout, (0, outputs), patches.rows, patches=patches))
+        else:
+            at = self._pick(known[0], patches.count)
+            self._see(Use(known[0], layout, (0, outputs), lambda: patches.some(at)))
 
 
 def _with_gaps(x: Tensor, stride: list[int]) -> Tensor:
@@ -264,25 +273,6 @@ def _with_gaps(x: Tensor, stride: list[int]) -> Tensor:
     spread = x.new_zeros((*x.shape[:2], *sizes))
     spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = x
     return spread
-
-
-def _patches(
-    x: Tensor,
-    kernel: Iterable[int],
-    stride: list[int],
-    before: list[int],
-    after: list[int],
-    dilation: list[int],
-) -> Tensor:
-    """What a convolution's kernel lies on, (N, *places, C, *kernel), a view of the padded input;
-    paddings may be negative.
-    """
-    pads = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
-    x = F.pad(x, pads)
-    axes = x.ndim - 2
-    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
-    return x.permute(0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
 
 
 def watched(

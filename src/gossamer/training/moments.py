@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -36,7 +36,7 @@ def blocks(columns: int) -> list[slice]:
 class Gathers(Protocol):
     """What takes a weight's inputs, use by use: :class:`Moments`, or a sample of them."""
 
-    def add(self, now: Use, before: list[Tensor] | None, rows: int, *, held: bool = False) -> None:
+    def add(self, now: Use, before: Use | None, rows: int, *, held: bool = False) -> None:
         """As :meth:`Moments.add`."""
 
 
@@ -100,7 +100,7 @@ class Moments:
     _sums: dict[tuple[int, int], _Sums] = field(default_factory=dict)
     _held: dict[tuple[int, int], _Sums] = field(default_factory=dict)
 
-    def add(self, now: Use, before: list[Tensor] | None, rows: int, *, held: bool = False) -> None:
+    def add(self, now: Use, before: Use | None, rows: int, *, held: bool = False) -> None:
         """One use in the network as it is, with its inputs in the original (None: unpaired).
 
         Args:
@@ -118,22 +118,15 @@ class Moments:
         if self.layout != now.layout:
             self.mixed = True
             return
-        y = _together(now.inputs)
-        total = y.sum(1).double()
+        total, mean = _total(now), _total(now if before is None else before)
         if not torch.isfinite(total).all():
             raise ArgumentError("calibration inputs lead to NaN or infinity inside the network")
         self.paired &= before is not None
-        x = y if before is None else _together(before)
         into = self._held if held else self._sums
-        # a batch in float32: its rounding is far below the damping, and takes half the time
-        cuts = [] if held else blocks(y.shape[-1])
-        found = _Sums(
-            [(y[..., c].mT @ y[..., c]).double() for c in cuts],
-            [(x[..., c].mT @ y[..., c]).double() for c in cuts],
-            total,
-            total if before is None else x.sum(1).double(),
-            y.shape[1],
-        )
+        hessian = [] if held else _products(now, now)
+        cross = hessian if held or before is None else _products(now, before)
+        count = len(now.inputs[0]) if now.patches is None else now.patches.count
+        found = _Sums(hessian, cross, total, mean, count)
         if (known := into.get(now.rows)) is not None:
             found = _added(known, found)
         into[now.rows] = found
@@ -165,11 +158,23 @@ class Moments:
         return found
 
 
-def _together(inputs: list[Tensor]) -> Tensor:
-    """The groups' inputs, (groups, n, columns) in float32; places last in memory, as they come."""
-    if len(inputs) == 1:
-        return inputs[0].float()[None]
-    return torch.stack([i.float().mT for i in inputs]).mT
+def _total(use: Use) -> Tensor:
+    """(groups, columns), float64."""
+    if use.patches is not None:
+        return use.patches.sums()
+    return torch.stack([i.float().sum(0).double() for i in use.inputs])
+
+
+def _products(now: Use, before: Use) -> list[Tensor]:
+    """X^T Y of each block of columns, (groups, columns, columns), X the inputs before.
+
+    A batch is summed in float32: its rounding is far below the damping, and takes half the time.
+    """
+    cuts = blocks(now.inputs[0].shape[1] if now.patches is None else now.patches.columns)
+    if len(cuts) == 1 and now.patches is not None and before.patches is not None:
+        return [now.patches.gram(before.patches).double()]
+    pairs = [(x.float(), y.float()) for x, y in zip(before.inputs, now.inputs, strict=True)]
+    return [torch.stack([(x[:, c].mT @ y[:, c]).double() for x, y in pairs]) for c in cuts]
 
 
 def _added(a: _Sums, b: _Sums) -> _Sums:
@@ -194,12 +199,9 @@ def _over(sums: dict[tuple[int, int], _Sums], begin: int, end: int) -> _Sums | N
     return total
 
 
-def same(now: Use, before: Use | None) -> list[Tensor] | None:
-    """The inputs of the same use in the original network; None where it is another one."""
-    if before is None or (before.rows, before.layout) != (now.rows, now.layout):
-        return None
-    fits = [x.shape for x in before.inputs] == [x.shape for x in now.inputs]
-    return before.inputs if fits else None
+def same(now: Use, before: Use | None) -> Use | None:
+    """The same use in the original network; None where it is another one."""
+    return before if before is not None and now.like(before) else None
 
 
 def moments(
@@ -252,9 +254,7 @@ def gathered(
         before: list[Use] = []
 
         def keep(use: Use, before: list[Use] = before) -> None:
-            # copies: the network may write to its tensors before the next use
-            inputs = [x.float().clone() for x in use.inputs]
-            before.append(replace(use, make=lambda: inputs))
+            before.append(use.copied())
 
         pick = None if picks is None else picks(number)
         inputs_of(original, batch, {name: own}, keep, uses=count, pick=pick)

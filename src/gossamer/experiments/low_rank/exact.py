@@ -50,7 +50,7 @@ def _responses(quick: bool, seed: int) -> dict[str, tuple[Tensor, Tensor, bool]]
         weights = {f"{n}.weight": names.parameters(net)[f"{n}.weight"] for n in samples}
 
         def see(use: Use, samples: Mapping[str, Sample] = samples) -> None:
-            samples[use.name.removesuffix(".weight")].add(use, use.inputs, use.rows[1])
+            samples[use.name.removesuffix(".weight")].add(use, use, use.rows[1])
 
         for number, batch in enumerate(batches):
             inputs_of(net, batch, weights, see, pick=picks(number))

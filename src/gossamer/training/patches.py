@@ -1,0 +1,142 @@
+"""What the kernel of a convolution lies on, and sums of its products without copying all of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Patches"]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The inputs of a convolution: one row for each place of its output map.
+
+    Attributes:
+        x: (N, C, *sizes), the map.
+        kernel, stride, dilation: along each axis.
+        before, after: zeros at the ends of each axis; may be negative.
+        groups: of channels; each has rows of its own.
+        turned: the kernel is turned, as that of a transposed convolution is.
+    """
+
+    x: Tensor
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    groups: int = 1
+    turned: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Of a row: channels of a group times places of the kernel."""
+        return self.x.shape[1] // self.groups * math.prod(self.kernel)
+
+    def copied(self) -> Patches:
+        """With a map of its own, float32."""
+        return replace(self, x=self.x.float().clone())
+
+    def rows(self) -> list[Tensor]:
+        """(n, columns) of each group, by image and place; transposed in memory, so that what is
+        copied are runs as long as a row of the map.
+        """
+        found, axes = self._view(), len(self.kernel)
+        found = found.movedim(tuple(range(1 + axes)), tuple(range(-1 - axes, 0)))
+        return list(found.reshape(self.groups, self.columns, -1).mT.unbind())
+
+    def some(self, at: Tensor) -> list[Tensor]:
+        """Of these rows only, (n,) integers."""
+        found = self._view()
+        places = found.shape[: 1 + len(self.kernel)]
+        found = found[torch.unravel_index(at.to(self.x.device), places)]
+        return list(found.reshape(-1, self.groups, self.columns).unbind(1))
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        return math.prod(self._view().shape[: 1 + len(self.kernel)])
+
+    def sums(self) -> Tensor:
+        """Of all rows, (groups, columns), float64; not finite where a value is not."""
+        small = replace(self, x=self.x.float().sum(0, keepdim=True).double())
+        return torch.stack([r.sum(0) for r in small.rows()])
+
+    def gram(self, other: Patches) -> Tensor:
+        """The other's rows, transposed, times these: (groups, columns, columns), float32.
+
+        Args:
+            other: of the same shapes; may be ``self``.
+
+        Rows of the map that two places of the kernel meet are multiplied once for all pairs of
+        places that are as far apart, and where the windows end for each pair alone: of a kernel of
+        three rows a third of the products, of two different maps five ninths.
+        """
+        if len(self.kernel) != 2 or self.stride[0] != 1 or self.turned:
+            return _products(self, other)
+        (high, wide), step = self.kernel, self.dilation[0]
+        edge = step * (high - 1)
+        mine = self._along()
+        theirs = mine if other is self else other._along()
+        length = mine.shape[2] - edge
+        if high < 2 or length < 2 * edge:
+            return _products(self, other)
+        groups, width = len(mine), mine.shape[1]
+        found = self.x.new_zeros((groups, high, high, width, width), dtype=torch.float32)
+        for apart in range(0 if other is self else 1 - high, high):
+            pairs = [(a, a + apart) for a in range(high) if 0 <= a + apart < high]
+
+            def part(begin: int, end: int, shift: int = step * apart) -> Tensor | float:
+                """Products of these rows of the map with those ``shift`` below."""
+                if begin >= end:
+                    return 0.0
+                low = mine[:, :, begin:end].flatten(2)
+                return theirs[:, :, begin + shift : end + shift].flatten(2) @ low.mT
+
+            first, last = step * pairs[0][0], step * pairs[-1][0]
+            # rows of the map that all of these windows have
+            core = part(last, first + length)
+            for a, b in pairs:
+                ends = part(step * a, last) + part(first + length, step * a + length)
+                found[:, b, a] = core + ends
+                if other is self and apart:
+                    found[:, a, b] = found[:, b, a].mT
+        # (groups, rows' place, rows' place, channel and column, channel and column)
+        channels = width // wide
+        found = found.view(groups, high, high, channels, wide, channels, wide)
+        return found.permute(0, 3, 1, 4, 5, 2, 6).reshape(groups, self.columns, self.columns)
+
+    def _padded(self) -> Tensor:
+        pads = [
+            p
+            for pair in zip(reversed(self.before), reversed(self.after), strict=True)
+            for p in pair
+        ]
+        return F.pad(self.x, pads)
+
+    def _view(self) -> Tensor:
+        """(N, *places, C, *kernel), a view of the padded map."""
+        x, axes = self._padded(), len(self.kernel)
+        for axis, k in enumerate(self.kernel):
+            d = self.dilation[axis]
+            x = x.unfold(2 + axis, d * (k - 1) + 1, self.stride[axis])[..., ::d]
+        x = x.permute(0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
+        return x.flip(tuple(range(2 + axes, 2 + 2 * axes))) if self.turned else x
+
+    def _along(self) -> Tensor:
+        """(groups, channels and the kernel's columns, height, N and places along the width)."""
+        x, k, d = self._padded().float(), self.kernel[1], self.dilation[1]
+        x = x.unfold(3, d * (k - 1) + 1, self.stride[1])[..., ::d]
+        n, c, h, w, _ = x.shape
+        return x.permute(1, 4, 2, 0, 3).reshape(self.groups, c // self.groups * k, h, n * w)
+
+
+def _products(one: Patches, other: Patches) -> Tensor:
+    mine = one.rows()
+    theirs = mine if other is one else other.rows()
+    return torch.stack([x.float().mT @ y.float() for x, y in zip(theirs, mine, strict=True)])
