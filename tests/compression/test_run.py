@@ -1,9 +1,7 @@
 import copy
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from gossamer.core.errors import ArgumentError, RecipeError
 from gossamer.core.masks import Masks
 from gossamer.datasets import Dataset, Split
 from gossamer.pack import unpack
+from killed import run_until
 
 FAST = {"epochs": 2, "lr": 0.05}
 SMALL: dict[str, Any] = {
@@ -161,28 +160,6 @@ def test_restart_begins_anew(tmp_path: Path) -> None:
         folder.begin(tmp_path, {"recipe": 1}, False)
 
 
-RESUMED = """
-import json, os, signal, sys, torch
-torch.set_num_threads(1)
-from gossamer import compression, recipe
-from gossamer.compression.progress import Reporter
-from gossamer.training import run as training
-
-class Killing(Reporter):  # kills its own process at a step of a training, or at a line
-    def training(self, name, p):
-        if [name, p.step] == kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def say(self, line):
-        if kill and kill[0] in line:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-kill = json.loads(sys.argv[3])
-training.time.monotonic = iter(range(10**9)).__next__  # a second a look: saves fall where they fell
-compression.run(recipe.load(json.loads(sys.argv[1])), None, None, sys.argv[2], progress=Killing())
-"""
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     long = {"epochs": 6, "lr": 0.05}
@@ -198,15 +175,16 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path) -> N
     }
     unbroken = compression.run(gossamer.recipe.load(given), None, None, tmp_path / "whole")
     out = tmp_path / "killed"
-    command = [sys.executable, "-c", RESUMED, json.dumps(given), str(out)]
+    context = multiprocessing.get_context("forkserver")  # the library is imported once
+    context.set_forkserver_preload(["gossamer.compression.run"])
     # Inside the first training, inside the second round of pruning, between two stages, and
     # before the file is packed.
     kills = [["1-train", 7], ["2-prune-2", 3], ["stage 3/3", 0], ["pack", 0]]
     for kill in [*kills, None]:
-        done = subprocess.run(
-            [*command, json.dumps(kill)], env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        assert done.returncode == (0 if kill is None else -signal.SIGKILL), kill
+        run = context.Process(target=run_until, args=(kill, given, out))
+        run.start()
+        run.join()
+        assert run.exitcode == (0 if kill is None else -signal.SIGKILL), kill
         assert (out / "run.json").exists() == (kill is None)
     assert (out / "model.gsm").read_bytes() == unbroken.file.read_bytes()
     told = json.loads((out / "run.json").read_text())
