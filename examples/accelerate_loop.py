@@ -4,6 +4,8 @@ Killed at any moment, the same command goes on from the last epoch, to the same 
 
     python examples/accelerate_loop.py runs/accelerate --stop-after-step 100
     python examples/accelerate_loop.py runs/accelerate
+
+On several workers: ``accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py``.
 """
 
 import argparse
@@ -55,11 +57,15 @@ model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
 
 
 def save(epoch: int) -> None:
-    """A folder gets its name when it is whole."""
+    """A folder gets its name when it is whole, from one of the processes."""
     new = options.out / "new"
-    shutil.rmtree(new, ignore_errors=True)
+    if accelerator.is_main_process:
+        shutil.rmtree(new, ignore_errors=True)
+    accelerator.wait_for_everyone()
     accelerator.save_state(str(new))
-    new.rename(options.out / f"epoch-{epoch}")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        new.rename(options.out / f"epoch-{epoch}")
 
 
 done = {int(p.name[6:]): p for p in options.out.glob("epoch-*")}
@@ -79,12 +85,13 @@ for epoch in range(begin, EPOCHS):
     save(epoch + 1)
 methods.finish()
 
-density = sum(int(w.count_nonzero()) for w in weights(net).values()) / sum(
-    w.numel() for w in weights(net).values()
-)
-with pack(net, options.out / "model.gsm") as archive:
-    accuracy = evaluate(net, digits.test).accuracy
-    print(
-        f"accuracy {accuracy:.4f} at density {density:.2f}, "
-        f"{archive.dense_bytes:,} -> {archive.file_bytes:,} bytes"
+if accelerator.is_main_process:
+    density = sum(int(w.count_nonzero()) for w in weights(net).values()) / sum(
+        w.numel() for w in weights(net).values()
     )
+    with pack(net, options.out / "model.gsm") as archive:
+        accuracy = evaluate(net, digits.test).accuracy
+        print(
+            f"accuracy {accuracy:.4f} at density {density:.2f}, "
+            f"{archive.dense_bytes:,} -> {archive.file_bytes:,} bytes"
+        )

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from launched import TWO
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(example: str, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def run(
+    example: str, out: Path, *options: str, python: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     launcher = ROOT / "tests" / "no_torchvision.py"
     return subprocess.run(
-        [sys.executable, launcher, ROOT / "examples" / example, out, *options],
+        [sys.executable, *python, launcher, ROOT / "examples" / example, out, *options],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -57,6 +61,20 @@ def test_killed_and_resumed(
     assert again.stdout.splitlines()[-1] == told
     assert float(told.split()[1].rstrip(",")) > 0.85
     assert (tmp_path / "again" / packed).read_bytes() == (tmp_path / "whole" / packed).read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_on_two_workers(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    again, whole = tmp_path / "again", tmp_path / "whole"
+    killed = run("accelerate_loop.py", again, "--stop-after-step", "60", python=TWO)
+    assert killed.returncode != 0
+    assert not (again / "model.gsm").exists()
+    assert (again / "epoch-2").exists()
+    for out in (again, whole):
+        done = run("accelerate_loop.py", out, python=TWO)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (again / "model.gsm").read_bytes() == (whole / "model.gsm").read_bytes()
 
 
 def test_without_the_packages_the_error_names_the_extra() -> None:
