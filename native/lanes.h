@@ -91,7 +91,7 @@ GOSSAMER_INLINE __mmask16 lanes_between(int first, int end) {
 #endif
 
 // Lanes first <= i < end from memory, no other byte of which is read; `fill` elsewhere.
-GOSSAMER_INLINE I load_part(const void* from, int first, int end, I fill) {
+GOSSAMER_INLINE I load_part(const void* from, int first, int end, const I& fill) {
   first = first < 0 ? 0 : first;
   end = end > kLanes ? kLanes : end;
   if (first >= end) return fill;
@@ -102,12 +102,13 @@ GOSSAMER_INLINE I load_part(const void* from, int first, int end, I fill) {
   const __m256i mask = lanes_between(first, end);
   return (I)_mm256_blendv_epi8((__m256i)fill, _mm256_maskload_epi32((const int*)from, mask), mask);
 #else
+  I v = fill;
   for (int i = first; i < end; i++) {
     int32_t x;
     __builtin_memcpy(&x, (const char*)from + 4 * i, 4);
-    fill[i] = x;
+    v[i] = x;
   }
-  return fill;
+  return v;
 #endif
 }
 

@@ -9,14 +9,14 @@ struct FloatOp {
     return splat(w);
   }
   GOSSAMER_INLINE F step(F sum, const uint32_t* x, F w) { return madd(sum, w, load<F>(x)); }
-  GOSSAMER_INLINE I spread(I v, int64_t) { return v; }
+  GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
   GOSSAMER_INLINE F real(F v, float scale) { return v * scale; }
 };
 struct QuadOp {
   typedef I Sum;
   GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
   GOSSAMER_INLINE I step(I sum, const uint32_t* x, I w) { return dot4(sum, load<I>(x), w); }
-  GOSSAMER_INLINE I spread(I v, int64_t) { return v; }
+  GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
   GOSSAMER_INLINE F real(I v, float scale) { return to_float(v) * scale; }
 };
 struct PairOp {
@@ -24,8 +24,8 @@ struct PairOp {
   GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
   GOSSAMER_INLINE I step(I sum, const uint32_t* x, I w) { return dot2(sum, load<I>(x), w); }
   // Bytes 0 and 1, or 2 and 3, to 16 bits each.
-  GOSSAMER_INLINE I spread(I v, int64_t half) {
-    v = half ? (I)((U)v >> 16) : v & 0xffff;
+  GOSSAMER_INLINE I spread(const I& quad, int64_t half) {
+    const I v = half ? (I)((U)quad >> 16) : quad & 0xffff;
     return (v & 255) | (v & 0xff00) << 8;
   }
   GOSSAMER_INLINE F real(I v, float scale) { return to_float(v) * scale; }
@@ -91,7 +91,7 @@ static Tiling tiling(const SparseConv& c, int64_t sums_bytes) {
       const int64_t whole = c.oh / rows, rest = c.oh % rows;
       const double cost = double(columns) * (double(whole) * double(rows * v + 3) / 2 +
                                              (rest ? double(rest * v + 3) / 2 : 0));
-      if (!best.vectors || cost < least) least = cost, best = {v, rows, 1, columns, 0};
+      if (!best.vectors || cost <= least) least = cost, best = {v, rows, 1, columns, 0};
     }
   }
   const int64_t tile_bytes = c.rows * best.vectors * best.tile_rows * kLanes * 4;
@@ -143,10 +143,11 @@ static void make_copies(const SparseConv& c, const Region& r, int64_t plane, int
         for (int64_t k = 0; k < c.sx; k++) {  // phases of the horizontal stride
           bool taken = false;
           for (int64_t kx = 0; kx < c.kw; kx++) {
-            if (kx * c.dx % c.sx != k) continue;
+            const int64_t across = kx * c.dx;
+            if (c.sx > 1 && across % c.sx != k) continue;
             if (!taken) take_line(c, from, r.x0, k - c.left, reach, line);
             taken = true;
-            const uint32_t* shifted = line + kx * c.dx / c.sx;
+            const uint32_t* shifted = line + (c.sx > 1 ? across / c.sx : across);
             uint32_t* to = copies + kx * column + (phase * r.base_rows + q) * r.width;
             for (int64_t x = 0; x < r.width; x += kLanes)
               store(to + x, Op::spread(load<I>(shifted + x), (plane + p) % per));

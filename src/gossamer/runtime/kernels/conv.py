@@ -299,6 +299,8 @@ def linear(
     x = array("x", x, np.float32, (None, packed.shape[1]))
     if packed.shape[2:] != (1, 1) or packed.groups != 1:
         raise ArgumentError(f"a linear layer has kernel 1 x 1 and one group, not {packed.shape}")
+    if not len(x):
+        return np.empty((0, packed.shape[0]), np.float32)
     across = np.ascontiguousarray(x.T)[None, :, None, :]
     y = convolve(packed, across, bias=bias, clamp=clamp, threads=threads)
     return np.ascontiguousarray(y[0, :, 0, :].T)
