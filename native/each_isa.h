@@ -11,6 +11,8 @@
 
 // Wide vectors stay inside: everything is inlined. (Said to the end of the file, where code is made.)
 #pragma GCC diagnostic ignored "-Wpsabi"
+// GCC 12 warns of its own AVX-512 headers, which begin with undefined vectors.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 namespace gossamer::portable {
 #define GOSSAMER_LANES 4

@@ -10,8 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
+from gossamer.core.kernels import kernel
 
-__all__ = ["LINEAR", "RELU", "RELU6", "Clamp", "array", "frozen", "pair", "weights"]
+__all__ = [
+    "LINEAR",
+    "RELU",
+    "RELU6",
+    "Clamp",
+    "array",
+    "bounds",
+    "dot_products",
+    "frozen",
+    "pair",
+    "weights",
+]
 
 Clamp = tuple[float, float]  # the least and the greatest that an output can be
 LINEAR: Clamp = (-math.inf, math.inf)
@@ -63,3 +75,17 @@ def frozen(value: NDArray[Any]) -> NDArray[Any]:
     value = np.ascontiguousarray(value)
     value.flags.writeable = False
     return value
+
+
+def bounds(clamp: Clamp) -> Clamp:
+    """The pair as floats; :class:`ArgumentError` where it is none or descends."""
+    low, high = (float(v) for v in clamp)
+    if not low <= high:
+        raise ArgumentError(f"clamp={clamp!r} must be (least, greatest)")
+    return low, high
+
+
+def dot_products() -> bool:
+    """Whether this processor multiplies and adds four bytes in one instruction (AVX-512 VNNI)."""
+    module = kernel("sparse_conv")
+    return module is not None and bool(module.dot_products())

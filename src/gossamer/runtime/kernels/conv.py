@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.kernels import kernel
-from gossamer.runtime.kernels.arrays import LINEAR, Clamp, array, frozen, pair, weights
+from gossamer.runtime.kernels.arrays import LINEAR, Clamp, array, bounds, frozen, pair, weights
 
 __all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv", "pack_taps"]
 
@@ -314,14 +314,6 @@ def output(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: Any) -> NDAr
     if not out.flags.c_contiguous or not out.flags.writeable:
         raise ArgumentError("out must be C-contiguous and writeable")
     return out
-
-
-def bounds(clamp: Clamp) -> Clamp:
-    """The pair as floats; :class:`ArgumentError` where it is none or descends."""
-    low, high = (float(v) for v in clamp)
-    if not low <= high:
-        raise ArgumentError(f"clamp={clamp!r} must be (least, greatest)")
-    return low, high
 
 
 def sizes(

@@ -17,10 +17,18 @@ from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.kernels import kernel
-from gossamer.runtime.kernels.arrays import LINEAR, Clamp, array, frozen, pair, weights
+from gossamer.runtime.kernels.arrays import (
+    LINEAR,
+    Clamp,
+    array,
+    bounds,
+    dot_products,
+    frozen,
+    pair,
+    weights,
+)
 from gossamer.runtime.kernels.conv import (
     SparseConv,
-    bounds,
     output,
     pack_taps,
     paddings,
@@ -142,8 +150,7 @@ def _cheaper(codes: NDArray[np.int8]) -> str:
     live = codes.reshape(len(codes), -1, 2, *codes.shape[2:]).any(axis=2)
     pairs = int(live.sum())
     quads = int(live.reshape(len(codes), -1, 2, *codes.shape[2:]).any(axis=2).sum())
-    module = kernel("sparse_conv")
-    cost = 1 if module is not None and module.dot_products() else 2
+    cost = 1 if dot_products() else 2
     return "quads" if cost * quads <= pairs else "pairs"
 
 
