@@ -2,7 +2,8 @@
 //
 // Ternary codes are stored as weight + 1, so that they multiply signed bytes as unsigned ones; the
 // sum of the activations is taken off at the end. Book codes look their signed bytes up and multiply
-// activations of seven unsigned bits. Rows go by fours; a row's codes stay in cache for all samples.
+// activations of seven unsigned bits. Rows lie by fours, chunk after chunk, so that memory is read in
+// order; the codes of 32 rows stay in cache for all samples.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -17,7 +18,7 @@
 namespace gossamer {
 struct FewBits {
   int64_t chunks;  // of 64 bytes in a row
-  const uint8_t* codes;
+  const uint8_t* codes;  // (rows / 4, chunks, 4, 64)
   const int8_t* book;  // or null: ternary
 };
 }  // namespace gossamer
@@ -38,16 +39,15 @@ using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 constexpr int64_t kShare = 32;  // rows that a thread takes at a time
 
 // x: bytes, (samples, chunks * 256 or 128). zero: of a sample, what row_sums are multiplied with.
-void run(Array<const uint8_t, 2> codes, std::optional<Array<const int8_t, 1>> book,
+void run(Array<const uint8_t, 1> codes, std::optional<Array<const int8_t, 1>> book,
          Array<const uint8_t, 2> x, Array<const float, 1> sample_scale,
          Array<const int32_t, 1> sample_zero, Array<const float, 1> scale,
          Array<const int32_t, 1> row_sums, std::optional<Array<const float, 1>> bias, float low,
          float high, Array<float, 2> out, size_t threads) {
-  const int64_t rows = int64_t(codes.shape(0)), samples = int64_t(x.shape(0));
-  const FewBits f{int64_t(codes.shape(1)) / 64, codes.data(), book ? book->data() : nullptr};
-  const int64_t columns = int64_t(x.shape(1));
-  if (codes.shape(1) % 64 || columns != f.chunks * (book ? 128 : 256) ||
-      int64_t(scale.size()) != rows || int64_t(row_sums.size()) != rows ||
+  const int64_t rows = int64_t(scale.size()), samples = int64_t(x.shape(0));
+  const int64_t columns = int64_t(x.shape(1)), chunk = book ? 128 : 256;
+  const FewBits f{columns / chunk, codes.data(), book ? book->data() : nullptr};
+  if (columns % chunk || int64_t(codes.size()) != (rows + 3) / 4 * 4 * f.chunks * 64 || int64_t(row_sums.size()) != rows ||
       (bias && int64_t(bias->size()) != rows) || int64_t(sample_scale.size()) != samples ||
       int64_t(sample_zero.size()) != samples || int64_t(out.shape(0)) != samples ||
       int64_t(out.shape(1)) != rows || (book && book->size() != 16))

@@ -4,6 +4,12 @@
 constexpr int kRows = 4;            // at a time: they share the loads of x
 constexpr int kStep = 4 * kLanes;   // bytes of a vector
 
+// The codes are read once, in order: what comes 4 KB later is asked for now.
+GOSSAMER_INLINE void ahead(const uint8_t* code) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kRows; i++) __builtin_prefetch(code + 4096 + 64 * i);
+}
+
 GOSSAMER_INLINE int32_t total(I v) {
   int32_t all[kLanes], sum = 0;
   __builtin_memcpy(all, &v, sizeof all);
@@ -30,19 +36,19 @@ GOSSAMER_INLINE I fields(I acc, I code, const int8_t* x, int64_t apart) {
 #endif
 }
 
-// 256 columns are 64 bytes: field k of byte i is column 64 k + i.
-template <int Rows>
+// Four rows. 256 columns are 64 bytes of each: field k of byte i is column 64 k + i.
 static void ternary_rows(const uint8_t* code, int64_t chunks, const int8_t* x, int32_t* y) {
-  I s[Rows];
+  I s[kRows];
 #pragma GCC unroll 4
-  for (int r = 0; r < Rows; r++) s[r] = I{};
-  for (int64_t c = 0; c < chunks; c++, x += 256)
+  for (int r = 0; r < kRows; r++) s[r] = I{};
+  for (int64_t c = 0; c < chunks; c++, x += 256, code += 64 * kRows) {
+    ahead(code);
     for (int i = 0; i < 64; i += kStep)
 #pragma GCC unroll 4
-      for (int r = 0; r < Rows; r++)
-        s[r] = fields(s[r], load<I>(code + (r * chunks + c) * 64 + i), x + i, 64);
+      for (int r = 0; r < kRows; r++) s[r] = fields(s[r], load<I>(code + 64 * r + i), x + i, 64);
+  }
 #pragma GCC unroll 4
-  for (int r = 0; r < Rows; r++) y[r] = total(s[r]);
+  for (int r = 0; r < kRows; r++) y[r] = total(s[r]);
 }
 
 GOSSAMER_INLINE I look_up(const int8_t* book, I code) {
@@ -61,44 +67,35 @@ GOSSAMER_INLINE I look_up(const int8_t* book, I code) {
 #endif
 }
 
-// 128 columns are 64 bytes: the low half of byte i is column i, the high one column 64 + i.
-template <int Rows>
+// Four rows. 128 columns are 64 bytes of each: the low half of byte i is column i, the high one
+// column 64 + i.
 static void book_rows(const uint8_t* code, int64_t chunks, const int8_t* book, const uint8_t* x,
                       int32_t* y) {
-  I s[Rows];
+  I s[kRows];
 #pragma GCC unroll 4
-  for (int r = 0; r < Rows; r++) s[r] = I{};
-  for (int64_t c = 0; c < chunks; c++, x += 128)
+  for (int r = 0; r < kRows; r++) s[r] = I{};
+  for (int64_t c = 0; c < chunks; c++, x += 128, code += 64 * kRows) {
+    ahead(code);
     for (int i = 0; i < 64; i += kStep) {
       const I low = load<I>(x + i), high = load<I>(x + 64 + i);
 #pragma GCC unroll 4
-      for (int r = 0; r < Rows; r++) {
-        const I v = load<I>(code + (r * chunks + c) * 64 + i);
+      for (int r = 0; r < kRows; r++) {
+        const I v = load<I>(code + 64 * r + i);
         s[r] = dot4(s[r], low, look_up(book, v));
         s[r] = dot4(s[r], high, look_up(book, (I)((U)v >> 4)));
       }
     }
+  }
 #pragma GCC unroll 4
-  for (int r = 0; r < Rows; r++) y[r] = total(s[r]);
+  for (int r = 0; r < kRows; r++) y[r] = total(s[r]);
 }
 
-// Rows from .. to of one sample.
+// Rows from .. to of one sample, from a multiple of four; y has room for as much.
 static void any_rows(const FewBits& f, int64_t from, int64_t to, const void* x, int32_t* y) {
-  const int64_t row = f.chunks * 64;
   for (; from < to; from += kRows, y += kRows) {
-    const uint8_t* code = f.codes + from * row;
-    const int64_t left = to - from;
-    if (f.book) {
-      const uint8_t* u = (const uint8_t*)x;
-      if (left >= kRows) book_rows<kRows>(code, f.chunks, f.book, u, y);
-      else
-        for (int64_t r = 0; r < left; r++) book_rows<1>(code + r * row, f.chunks, f.book, u, y + r);
-    } else {
-      const int8_t* s = (const int8_t*)x;
-      if (left >= kRows) ternary_rows<kRows>(code, f.chunks, s, y);
-      else
-        for (int64_t r = 0; r < left; r++) ternary_rows<1>(code + r * row, f.chunks, s, y + r);
-    }
+    const uint8_t* code = f.codes + from * f.chunks * 64;
+    if (f.book) book_rows(code, f.chunks, f.book, (const uint8_t*)x, y);
+    else ternary_rows(code, f.chunks, (const int8_t*)x, y);
   }
 }
 

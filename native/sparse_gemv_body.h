@@ -71,6 +71,9 @@ GOSSAMER_INLINE I look_up(const int8_t* book, I code) {
 
 constexpr int kParts = 16 / kLanes;  // vectors of the 16 rows of a group
 
+// Steps are read once, in order: what comes 2 KB later is asked for now.
+GOSSAMER_INLINE void ahead(const uint8_t* p) { __builtin_prefetch(p + 2048); }
+
 template <int Width, bool Book>
 static void groups(const SparseGemv& g, int64_t from, int64_t to, const uint8_t* x, int32_t* sums) {
   for (int64_t b = 0; b < g.blocks; b++) {
@@ -85,6 +88,7 @@ static void groups(const SparseGemv& g, int64_t from, int64_t to, const uint8_t*
       for (int k = 0; k < kParts; k++) s[k] = b ? load<I>(y + k * kLanes) : I{};
       if constexpr (Book) {
         for (int64_t step = 0; step < steps; step += 2, p += 192) {
+          ahead(p), ahead(p + 64), ahead(p + 128);
 #pragma GCC unroll 4
           for (int k = 0; k < kParts; k++) {
             const I code = load<I>(p + 128 + 4 * k * kLanes);
@@ -95,6 +99,7 @@ static void groups(const SparseGemv& g, int64_t from, int64_t to, const uint8_t*
         }
       } else {
         for (int64_t step = 0; step < steps; step++, p += 128) {
+          ahead(p), ahead(p + 64);
 #pragma GCC unroll 4
           for (int k = 0; k < kParts; k++)
             s[k] = dot4(s[k], table.pick(load<I>(p + 4 * k * kLanes)),
@@ -120,18 +125,38 @@ static void any_groups(const SparseGemv& g, int64_t from, int64_t to, const uint
   }
 }
 
+GOSSAMER_INLINE F gather(const float* x, const uint16_t* at) {
+#if defined(GOSSAMER_LANES_AVX512)
+  const __m512i index = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)at));
+  return (F)_mm512_i32gather_ps(index, x, 4);
+#elif defined(GOSSAMER_LANES_AVX2)
+  const __m256i index = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)at));
+  return (F)_mm256_i32gather_ps(x, index, 4);
+#else
+  F v;
+  for (int i = 0; i < kLanes; i++) v[i] = x[at[i]];
+  return v;
+#endif
+}
+
 // Rows from .. to of a float32 matrix in compressed rows.
 static void float_rows(const int32_t* starts, const uint16_t* columns, const float* values,
                        const float* x, int64_t from, int64_t to, float* y) {
   for (int64_t r = from; r < to; r++) {
     int32_t i = starts[r];
     const int32_t end = starts[r + 1];
-    float s[8] = {};
-    for (; i + 8 <= end; i += 8)
-#pragma GCC unroll 8
-      for (int k = 0; k < 8; k++) s[k] += values[i + k] * x[columns[i + k]];
-    for (; i < end; i++) s[0] += values[i] * x[columns[i]];
-    y[r] = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+    F s{}, t{};
+    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
+      __builtin_prefetch(values + i + 512);
+      __builtin_prefetch(columns + i + 1024);
+      s = madd(s, load<F>(values + i), gather(x, columns + i));
+      t = madd(t, load<F>(values + i + kLanes), gather(x, columns + i + kLanes));
+    }
+    float lanes[kLanes], sum = 0;
+    store(lanes, s + t);
+    for (; i < end; i++) sum += values[i] * x[columns[i]];
+    for (int k = 0; k < kLanes; k++) sum += lanes[k];
+    y[r] = sum;
   }
 }
 

@@ -27,8 +27,9 @@ class FewBits:
 
     Attributes:
         shape: (outputs, inputs).
-        codes: uint8, (outputs, 64 * chunks). Ternary: 256 columns are 64 bytes, field k (two bits)
-            of byte i is column 64 k + i, weight + 1. Book: 128 columns are 64 bytes, the low half
+        codes: uint8, (outputs / 4 * chunks * 4 * 64): four rows at a time, 64 bytes of each in
+            turn. Ternary: 256 columns are 64 bytes, field k (two bits) of byte i is column
+            64 k + i, weight + 1. Book: 128 columns are 64 bytes, the low half
             of byte i is column i, the high half column 64 + i.
         book: int8, (16); None for ternary.
         scale: float32, (outputs). sums: int32, (outputs): what each row takes off per zero point
@@ -45,7 +46,7 @@ class FewBits:
 
     def __post_init__(self) -> None:
         """Check that parts fit."""
-        array("codes", self.codes, np.uint8, (self.shape[0], 64 * self.chunks))
+        array("codes", self.codes, np.uint8, (-(-self.shape[0] // 4) * 256 * self.chunks,))
         array("scale", self.scale, np.float32, (self.shape[0],))
         array("sums", self.sums, np.int32, (self.shape[0],))
         if self.book is not None:
@@ -69,7 +70,8 @@ class FewBits:
     @property
     def integers(self) -> NDArray[np.int8]:
         """The weight in units of each row's scale, (outputs, inputs)."""
-        chunks = self.codes.reshape(self.shape[0], -1, 1, 64)
+        tiles = self.codes.reshape(-1, self.chunks, 4, 64).transpose(0, 2, 1, 3)
+        chunks = tiles.reshape(-1, self.chunks, 1, 64)[: self.shape[0]]
         if self.book is None:
             fields = (chunks >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
             full = fields.astype(np.int8) - np.int8(1)
@@ -79,15 +81,16 @@ class FewBits:
 
 
 def _fields(codes: NDArray[Any], count: int, filling: int) -> NDArray[np.uint8]:
-    """Codes (outputs, inputs) packed ``count`` to a byte, chunks of 64 bytes."""
-    rows, inputs = codes.shape
+    """Codes (outputs, inputs) packed ``count`` to a byte, chunks of 64 bytes, rows by fours."""
+    rows, inputs = -(-len(codes) // 4) * 4, codes.shape[1]
     full = np.full((rows, -(-inputs // (64 * count)) * 64 * count), filling, np.uint8)
-    full[:, :inputs] = codes
+    full[: len(codes), :inputs] = codes
     parts = full.reshape(rows, -1, count, 64)
     packed = np.zeros_like(parts[:, :, 0])
     for k in range(count):
         packed |= parts[:, :, k] << np.uint8(8 // count * k)
-    return frozen(packed.reshape(rows, -1))
+    tiles = packed.reshape(rows // 4, 4, -1, 64).transpose(0, 2, 1, 3)
+    return frozen(tiles.reshape(-1))
 
 
 def pack_ternary(weight: NDArray[np.float32]) -> FewBits:

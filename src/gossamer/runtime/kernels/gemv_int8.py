@@ -158,7 +158,7 @@ def pack_bytes(
         slots, live = codes.view(np.uint8), codes != 0
     if width is None:
         density = float(live.mean())
-        width = 128 if dot_products() or density < 0.07 else 64 if density < 0.17 else 32
+        width = 128 if dot_products() or density < 0.15 else 64 if density < 0.35 else 32
     elif width not in WIDTHS:
         raise ArgumentError(f"width={width} is not one of {WIDTHS}")
     groups, blocks = -(-outputs // _LANES), -(-inputs // width)
