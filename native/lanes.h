@@ -124,3 +124,9 @@ GOSSAMER_INLINE void store_first(void* to, V v, int count) {
   __builtin_memcpy(to, &v, size_t(4) * size_t(count > 0 ? count : 0));
 #endif
 }
+
+[[maybe_unused]] static uint16_t greatest(const uint16_t* v, int64_t n) {
+  uint16_t most = 0;
+  for (int64_t i = 0; i < n; i++) most = v[i] > most ? v[i] : most;
+  return most;
+}

@@ -241,10 +241,4 @@ static void any_region(const SparseConv& c, const Tiling& t, const Region& r, in
     region<PairOp>(c, t, r, row0, row1, offsets, phases, line, copies, sums);
 }
 
-static uint16_t greatest(const uint16_t* v, int64_t n) {
-  uint16_t most = 0;
-  for (int64_t i = 0; i < n; i++) most = v[i] > most ? v[i] : most;
-  return most;
-}
-
 static int64_t lanes() { return kLanes; }

@@ -102,8 +102,8 @@ void run_float(Array<const int32_t, 1> starts, Array<const uint16_t, 1> columns,
   const int32_t* s = starts.data();
   bool good = s[0] >= 0 && s[rows] <= int64_t(values.size());
   for (int64_t r = 0; r < rows; r++) good &= s[r] <= s[r + 1];
-  uint16_t most = 0;
-  for (size_t i = 0; i < columns.size(); i++) most = std::max(most, columns.data()[i]);
+  const uint16_t most =
+      GOSSAMER_PICK(gossamer::isa(), greatest)(columns.data(), int64_t(columns.size()));
   if (!good || (columns.size() && most >= x.size()))
     throw std::invalid_argument("starts do not ascend inside values, or a column lies outside x");
   nb::gil_scoped_release release;

@@ -52,6 +52,13 @@ class FewBits:
         if self.book is not None:
             array("book", self.book, np.int8, (16,))
 
+    @classmethod
+    def unchecked(cls, **parts: Any) -> FewBits:
+        """From parts that were packed before; the compiled kernel checks what it reaches."""
+        made = object.__new__(cls)
+        made.__dict__.update(parts)
+        return made
+
     @property
     def columns(self) -> int:
         """Columns of a chunk of 64 bytes."""

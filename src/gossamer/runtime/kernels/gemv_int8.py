@@ -81,6 +81,13 @@ class SparseBytes:
         if self.book is not None and array("book", self.book, np.int8, (16,))[0] != 0:
             raise ArgumentError("book must begin with 0, the value of empty slots")
 
+    @classmethod
+    def unchecked(cls, **parts: Any) -> SparseBytes:
+        """From parts that were packed before; the compiled kernel checks what it reaches."""
+        made = object.__new__(cls)
+        made.__dict__.update(parts)
+        return made
+
     @property
     def blocks(self) -> int:
         """Blocks of columns; the last is filled up with zeros."""
