@@ -1,12 +1,14 @@
 // Run-time choice of instruction set, shared by every kernel.
-// GOSSAMER_ISA=scalar|avx2|avx512 lowers (never raises) the level, so that tests cover every path.
+// GOSSAMER_ISA=scalar|wide|avx2|avx512 lowers (never raises) the level, so that tests cover every
+// path. "wide" is portable code over 16 lanes, where a kernel is written over lanes (each_isa.h): it
+// tests the logic of AVX-512 on any processor.
 #pragma once
 #include <cstdlib>
 #include <cstring>
 
 namespace gossamer {
 
-enum Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
+enum Isa { kWide = -1, kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define GOSSAMER_X86 1
@@ -14,7 +16,7 @@ enum Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
 // AVX-512 here means the set of Ice Lake / Zen 4 and later.
 #define GOSSAMER_AVX512                                                                      \
   __attribute__((target("avx2,bmi,bmi2,fma,popcnt,lzcnt,avx512f,avx512bw,avx512vl,avx512dq," \
-                        "avx512vbmi,avx512vbmi2")))
+                        "avx512vbmi,avx512vbmi2,avx512vnni")))
 #endif
 
 inline Isa detected_isa() {
@@ -22,9 +24,12 @@ inline Isa detected_isa() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2"))
+      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+      __builtin_cpu_supports("avx512vnni"))
     return kAvx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) return kAvx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+      __builtin_cpu_supports("fma"))
+    return kAvx2;
 #endif
   return kScalar;
 }
@@ -35,6 +40,7 @@ inline Isa isa() {
   const char* want = std::getenv("GOSSAMER_ISA");
   if (!want) return best;
   if (!std::strcmp(want, "scalar")) return kScalar;
+  if (!std::strcmp(want, "wide")) return kWide;
   if (!std::strcmp(want, "avx2")) return best < kAvx2 ? best : kAvx2;
   return best;
 }

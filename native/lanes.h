@@ -1,0 +1,132 @@
+// GOSSAMER_LANES 32-bit lanes, float or integer; included by each_isa.h once for each namespace.
+// Everything is written in the compiler's vector types; only what they cannot say has intrinsics.
+// Integer results are the same bits everywhere: dot4 takes activations of seven bits, so that
+// vpmaddubsw, which saturates at 16 bits, never does (127 * 128 * 2 < 32768).
+#define GOSSAMER_INLINE static inline __attribute__((always_inline))
+
+constexpr int kLanes = GOSSAMER_LANES;
+typedef float F __attribute__((vector_size(4 * GOSSAMER_LANES)));
+typedef int32_t I __attribute__((vector_size(4 * GOSSAMER_LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * GOSSAMER_LANES)));
+
+template <class V>
+GOSSAMER_INLINE V load(const void* from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class V>
+GOSSAMER_INLINE void store(void* to, V v) {
+  __builtin_memcpy(to, &v, sizeof v);
+}
+GOSSAMER_INLINE F splat(float x) { return x - F{}; }
+GOSSAMER_INLINE I splat(int32_t x) { return x - I{}; }
+
+GOSSAMER_INLINE I iota() {
+  I v;
+  for (int i = 0; i < kLanes; i++) v[i] = i;
+  return v;
+}
+GOSSAMER_INLINE F to_float(I v) { return __builtin_convertvector(v, F); }
+// To the nearest, ties to even; |v| < 2^22.
+GOSSAMER_INLINE I to_nearest(F v) {
+  F shifted = v + 12582912.0f;
+  I bits;
+  __builtin_memcpy(&bits, &shifted, sizeof bits);
+  return bits - 0x4B400000;
+}
+// NaN stays NaN.
+GOSSAMER_INLINE F clamp(F v, F low, F high) {
+  v = v < low ? low : v;
+  return v > high ? high : v;
+}
+
+// acc + w * x
+GOSSAMER_INLINE F madd(F acc, F w, F x) {
+#if defined(GOSSAMER_LANES_AVX512)
+  return (F)_mm512_fmadd_ps((__m512)w, (__m512)x, (__m512)acc);
+#elif defined(GOSSAMER_LANES_AVX2)
+  return (F)_mm256_fmadd_ps((__m256)w, (__m256)x, (__m256)acc);
+#else
+  return acc + w * x;
+#endif
+}
+
+// acc + the sum of four products in each lane: x unsigned, of seven bits, w signed bytes.
+GOSSAMER_INLINE I dot4(I acc, I x, I w) {
+#if defined(GOSSAMER_LANES_AVX512)
+  return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
+#elif defined(GOSSAMER_LANES_AVX2)
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)x, (__m256i)w);
+  return acc + (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+  acc += (x & 255) * (w << 24 >> 24);
+  acc += (x >> 8 & 255) * (w << 16 >> 24);
+  acc += (x >> 16 & 255) * (w << 8 >> 24);
+  return acc + (I)((U)x >> 24) * (w >> 24);
+#endif
+}
+
+// acc + the sum of two products in each lane: x and w are pairs of signed 16 bits.
+GOSSAMER_INLINE I dot2(I acc, I x, I w) {
+#if defined(GOSSAMER_LANES_AVX512)
+  return (I)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
+#elif defined(GOSSAMER_LANES_AVX2)
+  return acc + (I)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+#else
+  return acc + (x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16);
+#endif
+}
+
+#ifdef GOSSAMER_LANES_AVX2
+GOSSAMER_INLINE __m256i lanes_between(int first, int end) {
+  const I at = iota();
+  return (__m256i)((at >= first) & (at < end));
+}
+#endif
+#ifdef GOSSAMER_LANES_AVX512
+GOSSAMER_INLINE __mmask16 lanes_between(int first, int end) {
+  return (__mmask16)(((1u << end) - 1) & ~((1u << first) - 1));
+}
+#endif
+
+// Lanes first <= i < end from memory, no other byte of which is read; `fill` elsewhere.
+GOSSAMER_INLINE I load_part(const void* from, int first, int end, const I& fill) {
+  first = first < 0 ? 0 : first;
+  end = end > kLanes ? kLanes : end;
+  if (first >= end) return fill;
+  if (end - first == kLanes) return load<I>(from);
+#if defined(GOSSAMER_LANES_AVX512)
+  return (I)_mm512_mask_loadu_epi32((__m512i)fill, lanes_between(first, end), from);
+#elif defined(GOSSAMER_LANES_AVX2)
+  const __m256i mask = lanes_between(first, end);
+  return (I)_mm256_blendv_epi8((__m256i)fill, _mm256_maskload_epi32((const int*)from, mask), mask);
+#else
+  I v = fill;
+  for (int i = first; i < end; i++) {
+    int32_t x;
+    __builtin_memcpy(&x, (const char*)from + 4 * i, 4);
+    v[i] = x;
+  }
+  return v;
+#endif
+}
+
+// The first `count` lanes to memory.
+template <class V>
+GOSSAMER_INLINE void store_first(void* to, V v, int count) {
+  if (count >= kLanes) return store(to, v);
+#if defined(GOSSAMER_LANES_AVX512)
+  _mm512_mask_storeu_epi32(to, lanes_between(0, count), (__m512i)v);
+#elif defined(GOSSAMER_LANES_AVX2)
+  _mm256_maskstore_epi32((int*)to, lanes_between(0, count), (__m256i)v);
+#else
+  __builtin_memcpy(to, &v, size_t(4) * size_t(count > 0 ? count : 0));
+#endif
+}
+
+[[maybe_unused]] static uint16_t greatest(const uint16_t* v, int64_t n) {
+  uint16_t most = 0;
+  for (int64_t i = 0; i < n; i++) most = v[i] > most ? v[i] : most;
+  return most;
+}

@@ -1,0 +1,244 @@
+// Direct sparse convolution over shifted copies: see sparse_conv.cpp. Compiled for each instruction
+// set (each_isa.h).
+
+struct FloatOp {
+  typedef F Sum;
+  GOSSAMER_INLINE F weight(uint32_t bits) {
+    float w;
+    __builtin_memcpy(&w, &bits, 4);
+    return splat(w);
+  }
+  GOSSAMER_INLINE F step(F sum, const uint32_t* x, F w) { return madd(sum, w, load<F>(x)); }
+  GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
+  GOSSAMER_INLINE F real(F v, float scale) { return v * scale; }
+};
+struct QuadOp {
+  typedef I Sum;
+  GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
+  GOSSAMER_INLINE I step(I sum, const uint32_t* x, I w) { return dot4(sum, load<I>(x), w); }
+  GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
+  GOSSAMER_INLINE F real(I v, float scale) { return to_float(v) * scale; }
+};
+struct PairOp {
+  typedef I Sum;
+  GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
+  GOSSAMER_INLINE I step(I sum, const uint32_t* x, I w) { return dot2(sum, load<I>(x), w); }
+  // Bytes 0 and 1, or 2 and 3, to 16 bits each.
+  GOSSAMER_INLINE I spread(const I& quad, int64_t half) {
+    const I v = half ? (I)((U)quad >> 16) : quad & 0xffff;
+    return (v & 255) | (v & 0xff00) << 8;
+  }
+  GOSSAMER_INLINE F real(I v, float scale) { return to_float(v) * scale; }
+};
+
+constexpr int kMost = 14;  // sums in registers
+
+struct Panel {  // the rows of one block for one register tile
+  const int32_t* starts;
+  const int32_t* order;
+  int64_t from, to, base;  // positions, and the row that sums begin with
+  const uint16_t* taps;
+  const uint32_t* values;
+  const uint32_t* offsets;  // of a tap, in elements
+  const uint32_t* copies;
+  uint32_t* sums;
+  int64_t pitch;  // of a row of sums
+};
+
+template <class Op, int N, bool First>
+static void accumulate(const Panel& p) {
+  typedef typename Op::Sum Sum;
+  const uint32_t *copies = p.copies, *offsets = p.offsets;
+  for (int64_t r = p.from; r < p.to; r++) {
+    const uint16_t *tap = p.taps + p.starts[r], *end = p.taps + p.starts[r + 1];
+    const uint32_t* value = p.values + p.starts[r];
+    uint32_t* sums = p.sums + (p.order[r] - p.base) * p.pitch;
+    Sum s[N];
+    if (!First && tap == end) continue;
+#pragma GCC unroll 16
+    for (int j = 0; j < N; j++) s[j] = First ? Sum{} : load<Sum>(sums + j * kLanes);
+    for (; tap != end; tap++, value++) {
+      const uint32_t* x = copies + offsets[*tap];
+      const Sum w = Op::weight(*value);
+#pragma GCC unroll 16
+      for (int j = 0; j < N; j++) s[j] = Op::step(s[j], x + j * kLanes, w);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < N; j++) store(sums + j * kLanes, s[j]);
+  }
+}
+
+template <class Op, bool First>
+static void accumulate_any(int64_t n, const Panel& p) {
+  static void (*const all[])(const Panel&) = {
+      accumulate<Op, 1, First>,  accumulate<Op, 2, First>,  accumulate<Op, 3, First>,
+      accumulate<Op, 4, First>,  accumulate<Op, 5, First>,  accumulate<Op, 6, First>,
+      accumulate<Op, 7, First>,  accumulate<Op, 8, First>,  accumulate<Op, 9, First>,
+      accumulate<Op, 10, First>, accumulate<Op, 11, First>, accumulate<Op, 12, First>,
+      accumulate<Op, 13, First>, accumulate<Op, 14, First>};
+  all[n - 1](p);
+}
+
+// Tiles with the least work: a tap costs its vectors and about one and a half for the broadcast, and
+// every vector beyond the map is lost. `sums_bytes`: what the sums of a region may take.
+static Tiling tiling(const SparseConv& c, int64_t sums_bytes) {
+  const int64_t across = (c.ow + kLanes - 1) / kLanes;
+  Tiling best{};
+  double least = 0;
+  for (int64_t v = 1; v <= across && v <= kMost; v++) {
+    const int64_t columns = (across + v - 1) / v;
+    for (int64_t rows = 1; rows * v <= kMost && rows <= c.oh; rows++) {
+      const int64_t whole = c.oh / rows, rest = c.oh % rows;
+      const double cost = double(columns) * (double(whole) * double(rows * v + 3) / 2 +
+                                             (rest ? double(rest * v + 3) / 2 : 0));
+      if (!best.vectors || cost <= least) least = cost, best = {v, rows, 1, columns, 0};
+    }
+  }
+  const int64_t tile_bytes = c.rows * best.vectors * best.tile_rows * kLanes * 4;
+  const int64_t most = (c.oh + best.tile_rows - 1) / best.tile_rows;
+  best.tiles = tile_bytes < sums_bytes ? sums_bytes / tile_bytes : 1;
+  best.tiles = best.tiles > most ? most : best.tiles;
+  best.regions = (most + best.tiles - 1) / best.tiles;
+  return best;
+}
+
+static int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+
+// Columns x * sx + shift of a row of the input for x0 <= x < x0 + width; `fill` outside of it.
+static void take_line(const SparseConv& c, const uint32_t* from, int64_t x0, int64_t shift,
+                      int64_t width, uint32_t* to) {
+  const I fill = splat(int32_t(c.fill));
+  int64_t first = 0, end = 0;
+  if (from) {
+    first = -floor_div(shift, c.sx) - x0, end = floor_div(c.w - 1 - shift, c.sx) + 1 - x0;
+    first = first < 0 ? 0 : first > width ? width : first;
+    end = end < first ? first : end > width ? width : end;
+  }
+  if (c.sx == 1) {
+    for (int64_t x = 0; x < width; x += kLanes)
+      store(to + x, load_part(from + (x0 + x + shift), int(first - x), int(end - x), fill));
+    return;
+  }
+  const uint32_t* at = from + (x0 * c.sx + shift);
+  for (int64_t x = 0; x < first; x++) to[x] = c.fill;
+  for (int64_t x = first; x < end; x++) to[x] = at[x * c.sx];
+  for (int64_t x = end; x < width; x++) to[x] = c.fill;
+}
+
+// Copies of `count` planes of a block, one for each kernel column; rows of one phase of the vertical
+// stride lie together, so that a step down is a row wherever a tap begins.
+template <class Op>
+static void make_copies(const SparseConv& c, const Region& r, int64_t plane, int64_t count,
+                        const bool* phases, uint32_t* line, uint32_t* copies) {
+  const int64_t per = c.element == Element::kPair ? 2 : 1, size = c.h * c.w;
+  const int64_t reach = (r.width + c.dx * (c.kw - 1) / c.sx + kLanes - 1) / kLanes * kLanes;
+  const int64_t column = c.sy * r.base_rows * r.width;  // from a copy to the next
+  for (int64_t p = 0; p < count; p++, copies += c.kw * column) {
+    const int64_t channel = (r.image * c.groups + r.group) * c.channels + (plane + p) / per;
+    for (int64_t phase = 0; phase < c.sy; phase++) {
+      if (!phases[phase]) continue;
+      for (int64_t q = 0; q < r.base_rows; q++) {
+        const int64_t y = (r.y0 + q) * c.sy - c.top + phase;
+        const uint32_t* from = y >= 0 && y < c.h ? c.input + channel * size + y * c.w : nullptr;
+        for (int64_t k = 0; k < c.sx; k++) {  // phases of the horizontal stride
+          bool taken = false;
+          for (int64_t kx = 0; kx < c.kw; kx++) {
+            const int64_t across = kx * c.dx;
+            if (c.sx > 1 && across % c.sx != k) continue;
+            if (!taken) take_line(c, from, r.x0, k - c.left, reach, line);
+            taken = true;
+            const uint32_t* shifted = line + (c.sx > 1 ? across / c.sx : across);
+            uint32_t* to = copies + kx * column + (phase * r.base_rows + q) * r.width;
+            for (int64_t x = 0; x < r.width; x += kLanes)
+              store(to + x, Op::spread(load<I>(shifted + x), (plane + p) % per));
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class Op>
+static void finish_floats(const SparseConv& c, const Region& r, int64_t from, int64_t to,
+                          const uint32_t* sums) {
+  const F low = splat(c.low), high = splat(c.high);
+  for (int64_t m = from; m < to; m++) {
+    const int64_t channel = r.group * c.rows + m;
+    const float scale = c.scale ? c.scale[channel] : 1.0f, bias = c.bias ? c.bias[channel] : 0.0f;
+    const int64_t at = (r.image * c.groups * c.rows + channel) * c.oh * c.ow;
+    for (int64_t y = 0; y < r.rows; y++) {
+      const uint32_t* s = sums + ((m - from) * r.rows + y) * r.width;
+      for (int64_t x = 0; x < r.width && r.x0 + x < c.ow; x += kLanes) {
+        const int64_t place = at + (r.y0 + y) * c.ow + r.x0 + x;
+        const int left = int(c.ow - r.x0 - x);
+        F v = Op::real(load<typename Op::Sum>(s + x), scale) + bias;
+        if (c.residual)
+          v += (F)load_part((const float*)c.residual + place, 0, left, I{}) * c.residual_scale;
+        store_first((float*)c.out + place, clamp(v, low, high), left);
+      }
+    }
+  }
+}
+
+// Four rows at a time to quads; rows that do not exist are zero.
+template <class Op>
+static void finish_quads(const SparseConv& c, const Region& r, int64_t from, int64_t to,
+                         const uint32_t* sums) {
+  const F low = splat(c.low), high = splat(c.high);
+  const int64_t quads = (c.groups * c.rows + 3) / 4;
+  for (int64_t m = from; m < to; m += 4) {
+    const int64_t channel = r.group * c.rows + m;
+    const int64_t at = (r.image * quads + channel / 4) * c.oh * c.ow;
+    for (int64_t y = 0; y < r.rows; y++)
+      for (int64_t x = 0; x < r.width && r.x0 + x < c.ow; x += kLanes) {
+        const int64_t place = at + (r.y0 + y) * c.ow + r.x0 + x;
+        const int left = int(c.ow - r.x0 - x);
+        const I residual =
+            c.residual ? load_part((const uint32_t*)c.residual + place, 0, left, I{}) : I{};
+        I quad{};
+        for (int k = 0; k < 4 && m + k < to; k++) {
+          const uint32_t* s = sums + ((m + k - from) * r.rows + y) * r.width + x;
+          F v = Op::real(load<typename Op::Sum>(s), c.scale ? c.scale[channel + k] : 1.0f);
+          v += c.bias ? c.bias[channel + k] : 0.0f;
+          if (c.residual) v += to_float(residual >> (8 * k) & 255) * c.residual_scale;
+          quad |= to_nearest(clamp(v, low, high)) << (8 * k);
+        }
+        store_first((uint32_t*)c.out + place, quad, left);
+      }
+  }
+}
+
+// Chunks chunk0 .. chunk1 of the rows of one region.
+template <class Op>
+static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,
+                   int64_t row1, const uint32_t* offsets, const bool* phases, uint32_t* line,
+                   uint32_t* copies, uint32_t* sums) {
+  for (int64_t b = 0; b < c.blocks; b++) {
+    const int64_t plane = b * c.block, q = r.group * c.blocks + b;
+    const int64_t count = c.planes - plane < c.block ? c.planes - plane : c.block;
+    make_copies<Op>(c, r, plane, count, phases, line, copies);
+    for (int64_t y = 0; y < r.rows; y += t.tile_rows) {
+      const int64_t rows = r.rows - y < t.tile_rows ? r.rows - y : t.tile_rows;
+      const Panel panel{c.starts + q * (c.rows + 1), c.order + q * c.rows, row0, row1, row0, c.taps,
+                        c.values, offsets, copies + y * r.width, sums + y * r.width,
+                        r.rows * r.width};
+      if (b) accumulate_any<Op, false>(rows * t.vectors, panel);
+      else accumulate_any<Op, true>(rows * t.vectors, panel);
+    }
+  }
+  if (c.quads_out) finish_quads<Op>(c, r, row0, row1, sums);
+  else finish_floats<Op>(c, r, row0, row1, sums);
+}
+
+static void any_region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,
+                       int64_t row1, const uint32_t* offsets, const bool* phases, uint32_t* line,
+                       uint32_t* copies, uint32_t* sums) {
+  if (c.element == Element::kFloat)
+    region<FloatOp>(c, t, r, row0, row1, offsets, phases, line, copies, sums);
+  else if (c.element == Element::kQuad)
+    region<QuadOp>(c, t, r, row0, row1, offsets, phases, line, copies, sums);
+  else
+    region<PairOp>(c, t, r, row0, row1, offsets, phases, line, copies, sums);
+}
+
+static int64_t lanes() { return kLanes; }

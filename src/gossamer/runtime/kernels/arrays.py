@@ -1,0 +1,91 @@
+"""What goes into a kernel: contiguous numpy arrays of one dtype, finite where weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.core.errors import ArgumentError
+from gossamer.core.kernels import kernel
+
+__all__ = [
+    "LINEAR",
+    "RELU",
+    "RELU6",
+    "Clamp",
+    "array",
+    "bounds",
+    "dot_products",
+    "frozen",
+    "pair",
+    "weights",
+]
+
+Clamp = tuple[float, float]  # the least and the greatest that an output can be
+LINEAR: Clamp = (-math.inf, math.inf)
+RELU: Clamp = (0.0, math.inf)
+RELU6: Clamp = (0.0, 6.0)
+
+
+def array(name: str, value: Any, dtype: Any, shape: Sequence[int | None]) -> NDArray[Any]:
+    """``value``, contiguous; raises :class:`ArgumentError` for another dtype or shape.
+
+    ``None`` in ``shape``: any length.
+    """
+    wanted = np.dtype(dtype)
+    if not isinstance(value, np.ndarray) or value.dtype != wanted:
+        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise ArgumentError(f"{name} must be a numpy array of {wanted}, not {kind}")
+    fits = len(shape) == value.ndim and all(
+        want is None or want == have for want, have in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        text = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ArgumentError(f"{name} has shape {value.shape}; allowed: ({text})")
+    return np.ascontiguousarray(value)
+
+
+def weights(name: str, value: Any, dims: int) -> NDArray[np.float32]:
+    """A float32 weight of ``dims`` dimensions, none of them empty.
+
+    Raises :class:`ArgumentError` for another dtype or shape, and for NaN and infinities.
+    """
+    found = array(name, value, np.float32, [None] * dims)
+    if not found.size:
+        raise ArgumentError(f"{name} is empty: shape {found.shape}")
+    if not np.isfinite(found).all():
+        raise ArgumentError(f"{name} has entries that are NaN or infinite; weights must be finite")
+    return found
+
+
+def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """Height and width of a setting of a convolution; :class:`ArgumentError` below ``least``."""
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    if len(both) != 2 or not all(isinstance(v, int) and v >= least for v in both):
+        raise ArgumentError(f"{name}={value!r} must be one or two integers of at least {least}")
+    return both[0], both[1]
+
+
+def frozen(value: NDArray[Any]) -> NDArray[Any]:
+    """The array, contiguous and read-only."""
+    value = np.ascontiguousarray(value)
+    value.flags.writeable = False
+    return value
+
+
+def bounds(clamp: Clamp) -> Clamp:
+    """The pair as floats; :class:`ArgumentError` where it is none or descends."""
+    low, high = (float(v) for v in clamp)
+    if not low <= high:
+        raise ArgumentError(f"clamp={clamp!r} must be (least, greatest)")
+    return low, high
+
+
+def dot_products() -> bool:
+    """Whether this processor multiplies and adds four bytes in one instruction (AVX-512 VNNI)."""
+    module = kernel("sparse_conv")
+    return module is not None and bool(module.dot_products())

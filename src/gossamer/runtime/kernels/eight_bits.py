@@ -1,0 +1,104 @@
+"""8-bit activations of seven bits: scales, zero points, and channels in quads.
+
+A value is ``scale * (code - zero)`` with a code of 0 to 127. Seven bits, so that bytes multiplied
+in pairs never saturate 16 bits and every processor gives the same integers. Maps keep four channels
+of a pixel together (*quads*, one 32-bit element): (batch, quads, height, width, 4); channels that
+fill the last quad up are zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.core.errors import ArgumentError
+from gossamer.runtime.kernels.arrays import array
+
+__all__ = ["TOP", "Scale", "dequantize", "from_quads", "quantize", "quantize_rows", "to_quads"]
+
+TOP = 127  # the greatest code
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the codes of a tensor mean: ``scale * (code - zero)``.
+
+    Raises :class:`ArgumentError` for a scale that is not positive and finite or a zero point
+    outside 0 to 127.
+    """
+
+    scale: float
+    zero: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no tensor has."""
+        if not (np.isfinite(self.scale) and self.scale > 0):
+            raise ArgumentError(f"scale={self.scale} must be positive and finite")
+        if not 0 <= self.zero <= TOP:
+            raise ArgumentError(f"zero={self.zero} must be 0 to {TOP}")
+
+    @classmethod
+    def of(cls, low: float, high: float) -> Scale:
+        """The scale of values in [low, high], which is widened to hold 0.
+
+        >>> Scale.of(0, 12.7)
+        Scale(scale=0.1, zero=0)
+        """
+        low, high = min(float(low), 0.0), max(float(high), 0.0)
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ArgumentError(f"range ({low}, {high}) must be finite")
+        scale = (high - low) / TOP or 1.0
+        return cls(scale, round(-low / scale))
+
+
+def quantize(x: NDArray[np.float32], scale: Scale) -> NDArray[np.uint8]:
+    """Codes of float32 values, to the nearest (ties to even), clamped to 0 to 127.
+
+    Raises :class:`ArgumentError` for another dtype and for NaN.
+    """
+    x = array("x", x, np.float32, [None] * np.ndim(x))
+    codes = np.rint(x * np.float32(1 / scale.scale)) + np.float32(scale.zero)
+    if np.isnan(codes).any():
+        raise ArgumentError("x has NaN, which no code stands for")
+    return np.clip(codes, 0, TOP).astype(np.uint8)
+
+
+def quantize_rows(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Signed codes (-127 to 127) and scales, one for each row of a (batch, inputs) array.
+
+    The largest absolute value of a row is 127; a row of zeros has scale 1. Raises
+    :class:`ArgumentError` for another dtype or shape, NaN and infinities.
+    """
+    x = array("x", x, np.float32, (None, None))
+    top = np.abs(x).max(axis=1, initial=0)
+    if not np.isfinite(top).all():
+        raise ArgumentError("x has entries that are NaN or infinite")
+    scales = np.where(top > 0, top / np.float32(127), np.float32(1)).astype(np.float32)
+    # of the smallest subnormals a quotient can exceed 127
+    codes = np.clip(np.rint(x / np.maximum(scales, 1e-38)[:, None]), -127, 127)
+    return codes.astype(np.int8), scales
+
+
+def dequantize(codes: NDArray[np.uint8], scale: Scale) -> NDArray[np.float32]:
+    """The values of codes."""
+    return (codes.astype(np.float32) - np.float32(scale.zero)) * np.float32(scale.scale)
+
+
+def to_quads(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(batch, channels, height, width) to (batch, quads, height, width, 4)."""
+    codes = array("codes", codes, np.uint8, (None, None, None, None))
+    n, c, h, w = codes.shape
+    full: NDArray[Any] = np.zeros((n, -(-c // 4) * 4, h, w), np.uint8)
+    full[:, :c] = codes
+    return np.ascontiguousarray(full.reshape(n, -1, 4, h, w).transpose(0, 1, 3, 4, 2))
+
+
+def from_quads(quads: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """The codes of so many channels, (batch, channels, height, width)."""
+    quads = array("quads", quads, np.uint8, (None, -(-channels // 4), None, None, 4))
+    n, q, h, w, _ = quads.shape
+    codes = quads.transpose(0, 1, 4, 2, 3).reshape(n, 4 * q, h, w)
+    return np.ascontiguousarray(codes[:, :channels])
