@@ -22,6 +22,7 @@ from gossamer.compression import Result as Result
 from gossamer.compression import compress as compress
 from gossamer.compression import progress as progress
 from gossamer.compression import recipe as recipe
+from gossamer.compression.compiled import compile as compile
 from gossamer.compression.recipe import Recipe as Recipe
 from gossamer.compression.records import load as load
 from gossamer.core import budgets as budgets
@@ -66,6 +67,7 @@ from gossamer.quantize.projected import Projected as Projected
 from gossamer.quantize.ttq import TTQ as TTQ
 from gossamer.runtime.export import Export as Export
 from gossamer.runtime.export import export as export
+from gossamer.runtime.plan.plan import Plan as Plan
 from gossamer.structure import Shrunk as Shrunk
 from gossamer.structure import fold_batchnorm as fold_batchnorm
 from gossamer.structure import shrink as shrink

@@ -1,4 +1,4 @@
-"""Commands that deploy: export, and bench of networks."""
+"""Commands that deploy: export, compile, and bench of networks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gossamer.datasets import Dataset
     from gossamer.runtime.engines import Subject
 
-__all__ = ["bench_networks", "export_"]
+__all__ = ["bench_networks", "compile_", "export_"]
 
 SUBJECT = f"A .gsm file of a run, or: {MODEL}"
 _OF_FILE = "Of a .gsm file: the network that it is of; left out: what run.json beside it says."
@@ -80,6 +80,52 @@ def export_(
     print(json.dumps(asdict(made), default=str) if as_json else made)
 
 
+@app.command("compile")
+def compile_(
+    network: Annotated[str, typer.Argument(help=SUBJECT)],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="A .plan file to write, which runs without torch.")
+    ] = None,
+    dataset: Examples = None,
+    shape: Shape = None,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a call.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of each kernel.")] = 1,
+    engine: Annotated[
+        str, typer.Option(help="auto, plan (a kernel for each layer), onnxruntime, numpy or torch.")
+    ] = "auto",
+    rounds: Annotated[int, typer.Option(min=1, help="At most, of each candidate.")] = 30,
+    model: Given = None,
+    weights: Weights = None,
+    key: Key = None,
+    pretrained: Pretrained = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the fastest kernel of every layer on this machine, by measuring; show the plan.
+
+    The plan is compared with torch on the example inputs; that of a .gsm file is kept beside it.
+    """
+    from gossamer.compression.compiled import compile
+
+    if model is not None and Path(network).suffix != ".gsm":
+        raise ArgumentError(f"network {network!r} and --model {model!r}: give one of them")
+    named = _named(network, model, weights, dataset)
+    packed = named.file is not None and named.file.suffix == ".gsm"
+    base, data = (replace(named, file=None) if packed else named).build(pretrained, key)
+    with console() as show:
+        plan = compile(
+            named.file if packed and named.file is not None else base,
+            example(data, shape, batch),
+            model=base if packed else None,
+            engine=engine,  # type: ignore[arg-type]  # checked there
+            threads=threads,
+            rounds=rounds,
+            say=show.say,
+        )
+    if to is not None:
+        plan.save(to)
+    print(json.dumps(asdict(plan.facts)) if as_json else plan.explain())
+
+
 @bench.command("networks")
 def bench_networks(
     networks: Annotated[list[str], typer.Argument(help=SUBJECT)],
@@ -107,7 +153,7 @@ def bench_networks(
     """Size and milliseconds of networks in every engine, against the dense one in the same engine.
 
     Everything is timed in one run, call by call in turn. Engines: torch, torch.compile (where
-    named), onnxruntime and openvino in float32 and int8, executorch.
+    named), onnxruntime and openvino in float32 and int8, gossamer (a plan), executorch.
     """
     from gossamer.analysis.plots import bars
     from gossamer.runtime.bench import bench as measure

@@ -6,8 +6,6 @@ import os
 import platform
 from pathlib import Path
 
-import torch
-
 __all__ = ["cpu", "gpu", "memory"]
 
 
@@ -23,6 +21,8 @@ def cpu() -> str:
 
 def gpu() -> str | None:
     """The first accelerator's name; None without one."""
+    import torch  # the processor's name needs none of it
+
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 

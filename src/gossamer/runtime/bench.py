@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from gossamer.core import flops, machine
+from gossamer.core.columns import columns
 from gossamer.core.errors import ArgumentError
 from gossamer.core.same import same_operations
 from gossamer.core.timing import compared, interleaved
@@ -135,9 +136,9 @@ class Bench:
         return "\n".join(
             [
                 f"{self.processor}, torch {self.torch_version}; medians, interleaved in one run",
-                *_aligned(sizes, 2),
+                *columns(sizes, 2),
                 "",
-                *_aligned(rows, 2, last=True),
+                *columns(rows, 2, last=True),
                 "",
                 *self.verdicts(),
                 *(f"note: {note}" for note in self.notes),
@@ -166,18 +167,6 @@ def _verdict(network: str, own: Sequence[Timing], dense: Sequence[Timing], where
         f"{t.engine} {t.verdict}" for t in own if t.verdict in ("slower", "no difference shown")
     ]
     return f"{fastest}. Faster in {', '.join(faster)}" + (f"; {', '.join(left)}" if left else "")
-
-
-def _aligned(rows: Sequence[Sequence[str]], left: int, *, last: bool = False) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    ends = {len(widths) - 1} if last else set()
-    return [
-        "  ".join(
-            cell.ljust(w) if i < left or i in ends else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def bench(
@@ -343,6 +332,8 @@ def _timings(
 
 def _same(dense: Subject, subject: Subject, engine: str) -> bool:
     """Whether an engine does the same for both, so that a ratio would be noise."""
+    if ENGINES[engine].values:
+        return False
     try:
         return same_operations(dense.flat.model, subject.flat.model)
     except ArgumentError:  # a fixed-point network

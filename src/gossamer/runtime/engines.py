@@ -23,6 +23,7 @@ from gossamer.quantize.emulated import Emulated
 from gossamer.quantize.network import FixedPoint
 from gossamer.runtime import executorch, export, onnx, openvino, sessions
 from gossamer.runtime.flat import Flat, flatten
+from gossamer.runtime.plan.door import compile_network
 from gossamer.runtime.quiet import quiet, reason
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class Engine:
         size: bytes of the file that it runs; None: it runs the module.
         exact: float32, to be compared with torch to 1e-3; else eight bits.
         slow: takes minutes to prepare: left out where no engine is named.
+        values: its time depends on the weights' values, zeros above all.
     """
 
     prepare: Callable[[Subject, Tensors, int], Call]
@@ -125,6 +127,7 @@ class Engine:
     size: Callable[[Subject], int] | None = None
     exact: bool = True
     slow: bool = False
+    values: bool = False
 
 
 def installed(name: str) -> bool:
@@ -193,6 +196,12 @@ def _executorch(subject: Subject, batch: Tensors, threads: int) -> Call:
     return Call(partial(method.execute, list(batch)), list)
 
 
+def _gossamer(subject: Subject, batch: Tensors, threads: int) -> Call:
+    plan = compile_network(subject.flat, tuple(batch), threads=threads)
+    arrays, count = [t.numpy() for t in batch], plan.batch([t.numpy() for t in batch])
+    return Call(lambda: plan.arrays(arrays, count), lambda out: [torch.from_numpy(a) for a in out])
+
+
 def _onnx_size(form: str) -> Callable[[Subject], int]:
     return lambda subject: len(getattr(subject, form).SerializeToString())
 
@@ -214,6 +223,7 @@ ENGINES: Table[Engine] = Table(
         "openvino-int8": Engine(
             _openvino("int8"), (*_ORT, "openvino"), _openvino_size("int8"), exact=False
         ),
+        "gossamer": Engine(_gossamer, values=True),
         "executorch": Engine(_executorch, ("executorch", "ruamel")),
     },
 )

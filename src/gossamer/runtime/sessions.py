@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from gossamer.core.errors import ArgumentError
 from gossamer.runtime.quiet import quiet, reason
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from torch import Tensor
 
 __all__ = ["needs", "run", "session"]
 
@@ -58,6 +56,8 @@ def run(opened: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
 
     Raises :class:`ArgumentError` where the model does not run on them.
     """
+    import torch  # sessions alone need none of it
+
     names = [given.name for given in opened.get_inputs()]
     feeds = {n: t.numpy() for n, t in zip(names, tensors, strict=True)}
     try:

@@ -1,0 +1,102 @@
+"""Networks and packed files compiled for this machine; a file's plan is kept beside it.
+
+The plan's file is named by the processor and by a hash of what it was made of: the packed file,
+the example's shapes, the threads and the engine. It is used where its digest is right, it was made
+of just that, and it gives what the network gives on the example; else it is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gossamer.compression.records import load
+from gossamer.core import machine, nest
+from gossamer.core.errors import ArgumentError, FormatError
+from gossamer.core.plain import copied
+from gossamer.runtime.plan import planfile
+from gossamer.runtime.plan.door import Engine, compile_network, recheck
+from gossamer.runtime.plan.kernels import KERNELS
+from gossamer.runtime.plan.plan import Plan
+
+__all__ = ["beside", "compile"]
+
+
+def compile(
+    model_or_file: nn.Module | str | Path,
+    example_inputs: Any,
+    *,
+    model: nn.Module | None = None,
+    engine: Engine = "auto",
+    threads: int = 1,
+    rounds: int = 30,
+    seconds: float = 0.2,
+    cache: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """A network with the kernels that are fastest here, called as the network is.
+
+    Args:
+        model_or_file: the network, or a ``.gsm`` file of its tensors.
+        example_inputs: one batch as the network takes it.
+        model: of a file: the network that it is of, which is left as it is.
+        engine, threads, rounds, seconds, say:
+            as for :func:`gossamer.runtime.plan.door.compile_network`.
+        cache: of a file: look for its plan beside it, and leave one there.
+
+    Raises as :func:`gossamer.runtime.plan.door.compile_network` and :func:`gossamer.load`, and
+    :class:`ArgumentError` for a file without its network.
+    """
+    given: dict[str, Any] = {"engine": engine, "threads": threads}
+    more: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "say": say}
+    if isinstance(model_or_file, nn.Module):
+        if model is not None:
+            raise ArgumentError("model= is of a file; model_or_file is a network already")
+        return compile_network(model_or_file, example_inputs, **given, **more)
+    file = Path(model_or_file)
+    if model is None:
+        raise ArgumentError(f"{file} holds tensors; give the network that they are of: model=")
+    network = load(file, copied(model))
+    key = _key(file, network, example_inputs, given)
+    target = beside(file, key)
+    if cache and target.is_file():
+        try:
+            plan = planfile.read(target, key)
+            recheck(plan, network, example_inputs)
+        except (FormatError, ArgumentError) as e:
+            say(f"the plan beside the file is made anew: {e}")
+        else:
+            return plan
+    plan = compile_network(network, example_inputs, **given, **more)
+    if cache:
+        try:
+            planfile.write(plan, target, key)
+        except (ArgumentError, OSError) as e:  # parts in torch, or a folder that cannot be written
+            plan.facts.notes.append(f"no plan was left beside the file: {e}")
+    return plan
+
+
+def _key(file: Path, network: nn.Module, example: Any, given: dict[str, Any]) -> dict[str, Any]:
+    with file.open("rb") as held:
+        digest = hashlib.file_digest(held, "sha256").hexdigest()
+    return {
+        "file": digest,
+        "network": type(network).__name__,
+        "example": nest.shown(example),
+        "processor": machine.cpu(),
+        "kernels": sorted(KERNELS),
+        **given,
+    }
+
+
+def beside(file: Path, key: dict[str, Any]) -> Path:
+    """Where the plan of a file is kept."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    processor = re.sub(r"\W+", "-", key["processor"]).strip("-").lower()
+    return file.with_name(f"{file.stem}.{processor[:40]}.{digest}.plan")

@@ -1,0 +1,1 @@
+"""Networks as plans: captured, lowered to fused operators, each with the kernel fastest here."""

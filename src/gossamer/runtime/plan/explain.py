@@ -1,0 +1,67 @@
+"""A plan in words: a table of its layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gossamer.core.columns import columns
+from gossamer.runtime.plan.graph import Graph, Node
+
+if TYPE_CHECKING:
+    from gossamer.runtime.plan.plan import Facts
+
+__all__ = ["describe", "table"]
+
+
+def describe(graph: Graph, node: Node) -> dict[str, Any]:
+    """A node's row: layer, operator, shape of the result, density and number of its weights."""
+    weight = graph.constants.get(node.inputs[1]) if node.op in ("conv", "linear") else None
+    what = node.op if node.op != "torch" else f"torch: {', '.join(node.attributes['names'])}"
+    if node.activation:
+        what += f"+{node.activation[0]}"
+    if len(node.inputs) == 4 and node.inputs[3]:
+        what += "+added"
+    return {
+        "layer": node.name if weight is None else _layer(node.inputs[1]),
+        "op": what,
+        "shape": str(graph.values[node.name]).partition(" ")[2],
+        "density": None if weight is None else np.count_nonzero(weight) / max(1, weight.size),
+        "weights": None if weight is None else weight.size,
+    }
+
+
+def _layer(constant: str) -> str:
+    """The module that a weight is of, folded or not."""
+    return constant.partition("*")[0].removeprefix("@").removesuffix(".weight")
+
+
+def table(graph: Graph, facts: Facts) -> str:
+    """The whole plan."""
+    rows = [["layer", "operator", "gives", "density", "kernel", "ms", "others"]]
+    for row in facts.rows:
+        ms = row["ms"].get(row["kernel"])
+        others = [f"{k} {v:.4f}" for k, v in row["ms"].items() if k != row["kernel"]]
+        others += [f"{k}: {why}" for k, why in row["refused"].items()]
+        rows.append(
+            [
+                row["layer"], row["op"], row["shape"],
+                "" if row["density"] is None else f"{row['density']:.3f}",
+                row["kernel"], "" if ms is None else f"{ms:.4f}", "; ".join(others),
+            ]
+        )  # fmt: skip
+    size = "any batch" if graph.free else "the example's batch alone"
+    lines = [
+        f"{facts.processor}, {facts.threads} thread{'s' * (facts.threads > 1)}, measured at batch "
+        f"{facts.batch}; takes {size}",
+        *columns(rows, 3, last=True),
+        "whole    " + ", ".join(f"{name} {ms:.4f} ms" for name, ms in facts.whole.items()),
+        f"runs     {facts.engine}",
+        f"checked  {facts.check}",
+    ]
+    for node in graph.islands:
+        lines.append(
+            f"torch    {', '.join(node.attributes['names'])} ({node.attributes['reason']})"
+        )
+    return "\n".join([*lines, *(f"note     {n}" for n in facts.notes)])

@@ -1,0 +1,201 @@
+"""A network as plain data: operators in order, the shapes of their values, and constant arrays.
+
+Nothing here knows torch. A node names its operator (:data:`OPERATORS`), its inputs and outputs; an
+input that is left out is ``""``. A dimension of ``n >= 0`` is a size, one of ``-k`` is ``k`` times
+the size of the batch, which is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gossamer.core.errors import FormatError
+
+__all__ = ["ACTIVATIONS", "DTYPES", "OPERATORS", "Graph", "Node", "Value", "resolved", "users"]
+
+OPERATORS: Mapping[str, tuple[int, frozenset[str]]] = {
+    name: (inputs, frozenset(attributes.split()))
+    for name, inputs, attributes in (
+        ("conv", 4, "stride padding dilation groups activation"),  # x, weight, bias, added
+        ("linear", 4, "activation"),  # x (..., I), weight (O, I), bias, added
+        ("affine", 3, "activation"),  # x (N, C, ...), scale, shift
+        ("unary", 1, "activation"),
+        ("binary", 2, "function activation"),
+        ("max_pool", 1, "kernel stride padding dilation"),
+        ("avg_pool", 1, "kernel stride padding counted"),
+        ("mean", 1, "axes keep"),
+        ("reshape", 1, "shape"),
+        ("permute", 1, "axes"),
+        ("slice", 1, "index"),
+        ("pad", 1, "pads value"),
+        ("cat", -1, "axis"),
+        ("softmax", 1, "axis"),
+        ("layer_norm", 3, "rank eps"),
+        ("embedding", 2, ""),  # weight, indices
+        ("matmul", 2, ""),
+        ("torch", -1, "island names reason sizes"),  # an exported subgraph, run in torch
+    )
+}
+"""Operator -> number of inputs (-1: any) and names of its attributes."""
+
+ACTIVATIONS: Mapping[str, int] = {
+    "relu": 0, "clamp": 2, "gelu": 0, "gelu_tanh": 0, "hardswish": 0, "hardsigmoid": 0,
+    "sigmoid": 0, "tanh": 0, "silu": 0, "leaky_relu": 1, "elu": 1, "exp": 0, "neg": 0, "sqrt": 0,
+    "abs": 0, "rsqrt": 0,
+}  # fmt: skip
+"""Functions of one value -> how many parameters follow the name: ``["clamp", 0, 6]``."""
+
+FUNCTIONS = ("add", "sub", "mul", "div", "maximum", "minimum")
+DTYPES = ("float32", "int64", "int32", "bool", "float64", "uint8", "int8", "int16")
+_MOST = 1 << 28  # elements that a value may claim, for each example
+
+
+@dataclass(frozen=True)
+class Value:
+    """What an array is: its shape (see above), and its type as numpy calls it."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        sizes = ("N" if d == -1 else f"{-d}N" if d < 0 else str(d) for d in self.shape)
+        return f"{self.dtype} ({', '.join(sizes)})"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator: what it is, what it reads and gives, by name, and how."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of its first output."""
+        return self.outputs[0]
+
+    @property
+    def activation(self) -> list[Any] | None:
+        """The function applied to the result, and its parameters."""
+        found: list[Any] | None = self.attributes.get("activation")
+        return found
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{k}={v}" for k, v in self.attributes.items() if v not in (None, ""))
+        return f"{', '.join(self.outputs)} = {self.op}({', '.join(self.inputs)}; {shown})"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operators in an order in which each reads what is there.
+
+    Attributes:
+        inputs, outputs: names of values, in the network's order.
+        nodes: the operators.
+        values: name -> what it is, of everything that is computed or given.
+        constants: name -> array.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Value]
+    constants: Mapping[str, np.ndarray]
+
+    @property
+    def free(self) -> bool:
+        """Whether the batch may be of any size."""
+        return any(d < 0 for name in self.inputs for d in self.values[name].shape)
+
+    @property
+    def islands(self) -> list[Node]:
+        """What was left to torch."""
+        return [node for node in self.nodes if node.op == "torch"]
+
+    def kind(self, name: str) -> Value:
+        """What a value or constant is."""
+        if name in self.values:
+            return self.values[name]
+        array = self.constants[name]
+        return Value(array.shape, str(array.dtype))
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {self.values[name]}" for name in self.inputs]
+        lines += [f"{node}  -> {self.values[node.name]}" for node in self.nodes]
+        return "\n".join([*lines, f"return {', '.join(self.outputs)}"])
+
+    def check(self) -> Graph:
+        """Itself, where its parts fit together; else :class:`FormatError` names what does not."""
+        known = set(self.constants) | set(self.inputs)
+        for name, array in self.constants.items():
+            if str(array.dtype) not in DTYPES:
+                raise FormatError(f"constant {name!r} is of type {array.dtype}")
+        for name in (*self.inputs, *self.outputs):
+            if name not in self.values:
+                raise FormatError(f"the graph's value {name!r} has no shape")
+        for node in self.nodes:
+            _check_node(node)
+            if missing := [n for n in node.inputs if n and n not in known]:
+                raise FormatError(
+                    f"{node.op} {node.name!r} reads {missing[0]!r}, which is not there"
+                )
+            for name in node.outputs:
+                if name in known or name not in self.values:
+                    raise FormatError(f"{node.op} gives {name!r} twice, or without a shape")
+                known.add(name)
+        for name, value in self.values.items():
+            if value.dtype not in DTYPES or len(value.shape) > 16:
+                raise FormatError(f"value {name!r} is {value}")
+            if abs(int(np.prod([float(d) for d in value.shape]))) > _MOST:
+                raise FormatError(f"value {name!r} of {value} is larger than can be")
+        if missing := [name for name in self.outputs if name not in known]:
+            raise FormatError(f"output {missing[0]!r} is computed nowhere")
+        return self
+
+
+def _check_node(node: Node) -> None:
+    if node.op not in OPERATORS:
+        raise FormatError(f"operator {node.op!r} is not one of {', '.join(OPERATORS)}")
+    count, attributes = OPERATORS[node.op]
+    if count >= 0 and len(node.inputs) != count:
+        raise FormatError(f"{node.op} takes {count} inputs, not {len(node.inputs)}")
+    if not node.outputs or (node.op != "torch" and len(node.outputs) != 1):
+        raise FormatError(f"{node.op} gives {len(node.outputs)} values")
+    if set(node.attributes) != attributes:
+        raise FormatError(
+            f"{node.op} {node.name!r} has {sorted(node.attributes)}, not {sorted(attributes)}"
+        )
+    if (found := node.activation) is not None and (
+        not found or ACTIVATIONS.get(found[0]) != len(found) - 1
+    ):
+        raise FormatError(f"{node.op} {node.name!r}: activation {found} is unknown")
+    if node.attributes.get("function", "add") not in FUNCTIONS:
+        raise FormatError(f"{node.name!r}: function {node.attributes['function']!r} is unknown")
+
+
+def resolved(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    """A shape with the size of the batch in it.
+
+    >>> resolved((-1, 3, -2), 4)
+    (4, 3, 8)
+    """
+    return tuple(d if d >= 0 else -d * batch for d in shape)
+
+
+def users(graph: Graph) -> dict[str, list[Node]]:
+    """Name -> the nodes that read it; the graph's outputs are not among them."""
+    found: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for name in _read(node):
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def _read(node: Node) -> Iterator[str]:
+    return iter(dict.fromkeys(name for name in node.inputs if name))

@@ -1,0 +1,71 @@
+"""What can compute a node: one table, a row a kernel.
+
+A kernel packs a node's weights once, from dense arrays, and binds the packed form to the arrays of
+one memory plan; what it binds is called without arguments. Another row is enough for another
+kernel::
+
+    KERNELS.register("mine", Kernel(serves=frozenset({"conv"}), pack=my_pack, bind=my_bind))
+
+:mod:`gossamer.runtime.plan.choose` offers each node to every row, compares what it computes with
+the reference kernel on the example, and times those that agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gossamer.core.tables import Table
+from gossamer.runtime.plan import dense, island, portable, sparse
+from gossamer.runtime.plan.graph import Graph, Node
+
+__all__ = ["KERNELS", "Call", "Kernel", "candidates"]
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute nodes.
+
+    Attributes:
+        serves: operators that it may be offered.
+        pack: graph, nodes (one, or a run of neighbours where ``merges``), the inputs and outputs
+            that the rest of the graph sees, threads -> whatever ``bind`` takes. Dense constants
+            are in the graph.
+        bind: packed, nodes, input arrays, output arrays, the size of the batch -> the call. Arrays
+            are C-contiguous, 64-byte aligned and stay where they are; the kernel writes every
+            element of its outputs at each call, and never its inputs.
+        refuses: graph, node -> why it cannot be used here; "" where it can.
+        merges: one call computes a run of neighbours at once.
+    """
+
+    serves: frozenset[str]
+    pack: Callable[[Graph, Sequence[Node], Sequence[str], Sequence[str], int], Any]
+    bind: Callable[[Any, Sequence[Node], Sequence[np.ndarray], Sequence[np.ndarray], int], Call]
+    refuses: Callable[[Graph, Node], str] = lambda graph, node: ""
+    merges: bool = False
+
+
+KERNELS: Table[Kernel] = Table(
+    "kernel",
+    {
+        "numpy": Kernel(portable.SERVES, portable.pack, portable.bind, portable.refuses),
+        "onnxruntime": Kernel(dense.SERVES, dense.pack, dense.bind, dense.refuses, merges=True),
+        "sparse": Kernel(sparse.SERVES, sparse.pack, sparse.bind, sparse.refuses),
+        "torch": Kernel(frozenset({"torch"}), island.pack, island.bind),
+    },
+)
+"""Kernel -> how it packs and binds. ``numpy`` serves everything but islands, anywhere."""
+
+
+def candidates(graph: Graph, node: Node) -> dict[str, str]:
+    """The kernels that serve a node's operator -> why each cannot be used; "" for one that can."""
+    return {
+        name: kernel.refuses(graph, node)
+        for name, kernel in KERNELS.items()
+        if node.op in kernel.serves
+    }

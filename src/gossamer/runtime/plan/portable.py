@@ -1,0 +1,344 @@
+"""Kernels of numpy alone: for everything but islands, on any processor.
+
+Maps are unrolled (im2col) and multiplied; the rest is what numpy does in place. Convolutions and
+linear layers multiply in numpy's own BLAS, which takes as many threads as its environment says.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gossamer.runtime.plan.graph import OPERATORS, Graph, Node
+
+__all__ = ["SERVES", "bind", "blas_threads", "finished", "pack", "refuses"]
+
+Array = np.ndarray
+Call = Callable[[], object]
+SERVES = frozenset(OPERATORS) - {"torch"}
+
+
+def refuses(graph: Graph, node: Node) -> str:
+    """Nothing."""
+    return ""
+
+
+def blas_threads() -> int:
+    """How many threads numpy's products take, as its environment says."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        if (found := os.environ.get(name, "")).isdigit():
+            return max(1, int(found))
+    return os.cpu_count() or 1
+
+
+def pack(
+    graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], threads: int
+) -> list[Array | None]:
+    """The node's constants at their places; None for what is computed, or left out."""
+    return [graph.constants.get(name) for name in nodes[0].inputs]
+
+
+def bind(
+    packed: list[Array | None],
+    nodes: Sequence[Node],
+    inputs: Sequence[Array],
+    outputs: Sequence[Array],
+    batch: int,
+) -> Call:
+    """The call for one node."""
+    node, left = nodes[0], list(inputs)
+    seen: dict[str, Array] = {}
+    given: list[Array | None] = []
+    for name, constant in zip(node.inputs, packed, strict=True):
+        if constant is None and name and name not in seen:
+            seen[name] = left.pop(0)
+        given.append(seen.get(name, constant))
+    return _RULES[node.op](node.attributes, outputs[0], *given)
+
+
+def _erf(x: Array) -> Array:
+    """Abramowitz and Stegun 7.1.26: within 1.5e-7."""
+    t = 1 / (1 + 0.3275911 * np.abs(x))
+    terms = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+    total = np.zeros_like(x)
+    for term in terms:
+        total = (total + term) * t
+    return np.copysign(1 - total * np.exp(-x * x), x)
+
+
+def _sigmoid(y: Array) -> Array:
+    return 1 / (1 + np.exp(-np.clip(y, -87, 87)))
+
+
+def _gelu(y: Array) -> None:
+    y *= 0.5 * (1 + _erf(y * np.float32(math.sqrt(0.5))))
+
+
+def _gelu_tanh(y: Array) -> None:
+    y *= 0.5 * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (y + 0.044715 * y**3)))
+
+
+def _hardsigmoid(y: Array) -> None:
+    np.clip(y + 3, 0, 6, out=y)
+    y *= np.float32(1 / 6)
+
+
+def _hardswish(y: Array) -> None:
+    y *= np.clip(y + 3, 0, 6) * np.float32(1 / 6)
+
+
+def _silu(y: Array) -> None:
+    y *= _sigmoid(y)
+
+
+def _elu(y: Array, alpha: float) -> None:
+    np.copyto(y, alpha * np.expm1(np.minimum(y, 0)), where=y < 0)
+
+
+_IN_PLACE: Mapping[str, Callable[..., Any]] = {
+    "relu": lambda y: np.maximum(y, 0, out=y),
+    "clamp": lambda y, low, high: np.clip(y, low, high, out=y),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "hardswish": _hardswish,
+    "hardsigmoid": _hardsigmoid,
+    "sigmoid": lambda y: np.copyto(y, _sigmoid(y)),
+    "tanh": lambda y: np.tanh(y, out=y),
+    "silu": _silu,
+    "leaky_relu": lambda y, slope: np.multiply(y, slope, out=y, where=y < 0),
+    "elu": _elu,
+    "exp": lambda y: np.exp(y, out=y),
+    "neg": lambda y: np.negative(y, out=y),
+    "sqrt": lambda y: np.sqrt(y, out=y),
+    "abs": lambda y: np.abs(y, out=y),
+    "rsqrt": lambda y: np.divide(1, np.sqrt(y), out=y),
+}
+
+
+def finished(a: Mapping[str, Any], y: Array, *added: Array | None) -> Call:
+    """Additions and the activation, in place."""
+    more = [x for x in added if x is not None]
+    name, *settings = a["activation"] or [""]
+    function = _IN_PLACE.get(name)
+
+    def call() -> None:
+        for x in more:
+            np.add(y, x, out=y)
+        if function is not None:
+            function(y, *settings)
+
+    return call
+
+
+def _framed(x: Array, padding: Sequence[Sequence[int]], fill: float) -> tuple[Array, Call]:
+    """An array with a border around the map, and what copies the map into it."""
+    if not any(map(any, padding)):
+        return x, lambda: None
+    sizes = [s + sum(p) for s, p in zip(x.shape[2:], padding, strict=True)]
+    frame = np.full((*x.shape[:2], *sizes), fill, x.dtype)
+    inner = tuple(slice(p[0], p[0] + s) for s, p in zip(x.shape[2:], padding, strict=True))
+    inside = frame[(slice(None), slice(None), *inner)]
+    return frame, lambda: np.copyto(inside, x)
+
+
+def _taps(frame: Array, a: Mapping[str, Any], places: Sequence[int]) -> list[Array]:
+    """For each place in the window, what all windows see there: (N, C, *places) each."""
+    spread = a.get("dilation", [1] * len(places))
+    found = []
+    for at in np.ndindex(*a["kernel"]):
+        parts = tuple(
+            slice(i * d, i * d + (p - 1) * s + 1, s)
+            for i, d, p, s in zip(at, spread, places, a["stride"], strict=True)
+        )
+        found.append(frame[(slice(None), slice(None), *parts)])
+    return found
+
+
+def _conv(
+    a: Mapping[str, Any], y: Array, x: Array, w: Array, b: Array | None, more: Array | None
+) -> Call:
+    groups, (n, c), places = a["groups"], x.shape[:2], y.shape[2:]
+    frame, fill = _framed(x, a["padding"], 0.0)
+    taps = _taps(frame, {**a, "kernel": w.shape[2:]}, places)
+    columns = np.empty((c, len(taps), *places), np.float32)  # of one example: bounded memory
+    matrix = w.reshape(groups, len(w) // groups, -1)
+    unrolled = columns.reshape(groups, -1, math.prod(places))
+    result = y.reshape(n, groups, len(w) // groups, -1)
+    bias = None if b is None else b.reshape(-1, *[1] * len(places))
+    finish = finished(a, y, bias, more)
+
+    def call() -> None:
+        fill()
+        for example in range(n):
+            for i, tap in enumerate(taps):
+                columns[:, i] = tap[example]
+            np.matmul(matrix, unrolled, out=result[example])
+        finish()
+
+    return call
+
+
+def _linear(
+    a: Mapping[str, Any], y: Array, x: Array, w: Array, b: Array | None, more: Array | None
+) -> Call:
+    turned, finish = w.T, finished(a, y, b, more)
+
+    def call() -> None:
+        np.matmul(x, turned, out=y)
+        finish()
+
+    return call
+
+
+def _affine(a: Mapping[str, Any], y: Array, x: Array, scale: Array, shift: Array) -> Call:
+    form = (-1, *[1] * (x.ndim - 2))
+    factor, finish = scale.reshape(form), finished(a, y, shift.reshape(form))
+
+    def call() -> None:
+        np.multiply(x, factor, out=y)
+        finish()
+
+    return call
+
+
+def _unary(a: Mapping[str, Any], y: Array, x: Array) -> Call:
+    finish = finished(a, y)
+
+    def call() -> None:
+        np.copyto(y, x)
+        finish()
+
+    return call
+
+
+def _binary(a: Mapping[str, Any], y: Array, one: Array, other: Array) -> Call:
+    function = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
+                "maximum": np.maximum, "minimum": np.minimum}[a["function"]]  # fmt: skip
+    finish = finished(a, y)
+
+    def call() -> None:
+        function(one, other, out=y)
+        finish()
+
+    return call
+
+
+def _max_pool(a: Mapping[str, Any], y: Array, x: Array) -> Call:
+    frame, fill = _framed(x, a["padding"], -np.inf)
+    first, *rest = _taps(frame, a, y.shape[2:])
+
+    def call() -> None:
+        fill()
+        np.copyto(y, first)
+        for tap in rest:
+            np.maximum(y, tap, out=y)
+
+    return call
+
+
+def _avg_pool(a: Mapping[str, Any], y: Array, x: Array) -> Call:
+    frame, fill = _framed(x, a["padding"], 0.0)
+    first, *rest = _taps(frame, a, y.shape[2:])
+    factor: Any = np.float32(1 / math.prod(a["kernel"]))
+    if not a["counted"]:
+        ones, paint = _framed(np.ones((1, 1, *x.shape[2:]), np.float32), a["padding"], 0.0)
+        paint()
+        factor = 1 / sum(_taps(ones, a, y.shape[2:]))
+
+    def call() -> None:
+        fill()
+        np.copyto(y, first)
+        for tap in rest:
+            np.add(y, tap, out=y)
+        np.multiply(y, factor, out=y)
+
+    return call
+
+
+def _mean(a: Mapping[str, Any], y: Array, x: Array) -> Call:
+    axes = tuple(a["axes"])
+    factor = np.float32(1 / math.prod(x.shape[i] for i in axes)) if x.size else np.float32(0)
+
+    def call() -> None:
+        np.add.reduce(x, axes, out=y, keepdims=a["keep"])
+        np.multiply(y, factor, out=y)
+
+    return call
+
+
+def _copied(y: Array, view: Array) -> Call:
+    if view.shape != y.shape:
+        raise ValueError(f"a value of {view.shape} where {y.shape} was planned")
+    return lambda: np.copyto(y, view)
+
+
+def _pad(a: Mapping[str, Any], y: Array, x: Array) -> Call:
+    inside = y[tuple(slice(b, b + s) for (b, _), s in zip(a["pads"], x.shape, strict=True))]
+
+    def call() -> None:
+        y.fill(a["value"])
+        np.copyto(inside, x)
+
+    return call
+
+
+def _softmax(a: Mapping[str, Any], y: Array, x: Array) -> Call:
+    axis = a["axis"]
+
+    def call() -> None:
+        np.subtract(x, x.max(axis, keepdims=True), out=y)
+        np.exp(y, out=y)
+        np.divide(y, y.sum(axis, keepdims=True), out=y)
+
+    return call
+
+
+def _layer_norm(
+    a: Mapping[str, Any], y: Array, x: Array, scale: Array | None, shift: Array | None
+) -> Call:
+    axes = tuple(range(x.ndim - a["rank"], x.ndim))
+
+    def call() -> None:
+        np.subtract(x, x.mean(axes, keepdims=True), out=y)
+        spread = np.square(y).mean(axes, keepdims=True)
+        np.divide(y, np.sqrt(spread + np.float32(a["eps"])), out=y)
+        if scale is not None:
+            np.multiply(y, scale, out=y)
+        if shift is not None:
+            np.add(y, shift, out=y)
+
+    return call
+
+
+def _embedding(a: Mapping[str, Any], y: Array, w: Array, indices: Array) -> Call:
+    def call() -> None:
+        if indices.size and not 0 <= indices.min() <= indices.max() < len(w):
+            raise IndexError(f"an index beyond the {len(w)} rows of an embedding")
+        np.take(w, indices, axis=0, out=y, mode="clip")  # the mode that writes without a copy
+
+    return call
+
+
+_RULES: Mapping[str, Callable[..., Call]] = {
+    "conv": _conv,
+    "linear": _linear,
+    "affine": _affine,
+    "unary": _unary,
+    "binary": _binary,
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "mean": _mean,
+    "reshape": lambda a, y, x: _copied(y, x.reshape(y.shape)),
+    "permute": lambda a, y, x: _copied(y, x.transpose(a["axes"])),
+    "slice": lambda a, y, x: _copied(y, x[tuple(slice(*part) for part in a["index"])]),
+    "pad": _pad,
+    "cat": lambda a, y, *xs: lambda: np.concatenate(xs, a["axis"], out=y),
+    "softmax": _softmax,
+    "layer_norm": _layer_norm,
+    "embedding": _embedding,
+    "matmul": lambda a, y, one, other: lambda: np.matmul(one, other, out=y),
+}

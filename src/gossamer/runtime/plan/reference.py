@@ -1,0 +1,190 @@
+"""What operators compute, slowly and plainly: the oracle of every kernel.
+
+``run`` evaluates a graph with numpy in float64 where the network computes in float32, and rounds
+each value once. Graphs with parts left to torch have no reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gossamer.core.errors import ArgumentError
+from gossamer.runtime.plan.graph import Graph, Node, resolved
+
+__all__ = ["activated", "evaluate", "run", "windows"]
+
+Array = np.ndarray
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+_UNARY: Mapping[str, Callable[..., Array]] = {
+    "relu": lambda x: np.where(x < 0, 0.0, x),  # NaN stays, as in torch
+    "clamp": lambda x, low, high: np.where(x < low, low, np.where(x > high, high, x)),
+    "gelu": lambda x: x * 0.5 * (1 + _erf(x / math.sqrt(2))) if x.size else x,
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+    "sigmoid": lambda x: _sigmoid(x),
+    "tanh": np.tanh,
+    "silu": lambda x: x * _sigmoid(x),
+    "leaky_relu": lambda x, slope: np.where(x < 0, slope * x, x),
+    "elu": lambda x, alpha: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x),
+    "exp": np.exp,
+    "neg": np.negative,
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+}
+
+_BINARY: Mapping[str, Callable[[Array, Array], Array]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
+    "maximum": np.maximum, "minimum": np.minimum,
+}  # fmt: skip
+
+
+def _sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-np.clip(x, -700, 700)))
+
+
+def activated(x: Array, activation: Sequence[Any] | None) -> Array:
+    """The function that a node applies to its result."""
+    with np.errstate(all="ignore"):  # NaN and infinity pass
+        return x if activation is None else _UNARY[activation[0]](x, *activation[1:])
+
+
+def windows(
+    x: Array,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[Sequence[int]],
+    dilation: Sequence[int],
+    fill: float,
+) -> Array:
+    """(N, C, *spatial) -> (N, C, *places, *kernel): what each window sees, padded with ``fill``."""
+    x = np.pad(x, [(0, 0), (0, 0), *map(tuple, padding)], constant_values=fill)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    axes = tuple(range(2, x.ndim))
+    found = np.lib.stride_tricks.sliding_window_view(x, spans, axis=axes)
+    places = tuple(slice(None, None, s) for s in stride)
+    inside = tuple(slice(None, None, d) for d in dilation)
+    return found[(slice(None), slice(None), *places, *inside)]
+
+
+def _conv(a: Mapping[str, Any], x: Array, w: Array, b: Array | None, more: Array | None) -> Array:
+    groups, rank = a["groups"], x.ndim - 2
+    seen = windows(x, w.shape[2:], a["stride"], a["padding"], a["dilation"], 0.0)
+    parts = []
+    for g in range(groups):
+        inputs = slice(g * w.shape[1], (g + 1) * w.shape[1])
+        filters = slice(g * (len(w) // groups), (g + 1) * (len(w) // groups))
+        # not tensordot: its BLAS leaves zeros out, and NaN times zero with them
+        taps = [1, *range(12, 12 + rank)]
+        sums = np.einsum(seen[:, inputs], [0, 1, *range(2, 2 + rank), *taps[1:]], w[filters],
+                         [22, *taps], [0, 22, *range(2, 2 + rank)])  # fmt: skip
+        parts.append(sums)
+    y = np.concatenate(parts, 1)
+    if b is not None:
+        y = y + b.reshape(-1, *[1] * rank)
+    return activated(y if more is None else y + more, a["activation"])
+
+
+def _linear(a: Mapping[str, Any], x: Array, w: Array, b: Array | None, more: Array | None) -> Array:
+    y = x @ w.T
+    y = y if b is None else y + b
+    return activated(y if more is None else y + more, a["activation"])
+
+
+def _affine(a: Mapping[str, Any], x: Array, scale: Array, shift: Array) -> Array:
+    form = (-1, *[1] * (x.ndim - 2))
+    return activated(x * scale.reshape(form) + shift.reshape(form), a["activation"])
+
+
+def _max_pool(a: Mapping[str, Any], x: Array) -> Array:
+    rank = x.ndim - 2
+    seen = windows(x, a["kernel"], a["stride"], a["padding"], a["dilation"], -np.inf)
+    return seen.max(tuple(range(2 + rank, 2 + 2 * rank)))
+
+
+def _avg_pool(a: Mapping[str, Any], x: Array) -> Array:
+    rank = x.ndim - 2
+    seen = windows(x, a["kernel"], a["stride"], a["padding"], [1] * rank, 0.0)
+    total = seen.sum(tuple(range(2 + rank, 2 + 2 * rank)))
+    if a["counted"]:  # padding counts as zeros
+        return total / math.prod(a["kernel"])
+    ones = windows(np.ones_like(x), a["kernel"], a["stride"], a["padding"], [1] * rank, 0.0)
+    return total / ones.sum(tuple(range(2 + rank, 2 + 2 * rank)))
+
+
+def _softmax(a: Mapping[str, Any], x: Array) -> Array:
+    e = np.exp(x - x.max(a["axis"], keepdims=True))
+    return e / e.sum(a["axis"], keepdims=True)
+
+
+def _layer_norm(a: Mapping[str, Any], x: Array, scale: Array | None, shift: Array | None) -> Array:
+    axes = tuple(range(x.ndim - a["rank"], x.ndim))
+    centred = x - x.mean(axes, keepdims=True)
+    y = centred / np.sqrt((centred**2).mean(axes, keepdims=True) + a["eps"])
+    y = y if scale is None else y * scale
+    return y if shift is None else y + shift
+
+
+_RULES: Mapping[str, Callable[..., Array]] = {
+    "conv": _conv,
+    "linear": _linear,
+    "affine": _affine,
+    "unary": lambda a, x: activated(x, a["activation"]),
+    "binary": lambda a, x, y: activated(_BINARY[a["function"]](x, y), a["activation"]),
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "mean": lambda a, x: x.mean(tuple(a["axes"]), keepdims=a["keep"]),
+    "reshape": lambda a, x: x.reshape(a["shape"]),
+    "permute": lambda a, x: x.transpose(a["axes"]),
+    "slice": lambda a, x: x[tuple(slice(*part) for part in a["index"])],
+    "pad": lambda a, x: np.pad(x, [tuple(p) for p in a["pads"]], constant_values=a["value"]),
+    "cat": lambda a, *xs: np.concatenate(xs, a["axis"]),
+    "softmax": _softmax,
+    "layer_norm": _layer_norm,
+    "embedding": lambda a, w, i: w[i],
+    "matmul": lambda a, x, y: x @ y,
+}
+
+
+def evaluate(node: Node, given: Sequence[Array | None], batch: int) -> Array:
+    """The result of one node, in float64 for float32 inputs."""
+    attributes = dict(node.attributes)
+    if "shape" in attributes:
+        attributes["shape"] = resolved(tuple(attributes["shape"]), batch)
+    wide = [x.astype(np.float64) if x is not None and x.dtype == np.float32 else x for x in given]
+    with np.errstate(all="ignore"):
+        return _RULES[node.op](attributes, *wide)
+
+
+def run(graph: Graph, inputs: Sequence[Array]) -> dict[str, Array]:
+    """Every value of the graph for these inputs.
+
+    Raises :class:`ArgumentError` for a graph with parts left to torch.
+    """
+    if graph.islands:
+        raise ArgumentError(
+            f"{graph.islands[0].name} is left to torch: there is no reference of it"
+        )
+    held: dict[str, Array] = {**graph.constants, **dict(zip(graph.inputs, inputs, strict=True))}
+    batch = batch_of(graph, inputs)
+    for node in graph.nodes:
+        found = evaluate(node, [held[n] if n else None for n in node.inputs], batch)
+        with np.errstate(over="ignore"):
+            held[node.name] = found.astype(graph.values[node.name].dtype)
+    return {name: held[name] for name in graph.values if name in held}
+
+
+def batch_of(graph: Graph, inputs: Sequence[Array]) -> int:
+    """The size of the batch: what the free dimension of the inputs is; 1 where there is none."""
+    for name, array in zip(graph.inputs, inputs, strict=True):
+        for have, want in zip(array.shape, graph.values[name].shape, strict=True):
+            if want < 0:
+                return int(have // -want)
+    return 1
