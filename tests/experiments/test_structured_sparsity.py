@@ -7,7 +7,7 @@ from torch import nn
 from gossamer import nets
 from gossamer.core.errors import GossamerError
 from gossamer.core.groups import masks_of
-from gossamer.experiments.structured_sparsity import iss, ssl
+from gossamer.experiments.structured_sparsity import channels, iss, ssl
 from gossamer.experiments.structured_sparsity.removal import alive, smaller, widths
 from gossamer.nets.language import LSTMLM
 
@@ -64,3 +64,27 @@ def test_claims_hold_and_fall_short() -> None:
     assert [c.holds for c in bad] == [False] * 4
     with pytest.raises(LookupError):  # a point that was never reached
         ssl._judge_lenet({"runs": [{"points": []}]})
+
+
+def test_ranks_of_resnet_20_by_its_widths() -> None:
+    net = nets.build("resnet-20", seed=0)
+    ranks = channels._ranks(net, (8, 16, 32))
+    assert len(ranks) == 18
+    assert "conv1" not in ranks
+    assert ranks["layer3.2.conv2"] == (32, 32)
+
+
+def resnet(points: float, macs: float, fast: float, low: float) -> dict[str, object]:
+    row = {"accuracy": 92.0, "epochs": 1, "macs": 20e6, "live": 20e6}
+    fewer = row | {"name": "fewer", "accuracy": 92.6 - points, "macs": macs, "live": macs}
+    rest = [row | {"name": "half"}, row | {"name": "low-rank", "macs": 40e6 / low}]
+    return {
+        "dense": {"accuracy": 92.6, "macs": 40e6, "live": 40e6},
+        "trained": [fewer, *rest],
+        "times": {"onnxruntime": {"speed_up": [1.1, fast, fast]}},
+    }
+
+
+def test_claims_of_channels_hold_and_fall_short() -> None:
+    assert [c.holds for c in channels._judge(resnet(0.6, 29e6, 1.7, 2.5))] == [True] * 6
+    assert [c.holds for c in channels._judge(resnet(0.8, 30e6, 1.5, 1.9))] == [False] * 6
