@@ -186,8 +186,9 @@ def _trained(name: str, way: str, work: Path, quick: bool) -> dict[str, Any]:
     epochs = 1 if quick else _EPOCHS[name]
     before = evaluate(net, data.test)
     hooks = [channels_last_(each) for each in (net, teacher)]
+    config = replace(_CONFIG, epochs=epochs, lr=_RATES[name])
     train(
-        net, data, replace(_CONFIG, epochs=epochs, lr=_RATES[name]), teacher=teacher, evaluate_every=epochs,
+        net, data, config, teacher=teacher, evaluate_every=epochs,
         checkpoint=work / f"{name}-train.pt",
     )  # fmt: skip
     for hook in hooks:
