@@ -29,7 +29,8 @@ def recipe(name: str, network: str, seed: int, work: Path, quick: bool) -> dict[
     data = datasets.load("digits", subset=300 if quick else None)
     net = nets.build(network, in_shape=data.in_shape, seed=seed)
     train(net, data, _CONFIG, evaluate_every=20, checkpoint=work / f"{network}-{seed}.pt")
-    done = compress(net, data, recipe=name, out=work / f"{name}-{network}-{seed}", seed=seed)
+    out = work / f"{name}-{network}-{seed}"
+    done = compress(net, data, recipe=name, out=out, overrides=[f"seed={seed}"])
     run = done.run
     found = run["latency"]
     return {
