@@ -357,4 +357,35 @@ ROWS: list[Row] = [
             d["runs"][0]["error"]["baseline"],
         ],
     ),
+    (
+        "docs/recipes.md",
+        "the norm moves by {} % for logits of deviation 1, by {} % for 3, and by {} % for those of "
+        "the published ResNets",
+        "survey-exact",
+        lambda d: [
+            100 * row["spread"] for row in (d["random"]["1"], d["random"]["3"], d["published"])
+        ],
+    ),
+    *(
+        (
+            "docs/methods/structured-sparsity.md",
+            f"| {name} | {{}} | {{}} | {{}} % | {{}} |",
+            "ssl-speed",
+            lambda d, i=i: [
+                d["layers"][i]["theory"],
+                d["layers"][i]["lowered"],
+                100 * d["layers"][i]["of_theory"],
+                d["layers"][i]["csr"],
+            ],
+        )
+        for i, name in enumerate(("conv1", "conv2", "conv3", "conv4", "conv5"))
+    ),
+    (
+        "docs/methods/structured-sparsity.md",
+        "which does not lower, is {} to {} times as fast",
+        "ssl-speed",
+        lambda d: [
+            f(x["layer_over_convolution"] for x in d["layers"]) for f in (min, max)
+        ],
+    ),
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
 from gossamer.prune.scores import SCORES
+from gossamer.structure import latency
 from stages import Killed, Stop, job, mistaken, unfit
 
 FAST = {"epochs": 1, "lr": 0.1}
@@ -165,6 +166,44 @@ def test_a_lasso_that_empties_a_layer_is_refused(trained: nn.Module, tmp_path: P
         job([stage], trained, tmp_path).stages()
 
 
+def test_coupled_groups_go_in_rounds_as_far_as_the_floor_allows(
+    trained: nn.Module, tmp_path: Path
+) -> None:
+    lasso = {
+        "groups": {"coupled": 8.0},
+        "relative": True,
+        "rounds": 3,
+        "growth": 8.0,
+        "form": "proximal",
+        "train": {"epochs": 1, "lr": 0.1},
+        "finetune": {"epochs": 1, "lr": 0.05},
+    }
+    state, (row, shrunk), _ = job([{"group_lasso": lasso}, "shrink"], trained, tmp_path).stages()
+    assert row["rolled_back"]["round"] < 3  # so strong that the last round leaves nothing
+    groups = row["group_lasso"]["groups"]
+    assert {g["kind"] for g in groups} == {"channel"}
+    assert 0 < sum(g["left"] for g in groups) < sum(g["groups"] for g in groups)
+    assert shrunk["shrink"]["parameters"][1] < shrunk["shrink"]["parameters"][0]
+    left = [g["left"] for g in groups]
+    assert [len(names.parameters(state.model)[f"{g['layer']}.weight"]) for g in groups] == left
+
+
+def test_a_relative_strength_of_1_takes_a_mean_group_to_zero(tmp_path: Path) -> None:
+    state, _, _ = job([], small(), tmp_path).stages()
+    train = {"epochs": 3, "lr": 0.2, "batch_size": 7}
+    for form, momentum in (("proximal", 0.9), ("sub-gradient", 0.5)):
+        stage = GroupLassoStage(
+            groups={"filter": 1.0}, form=form, relative=True, train=train | {"momentum": momentum}  # type: ignore[arg-type]
+        )  # fmt: skip
+        ((family, _), *_) = stage._families(state.model, "filter")
+        weights = names.parameters(state.model)
+        steps = 3 * -(-len(state.data.train) // 7)
+        # the mean of half a cosine is half of its height
+        path = 0.1 * steps / (1 if form == "proximal" else 0.5)
+        unit = stage._unit(family, weights, state)
+        assert unit * path == pytest.approx(float(family.norms(weights).mean()), rel=0.01)
+
+
 def test_what_groups_cover(trained: nn.Module) -> None:
     found = coverage.of_stage(trained, Prune(groups="filter", density=0.5))  # type: ignore[arg-type]
     assert found is not None
@@ -187,6 +226,15 @@ def test_mistakes_in_settings_are_named() -> None:
     mistaken("prune: {groups: filter}", ["give either density"])
     mistaken("prune: {groups: filter, density: auto}", ["of single weights"])
     mistaken("prune: {groups: {kind: filter, cost: time}, density: 0.5}", ["cost", "flop"])
+    timed = "kind: coupled, cost: latency"
+    mistaken("prune: {groups: {kind: row, cost: latency}, density: 0.5}", ["coupled ones, not row"])
+    mistaken("prune: {groups: {kind: row, milliseconds: 1}}", ["add it"])
+    mistaken(f"prune: {{groups: {{{timed}}}, density: 0.5}}", ["give scope: global"])
+    mistaken(
+        f"prune: {{groups: {{{timed}, milliseconds: 1}}, density: 0.5, scope: global}}",
+        ["leave density out"],
+    )
+    mistaken(f"prune: {{groups: {{{timed}}}, scope: global}}", ["give either density"])
     train = "train: {epochs: 1}"
     mistaken(f"group_lasso: {{groups: {{row: -1}}, {train}}}", ["groups.row", "-1", "equal to 0"])
     mistaken(f"group_lasso: {{groups: {{rows: 1}}, {train}}}", ["did you mean 'row'"])
@@ -239,3 +287,61 @@ def test_coupled_groups_are_pruned_through_the_network_and_taken_out(
     again = gossamer.load(done.file, nets.build(name, seed=1, in_shape=(1, 8, 8)))
     x = data.test.batch(slice(0, 8))[0]
     torch.testing.assert_close(again.eval()(x), done.model.eval()(x))
+
+
+def _counted(whole: nn.Module, smaller: nn.Module, example: object) -> tuple[float, float]:
+    """A clock by which a network takes a millisecond for 1,000 parameters."""
+    counts = [sum(p.numel() for p in m.parameters()) for m in (whole, smaller)]
+    return counts[0] / 1000, counts[0] / counts[1]
+
+
+@pytest.mark.parametrize("budget", [{"density": 0.5}, {"milliseconds": 1.5}])
+def test_coupled_groups_under_a_budget_of_milliseconds(
+    budget: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "milliseconds", _counted)
+    net = small()
+    whole = sum(p.numel() for p in net.parameters()) / 1000
+    groups = {"kind": "coupled", "cost": "latency", "normalise": True}
+    stage = {"groups": groups, "scope": "global", "rounds": 2, "retrain": FAST}
+    if "density" in budget:
+        stage |= budget
+    else:
+        groups |= budget
+    most = budget.get("milliseconds", whole / 2)
+    for times in range(2):  # what was measured is not measured again
+        state, rows, _ = job([{"prune": stage}, "shrink"], net, tmp_path).stages()
+        assert rows[0]["milliseconds"][0] == whole
+        left = sum(p.numel() for p in state.model.parameters()) / 1000
+        assert 0.75 * most < left <= most, times
+
+
+def test_a_budget_of_milliseconds_below_the_floor_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "milliseconds", _counted)
+    groups = {"kind": "coupled", "cost": "latency", "milliseconds": 0.001}
+    stage = {"prune": {"groups": groups, "scope": "global"}}
+    with pytest.raises(ArgumentError, match=r"below .* that the floor keeps"):
+        job([stage], nets.build("conv-2", in_shape=(1, 8, 8)), tmp_path).stages()
+
+
+def test_zero_weights_take_as_long_as_others() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        net[0].weight[:4] = 0
+        net[2].weight[:, :4] = 0
+    cost = latency.Latency(net, torch.randn(3, 4), clock=_counted)
+    assert cost.whole == cost(Masks({"0.weight": torch.ones(8, 4, dtype=torch.bool)}))
+    keep = torch.arange(8) < 5
+    masks = Masks({"0.weight": keep[:, None].expand(8, 4), "2.weight": keep.expand(2, 8)})
+    assert cost(masks) == pytest.approx((5 * 4 + 5 + 2 * 5 + 2) / 1000)
+    assert not net[0].weight[:4].any()
+
+
+def test_milliseconds_are_of_both_networks() -> None:
+    net = nn.Linear(4, 4).train()
+    ms, ratio = latency.milliseconds(net, net, torch.randn(1, 4))
+    assert ms > 0
+    assert ratio > 0
+    assert net.training

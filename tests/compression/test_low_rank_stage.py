@@ -12,6 +12,7 @@ from torch import nn
 import gossamer
 from gossamer import datasets
 from gossamer.compression import records
+from gossamer.compression.stages import low_rank
 from gossamer.compression.stages.low_rank import LowRank
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.pack import pack_bytes
@@ -100,6 +101,29 @@ def test_other_budgets(
     if budget == "bytes":
         before, after = notes["parameters"]
         assert after <= before / 2
+
+
+def test_milliseconds_of_the_whole_network(
+    tmp_path: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a clock by which each of four layers takes 2 ms, a tenth a rank in factors, the rest 3 ms
+    monkeypatch.setattr(
+        ladders,
+        "milliseconds",
+        lambda layer, found: ([0.1 * r[-1] for r in found.ranks], 2.0),
+    )
+    monkeypatch.setattr(low_rank, "whole_milliseconds", lambda model, one: 11.0)
+    way = {"milliseconds": 6.0, "budget": "latency", "multiple": 4}
+    _, notes = ran(way, trained, tmp_path)
+    assert notes["layers"]
+    assert all(r["ranks"][-1] % 4 == 0 for r in notes["layers"])
+    left = [n for n in ("conv1", "conv2", "fc1", "fc2") if n in notes["left"]]
+    spent = 3.0 + 2.0 * len(left) + 0.1 * sum(r["ranks"][-1] for r in notes["layers"])
+    assert spent <= 6.0 + 1e-9
+    _, notes = ran({"energy": 0.5, "multiple": 16}, trained, tmp_path / "few")
+    assert notes["left"]["conv2"] == "it has no rank that is a multiple of 16"
+    with pytest.raises(ArgumentError, match=r"budget=2 is below 3"):
+        ran({**way, "milliseconds": 2.0}, trained, tmp_path / "floor")
 
 
 def test_ranks_and_energies_by_layer(tmp_path: Path, trained: nn.Module) -> None:

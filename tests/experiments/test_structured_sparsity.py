@@ -2,17 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
 
 from gossamer import nets
-from gossamer.core.errors import GossamerError
 from gossamer.core.groups import masks_of
-from gossamer.experiments.structured_sparsity import iss, ssl
-from gossamer.experiments.structured_sparsity.removal import alive, smaller, widths
+from gossamer.experiments.structured_sparsity import channels, iss, ssl
 from gossamer.nets.language import LSTMLM
+from gossamer.structure import shrink
 
 
-def test_a_lenet_without_its_dead_units_puts_out_the_same() -> None:
+def test_a_lenet_loses_its_dead_units() -> None:
     net = nets.build("lenet-5", seed=0)
     with torch.no_grad():
         for p in net.parameters():
@@ -23,34 +21,42 @@ def test_a_lenet_without_its_dead_units_puts_out_the_same() -> None:
         net.get_parameter("conv2.weight")[3:] = 0
         net.get_parameter("ip1.weight")[::2] = 0
     x = torch.randn(5, 1, 28, 28)
-    made = smaller(net, x)
-    assert widths(made)[:3] == [(4, 25), (3, 4 * 25), (250, 3 * 16)]
-    assert [int(a.sum()) for a in alive(net)] == [4, 3, 250]
-    assert torch.allclose(made(x), net.eval()(x), atol=1e-5)
+    made = shrink(net, x).model
+    assert ssl.widths(made)[:3] == [(4, 25), (3, 4 * 25), (250, 3 * 16)]
+    assert torch.allclose(made.eval()(x), net.eval()(x), atol=1e-5)
     assert ssl._lenet_flop(made) == 3 * 100 / 25000
+    # by hand: what is left are slices of what was
+    rows = [[15, 17, 18, 19], [0, 1, 2], list(range(1, 500, 2))]
+    conv2 = net.get_parameter("conv2.weight")[rows[1]][:, rows[0]]
+    assert torch.equal(
+        made.get_parameter("conv1.weight"), net.get_parameter("conv1.weight")[rows[0]]
+    )
+    assert torch.equal(made.get_parameter("conv2.weight"), conv2)
+    ip1 = net.get_parameter("ip1.weight")[rows[2]].view(250, 50, 16)[:, rows[1]].flatten(1)
+    assert torch.equal(made.get_parameter("ip1.weight"), ip1)
 
 
-def test_other_outputs_are_refused() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))  # no ReLU: constants differ
-    with torch.no_grad():
-        net[0].weight[1:] = 0
-        net[0].bias.fill_(-1.0)
-    with pytest.raises(GossamerError, match="outputs differ by"):
-        smaller(net, torch.randn(3, 4))
-
-
-def test_a_language_model_without_dead_units_puts_out_the_same() -> None:
+def test_a_language_model_loses_its_dead_units() -> None:
     net = nets.build("lstm-lm", classes=9, embedding=4, hidden=(6, 5))
     assert isinstance(net, LSTMLM)
+    gone = [0, 3], [1, 2, 4]
     with torch.no_grad():
-        for family, dead in zip(iss.units(net), ([0, 3], [1, 2, 4]), strict=True):
-            gone = torch.zeros(len(family), dtype=torch.bool)
-            gone[dead] = True
-            masks_of([(family, ~gone)]).apply_(net)  # biases stay: nobody reads them
+        for family, dead in zip(iss.units(net), gone, strict=True):
+            keep = torch.ones(len(family), dtype=torch.bool)
+            keep[list(dead)] = False
+            masks_of([(family, keep)]).apply_(net)  # biases stay: nobody reads them
     tokens = torch.arange(8).view(2, 4)
-    made = iss.fewer_units(net, tokens)
-    assert [layer.hidden_size for layer in made.rnn] == [4, 2]
-    assert torch.allclose(made(tokens), net(tokens), atol=1e-5)
+    made = shrink(net, tokens).model
+    assert isinstance(made, LSTMLM)
+    assert iss._sizes(made) == [4, 2]
+    assert torch.allclose(made.eval()(tokens), net.eval()(tokens), atol=1e-5)
+    left = [[1, 2, 4, 5], [0, 3]]
+    gates = [6 * g + i for g in range(4) for i in left[0]]
+    whole = net.get_parameter("rnn.0.weight_hh_l0")[gates][:, left[0]]
+    assert torch.equal(made.get_parameter("rnn.0.weight_hh_l0"), whole)
+    assert torch.equal(
+        made.get_parameter("output.weight"), net.get_parameter("output.weight")[:, left[1]]
+    )
 
 
 def row(flop: float, error: float) -> dict[str, object]:
@@ -64,3 +70,27 @@ def test_claims_hold_and_fall_short() -> None:
     assert [c.holds for c in bad] == [False] * 4
     with pytest.raises(LookupError):  # a point that was never reached
         ssl._judge_lenet({"runs": [{"points": []}]})
+
+
+def test_ranks_of_resnet_20_by_its_widths() -> None:
+    net = nets.build("resnet-20", seed=0)
+    ranks = channels._ranks(net, (8, 16, 32))
+    assert len(ranks) == 18
+    assert "conv1" not in ranks
+    assert ranks["layer3.2.conv2"] == (32, 32)
+
+
+def resnet(points: float, macs: float, fast: float, low: float) -> dict[str, object]:
+    row = {"accuracy": 92.0, "epochs": 1, "macs": 20e6, "live": 20e6}
+    fewer = row | {"name": "fewer", "accuracy": 92.6 - points, "macs": macs, "live": macs}
+    rest = [row | {"name": "half"}, row | {"name": "low-rank", "macs": 40e6 / low}]
+    return {
+        "dense": {"accuracy": 92.6, "macs": 40e6, "live": 40e6},
+        "trained": [fewer, *rest],
+        "times": {"onnxruntime": {"speed_up": [1.1, fast, fast]}},
+    }
+
+
+def test_claims_of_channels_hold_and_fall_short() -> None:
+    assert [c.holds for c in channels._judge(resnet(0.6, 29e6, 1.7, 2.5))] == [True] * 6
+    assert [c.holds for c in channels._judge(resnet(0.8, 30e6, 1.5, 1.9))] == [False] * 6

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from gossamer.compression.settings import Strict
+from gossamer.compression.settings import Positive, Strict
 from gossamer.compression.state import State
 from gossamer.core import flops, names
 from gossamer.core.errors import ArgumentError
@@ -25,8 +25,18 @@ from gossamer.core.groups import Family, families
 from gossamer.core.layer_groups import check_kind, layer_groups
 from gossamer.core.masks import Masks
 from gossamer.structure import coupled_groups
+from gossamer.structure.latency import Latency
 
-__all__ = ["Consumers", "GroupSettings", "Kind", "found", "multiplications"]
+__all__ = [
+    "COUPLED",
+    "Consumers",
+    "CoupledOrKind",
+    "GroupSettings",
+    "Kind",
+    "coupled",
+    "found",
+    "multiplications",
+]
 
 
 COUPLED = "coupled"
@@ -41,10 +51,11 @@ def _kind(value: str) -> str:
 Kind = Annotated[str, AfterValidator(_kind)]
 
 
-def _pruned(value: str) -> str:
+def _any_kind(value: str) -> str:
     return value if value == COUPLED else _kind(value)
 
 
+CoupledOrKind = Annotated[str, AfterValidator(_any_kind)]
 Consumers = dict[str, str | list[str]]
 
 
@@ -57,18 +68,32 @@ class GroupPruning(Strict):
             and all that reads them, residual sums included
             (:func:`gossamer.structure.coupled_groups`), so that ``shrink`` can take them out.
         norm: of a group from its weights' scores.
-        cost: what a density is a part of: groups, bytes, or multiplications.
+        cost: what a density is a part of: groups, bytes, multiplications, or ``latency``: the
+            milliseconds of the shrunk network, measured here on one example and one thread; of
+            coupled groups and the whole network (``scope: global``).
+        milliseconds: in place of a density: what the network may take, by ``cost: latency``.
         normalise: divide scores by their mean over alike groups.
         multiple: groups kept in each layer are a multiple of it.
         consumers: of ``unit``: a recurrent layer -> what reads its outputs.
     """
 
-    kind: Annotated[str, AfterValidator(_pruned)]
+    kind: CoupledOrKind
     norm: Literal["l2", "mean", "sum"] = "l2"
-    cost: Literal["count", "bytes", "flop"] = "count"
+    cost: Literal["count", "bytes", "flop", "latency"] = "count"
+    milliseconds: Positive | None = None
     normalise: bool = False
     multiple: Annotated[int, Field(ge=1)] = 1
     consumers: Consumers | None = None
+
+    @model_validator(mode="after")
+    def _measurable(self) -> GroupPruning:
+        if self.cost == "latency" and self.kind != COUPLED:
+            raise ValueError(
+                f"cost: latency is of groups that can be taken out, {COUPLED} ones, not {self.kind}"
+            )
+        if self.milliseconds is not None and self.cost != "latency":
+            raise ValueError("milliseconds is a budget of cost: latency; add it")
+        return self
 
     @property
     def fixed(self) -> bool:
@@ -86,18 +111,7 @@ class GroupPruning(Strict):
     def _made(self, state: State, weights: Mapping[str, Tensor], include: Any) -> list[Family]:
         if self.kind != COUPLED:
             return self.families(state.model, weights, include)
-        example = state.example()
-        example = example[0] if isinstance(example, tuple) else example
-        every = coupled_groups(state.model, example)
-        mine = [g for g in every if any(
-            s.role == "produces" and s.parameter in weights for s in g.members
-        )]  # fmt: skip
-        if not mine:
-            raise ArgumentError(
-                f"stage {state.name}: no unit of {type(state.model).__name__} goes without others; "
-                "take a kind of one layer, such as filter"
-            )
-        return families(mine, names.parameters(state.model))
+        return coupled(state, weights)
 
     def masks(
         self,
@@ -109,11 +123,13 @@ class GroupPruning(Strict):
         scope: Literal["layer", "global"],
         floor: int,
         include: list[str] | None,
+        latency: Latency | None = None,
     ) -> Masks:
         """Masks of the best groups; what was pruned before stays pruned.
 
         Args:
             density: one number, or by clean name of a weight.
+            latency: the cost, where it is measured (:meth:`measured`).
         """
         made = self._made(state, weights, include)
         before = Masks(dict(state.masks))
@@ -132,7 +148,15 @@ class GroupPruning(Strict):
             density, scope=scope, normalise=self.normalise, floor=max(1, floor),
             multiple=self.multiple,
         )  # fmt: skip
-        return _within(select(made, ranks, budget, cost=self._cost(state)), before)
+        cost = self._cost(state) if latency is None else latency
+        return _within(select(made, ranks, budget, cost=cost), before)
+
+    def measured(self, state: State) -> Latency | None:
+        """Milliseconds of the present network, whatever is zero in it; None for other costs."""
+        if self.cost != "latency":
+            return None
+        example = state.example()
+        return Latency(state.model, example[0] if isinstance(example, tuple) else example)
 
     def _cost(self, state: State) -> Cost | None:
         if self.cost == "count":
@@ -171,6 +195,25 @@ def _ones(weight: Tensor, mask: Tensor | None) -> Tensor:
 
 def _within(masks: Masks, before: Mapping[str, Tensor]) -> Masks:
     return Masks({n: m & before[n] if n in before else m for n, m in masks.items()})
+
+
+def coupled(state: State, weights: Iterable[str]) -> list[Family]:
+    """The coupled groups of which some of the weights make the values.
+
+    Raises :class:`ArgumentError` where there are none.
+    """
+    example, chosen = state.example(), set(weights)
+    example = example[0] if isinstance(example, tuple) else example
+    every = coupled_groups(state.model, example)
+    mine = [g for g in every if any(
+        s.role == "produces" and s.parameter in chosen for s in g.members
+    )]  # fmt: skip
+    if not mine:
+        raise ArgumentError(
+            f"stage {state.name}: no unit of {type(state.model).__name__} goes without others; "
+            "take a kind of one layer, such as filter"
+        )
+    return families(mine, names.parameters(state.model))
 
 
 def found(

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer.core import nest
 from gossamer.core.errors import ArgumentError
+from gossamer.core.modes import device_of, evaluating
 from gossamer.core.timing import best_of, one_thread
 from gossamer.structure.factors import build, macs, parameters, spectrum
 from gossamer.structure.low_rank import Pairs, energies
 from gossamer.structure.responses import Layer
 
-__all__ = ["Levels", "costs", "levels", "milliseconds"]
+__all__ = ["Levels", "costs", "levels", "milliseconds", "whole_milliseconds"]
 
 _MEASURED = 8  # ranks of a layer that are timed; between them time is taken for linear
 _ROUNDS = 20
@@ -28,7 +30,8 @@ class Levels:
 
     Attributes:
         form: of :data:`gossamer.structure.factors.FORMS`.
-        ranks: as the form takes them, by level; level i has i + 1 components of the outputs.
+        ranks: as the form takes them, by level; the last (of Tucker-2 the first) number is that
+            of components of the outputs.
         energies: part kept, in [0, 1].
     """
 
@@ -37,8 +40,10 @@ class Levels:
     energies: Sequence[float]
 
 
-def levels(layer: Layer, pairs: Pairs, form: str, *, weights: bool = False) -> Levels:
-    """The levels of a layer.
+def levels(
+    layer: Layer, pairs: Pairs, form: str, *, weights: bool = False, multiple: int = 1
+) -> Levels:
+    """The levels of a layer; none where no rank is a ``multiple``, of which kernels like 8 or 16.
 
     The energy is that of principal components of the responses; of ``weights``, of the kernel's
     singular values. Forms of two ranks take the least second rank that keeps as large a part of
@@ -46,7 +51,7 @@ def levels(layer: Layer, pairs: Pairs, form: str, *, weights: bool = False) -> L
     counts. CP has no spectrum: what counts for it is the smaller of both sides' at its rank, which
     no CP of that rank exceeds.
     """
-    d, c = layer.module.weight.shape[:2]
+    d = len(layer.module.weight)
     if weights or form in ("tucker", "cp"):
         main = _kept(spectrum(layer.module, "outputs"))
     else:
@@ -57,16 +62,20 @@ def levels(layer: Layer, pairs: Pairs, form: str, *, weights: bool = False) -> L
         kept = [
             min(main[min(i, len(main) - 1)], other[min(i, len(other) - 1)]) for i in range(most)
         ]
-        return Levels(form, [(i + 1,) for i in range(most)], kept)
+        at = range(multiple - 1, most, multiple)
+        return Levels(form, [(i + 1,) for i in at], [kept[i] for i in at])
     main = [*main, *[1.0] * (d - len(main))] if form == "tucker" else main
+    at = range(multiple - 1, len(main), multiple)
     if form == "channel":
-        return Levels(form, [(i + 1,) for i in range(len(main))], main)
+        return Levels(form, [(i + 1,) for i in at], [main[i] for i in at])
     second = _kept(spectrum(layer.module, "inputs" if form == "tucker" else "spatial"))
-    least = [next((i for i, e in enumerate(second) if e >= k), len(second) - 1) for k in main]
-    kept = [k * second[i] for k, i in zip(main, least, strict=True)]
+    least = [next((j for j, e in enumerate(second) if e >= main[i]), len(second) - 1) for i in at]
+    # up to a multiple, where there is one
+    least = [min(-(-(j + 1) // multiple) * multiple, len(second)) - 1 for j in least]
+    kept = [main[i] * second[j] for i, j in zip(at, least, strict=True)]
     if form == "tucker":
-        return Levels(form, [(i + 1, min(j + 1, c)) for i, j in enumerate(least)], kept)
-    return Levels(form, [(j + 1, i + 1) for i, j in enumerate(least)], kept)
+        return Levels(form, [(i + 1, j + 1) for i, j in zip(at, least, strict=True)], kept)
+    return Levels(form, [(j + 1, i + 1) for i, j in zip(at, least, strict=True)], kept)
 
 
 def _kept(values: Tensor) -> list[float]:
@@ -105,6 +114,13 @@ def costs(
     each = [macs(this, found.form, r, where.before, where.after) for r in found.ranks]
     whole = macs(this, None, (), where.before, where.after)
     return [float(where.calls * v) for v in each], float(where.calls * whole)
+
+
+def whole_milliseconds(model: nn.Module, example: Any) -> float:
+    """A network's, measured as :func:`milliseconds` measures layers; ``example``: one of them."""
+    with torch.inference_mode(), one_thread(), evaluating(model):
+        (least,) = best_of([lambda: nest.feed(model, example)], _ROUNDS, device=device_of(model))
+    return 1e3 * least
 
 
 def milliseconds(layer: Layer, found: Levels) -> tuple[list[float], float]:

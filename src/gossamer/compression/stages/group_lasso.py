@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from gossamer.compression.groups import Consumers, Kind, found, multiplications
+from gossamer.compression.floor import Rounds
+from gossamer.compression.groups import (
+    COUPLED,
+    Consumers,
+    CoupledOrKind,
+    coupled,
+    found,
+    multiplications,
+)
 from gossamer.compression.layers import check_setting, per_layer, trying
 from gossamer.compression.settings import ByLayer, NotNegative, Training
 from gossamer.compression.stage import LayerStage
@@ -20,6 +28,10 @@ from gossamer.core.method import Masked
 from gossamer.structure import GroupLasso
 
 __all__ = ["GroupLassoStage"]
+
+
+class _Emptied(ArgumentError):
+    """Every group of a layer became zero."""
 
 
 def _no_runs(kinds: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +48,15 @@ class GroupLassoStage(LayerStage):
 
     Attributes:
         groups: kind of groups -> strength (lambda), one number or one by layer pattern; a layer
-            that no pattern names has no such groups.
+            that no pattern names has no such groups. ``coupled``: units through the whole network
+            (:func:`gossamer.structure.coupled_groups`), which ``shrink`` can take out.
+        relative: strengths say how often the lasso would shorten a group of its layer's mean norm
+            to nothing within ``train``, if the data did not pull: one number for networks,
+            learning rates and lengths of any size.
+        rounds: lasso and fine-tuning in turn, each lasso ``growth`` times as strong as the one
+            before; the last round has the strengths as given. The last round that keeps the run's
+            floor is what the stage ends with.
+        growth: from round to round.
         form: ``sub-gradient`` as published, ``smooth`` as published for LSTM units, ``proximal``.
         threshold: weights of the groups that are smaller become 0 after each step.
         sized: a group's norm counts times the root of its number of weights.
@@ -46,7 +66,10 @@ class GroupLassoStage(LayerStage):
     """
 
     stage: Literal["group_lasso"] = "group_lasso"
-    groups: Annotated[dict[Kind, ByLayer[NotNegative]], AfterValidator(_no_runs)]
+    groups: Annotated[dict[CoupledOrKind, ByLayer[NotNegative]], AfterValidator(_no_runs)]
+    relative: bool = False
+    rounds: Annotated[int, Field(ge=1, le=100)] = 1
+    growth: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0
     form: Literal["sub-gradient", "smooth", "proximal"] = "sub-gradient"
     threshold: NotNegative = 1e-4
     sized: bool = False
@@ -66,7 +89,7 @@ class GroupLassoStage(LayerStage):
         for kind, strength in self.groups.items():
             check_setting(model, weights, "groups", strength)
             with trying("groups", kind):
-                count += len(self._families(model, kind))
+                count += kind == COUPLED or len(self._families(model, kind))
         if not count:
             with trying("groups"):
                 raise ArgumentError(
@@ -75,38 +98,99 @@ class GroupLassoStage(LayerStage):
                 )
 
     def covered(self, model: nn.Module) -> set[str] | None:
-        """The weights that have groups under a price."""
-        inside = {n for k in self.groups for f, _ in self._families(model, k) for n in f.parameters}
+        """The weights that have groups under a price; of coupled ones those that may have any."""
+        inside: set[str] = set()
+        for kind in self.groups:
+            if kind == COUPLED:
+                inside |= set(per_layer(model, self.weights(model), self.groups[kind]))
+            else:
+                inside |= {n for f, _ in self._families(model, kind) for n in f.parameters}
         return inside
 
     def run(self, state: State) -> None:
-        """The lasso, the masks of what is zero, the fine-tuning."""
-        pairs = [pair for kind in self.groups for pair in self._families(state.model, kind)]
-        lasso = [
-            GroupLasso(
-                [family], strength, form=self.form, threshold=self.threshold, sized=self.sized
-            )
-            for family, strength in pairs
-        ]
-        earlier = state.others(())
-        notes = {"lasso": ends_of(state.train(self.train, [*lasso, *earlier], 1))}
+        """Round by round: the lasso, the masks of what is zero, the fine-tuning."""
+        pairs = [pair for kind in self.groups for pair in self._pairs(state, kind)]
+        notes: dict[str, Any] = {}
+        rounds = Rounds(state, self.rounds)
+        for number in range(1, self.rounds + 1):
+            part = self.growth ** (number - self.rounds)
+            try:
+                self._round(state, [(f, part * v) for f, v in pairs], number, notes)
+            except _Emptied:
+                if rounds.good is None:
+                    raise
+                rounds.reached = False  # too strong by now: as far as the round before
+                break
+            rounds.ended(number)
+        rounds.back()
         weights = names.parameters(state.model)
         zeros = zero_masks([family for family, _ in pairs], weights)
-        for name, mask in zeros.items():
-            if not mask.any() and set(self.groups) != {"depth"}:
-                raise ArgumentError(
-                    f"stage {state.name}: every group of {name} became zero, which empties the "
-                    "layer; lower its strength in groups"
-                )
-            state.masks[name] = state.masks[name] & mask if name in state.masks else mask
-        if self.finetune is not None and self.finetune.epochs:
-            notes["finetune"] = ends_of(state.train(self.finetune, [Masked(state.masks)], 2))
         used = _counted(state)
         state.notes["group_lasso"] = {
             **notes,
             "groups": [_row(family, strength, weights) for family, strength in pairs],
-            "layers": _layers({n: weights[n] for n in zeros}, used),
+            "layers": _layers({n: weights[n] for n in zeros if weights[n].ndim > 1}, used),
         }
+
+    def _round(
+        self,
+        state: State,
+        pairs: list[tuple[Family, float]],
+        number: int,
+        notes: dict[str, Any],
+    ) -> None:
+        before = names.parameters(state.model)
+        lasso = [
+            GroupLasso(
+                [family],
+                strength * (self._unit(family, before, state) if self.relative else 1.0),
+                form=self.form,
+                threshold=self.threshold,
+                sized=self.sized,
+            )
+            for family, strength in pairs
+        ]
+        earlier = state.others(())
+        ends = {"lasso": ends_of(state.train(self.train, [*lasso, *earlier], 2 * number - 1))}
+        zeros = zero_masks([family for family, _ in pairs], names.parameters(state.model))
+        for name, mask in zeros.items():
+            if not mask.any() and set(self.groups) != {"depth"}:
+                raise _Emptied(
+                    f"stage {state.name}: every group of {name} became zero, which empties the "
+                    "layer; lower its strength in groups"
+                )
+            state.masks[name] = state.masks[name] & mask if name in state.masks else mask
+        state.masks.apply_(state.model)
+        if self.finetune is not None and self.finetune.epochs:
+            ends["finetune"] = ends_of(
+                state.train(self.finetune, [Masked(state.masks)], 2 * number)
+            )
+        notes |= ends
+
+    def _unit(self, family: Family, weights: Mapping[str, Tensor], state: State) -> float:
+        """The strength that takes a group of the family's mean norm to zero within ``train``."""
+        norms = family.norms(weights)
+        alive = norms[norms > 0]
+        if not len(alive):
+            return 0.0
+        each = -(-len(state.data.train) // self.train.batch_size)
+        config = self.train.config(0)
+        rate = config.rate(each)
+        length = sum(rate(step) for step in range(each * config.epochs))
+        if self.form != "proximal" and config.optimizer == "sgd":  # momentum repeats a gradient
+            length /= 1 - config.momentum
+        return float(alive.mean()) / length if length else 0.0
+
+    def _pairs(self, state: State, kind: str) -> list[tuple[Family, float]]:
+        if kind != COUPLED:
+            return self._families(state.model, kind)
+        weights = self.weights(state.model)
+        by = per_layer(state.model, weights, self.groups[kind])
+        named = {n: v for n, v in by.items() if v}
+        return [
+            (family.weights_only(), next(named[n] for n in family.parameters if n in named))
+            for family in coupled(state, named)
+        ]
 
     def _families(self, model: nn.Module, kind: str) -> list[tuple[Family, float]]:
         """Families of a kind, without biases, each with its strength."""

@@ -12,10 +12,10 @@ from torch import nn
 from gossamer.compression import records
 from gossamer.compression.layers import per_layer
 from gossamer.compression.parts import examples
-from gossamer.compression.settings import ByLayer, LayerDensity, Training
+from gossamer.compression.settings import ByLayer, LayerDensity, Positive, Training
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State, ends_of
-from gossamer.core import access, names
+from gossamer.core import access, names, nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.files import write_text
 from gossamer.core.timing import paired
@@ -29,7 +29,7 @@ from gossamer.structure.fit_network import (
     replace,
     survey,
 )
-from gossamer.structure.ladders import Levels, costs, levels
+from gossamer.structure.ladders import Levels, costs, levels, whole_milliseconds
 from gossamer.structure.rank_selection import Ladder, choose_ranks
 from gossamer.training.renorm import reestimate
 
@@ -47,10 +47,15 @@ class LowRank(LayerStage):
             one follows), ``linear`` (responses), ``spatial`` (k x 1, 1 x k and 1 x 1, responses),
             ``tucker``, ``cp`` (kernels, by tensorly), ``svd`` (kernels).
         speedup: the whole network's cost over what it may be; ranks follow from the energies.
-        energy: in its place: the least rank of each layer that keeps this part of its energy.
-        rank: in its place: components of the outputs, one number or one by layer pattern.
-        budget: what ``speedup`` counts: ``flops`` (multiply-adds), ``bytes`` (of parameters), or
-            ``latency`` (measured layer by layer, batch 1, in torch).
+        energy: in its place: the least rank of each layer that keeps this part of its energy,
+            where the layer costs less with it, by ``budget``.
+        rank: in its place: components of the outputs, one number or one by layer pattern; the same.
+        milliseconds: in its place: what the whole network may take, by ``budget: latency``.
+        budget: what is counted: ``flops`` (multiply-adds), ``bytes`` (of parameters), or
+            ``latency`` (measured layer by layer, batch 1, one thread, in torch; what is between
+            the layers is left out of a ``speedup``, and part of ``milliseconds``). A layer that
+            is not measured to be faster in factors stays as it is.
+        multiple: ranks are multiples of it: kernels work in blocks of 8 or 16 channels.
         asymmetric: layers see the inputs that the layers before give, not the original's.
         images: how many examples are looked at; ``positions``: of each one's responses.
         calibrate_on: of which split; labels are not read.
@@ -62,7 +67,9 @@ class LowRank(LayerStage):
     speedup: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
     energy: LayerDensity | None = None
     rank: ByLayer[Annotated[int, Field(ge=1)]] | None = None
+    milliseconds: Positive | None = None
     budget: Literal["flops", "bytes", "latency"] = "flops"
+    multiple: Annotated[int, Field(ge=1)] = 1
     asymmetric: bool = True
     images: Annotated[int, Field(ge=1)] = 3000
     positions: Annotated[int, Field(ge=1)] = 10
@@ -74,11 +81,16 @@ class LowRank(LayerStage):
 
     @model_validator(mode="after")
     def _one_way(self) -> LowRank:
-        if sum(v is not None for v in (self.speedup, self.energy, self.rank)) != 1:
+        ways = (self.speedup, self.milliseconds, self.energy, self.rank)
+        if sum(v is not None for v in ways) != 1:
             raise ValueError(
-                "give one of speedup (of the whole network), energy (the part that is kept) and "
-                "rank"
+                "give one of speedup (of the whole network), milliseconds, energy (the part that "
+                "is kept) and rank"
             )
+        if self.milliseconds is not None and self.budget != "latency":
+            raise ValueError("milliseconds is a budget of time; give budget: latency")
+        if self.rank is not None and self.multiple > 1:
+            raise ValueError("multiple is of ranks that are chosen; leave it out where rank is")
         if self.kind == "cp" and self.rank is None:
             raise ValueError("kind cp knows no energies to choose ranks by; give rank")
         return self
@@ -166,20 +178,31 @@ class LowRank(LayerStage):
             if form is None:
                 seen.left[name] = f"kind {self.kind} is of convolutions"
             else:
-                found[name] = levels(layer, seen.pairs[name], form, weights=self.kind == "svd")
-        if self.speedup is not None:
+                made = levels(
+                    layer,
+                    seen.pairs[name],
+                    form,
+                    weights=self.kind == "svd",
+                    multiple=self.multiple,
+                )
+                if made.ranks:
+                    found[name] = made
+                else:
+                    seen.left[name] = f"it has no rank that is a multiple of {self.multiple}"
+        # measured once in a run: a restart must choose the same
+        path = state.out / f"{state.name}-ranks.train.pt"
+        if path.exists():
+            at: dict[str, int] = json.loads(path.read_text())
+        elif self.speedup is not None or self.milliseconds is not None:
             at = self._budgeted(state, seen, found)
         else:
             at = self._given(state.model, seen, found)
+        write_text(path, json.dumps(at))
         ranks = {n: tuple(found[n].ranks[level]) for n, level in at.items()}
         return ranks, {n: found[n].energies[level] for n, level in at.items()}
 
     def _budgeted(self, state: State, seen: Survey, found: dict[str, Levels]) -> dict[str, int]:
-        """Levels under the budget; measured once in a run, for a restart must choose the same."""
-        path = state.out / f"{state.name}-ranks.train.pt"
-        if path.exists():
-            saved: dict[str, int] = json.loads(path.read_text())
-            return saved
+        """Levels under the budget."""
         ladders, fixed = [], 0.0
         if self.budget == "flops":
             fixed = float(seen.fixed[0])
@@ -193,11 +216,16 @@ class LowRank(LayerStage):
             else:
                 fixed += costs(layer, Levels("channel", [], []), self.budget)[1]
         total = fixed + sum(ladder.whole for ladder in ladders)
-        assert self.speedup is not None
-        chosen = choose_ranks(ladders, total / self.speedup, fixed=fixed)
-        at = {n: level for n, level in chosen.items() if level is not None}
-        write_text(path, json.dumps(at))
-        return at
+        if self.milliseconds is not None:
+            one = nest.mapped(lambda t: t[:1], state.example())
+            one = one[0] if isinstance(one, tuple) else one
+            fixed += max(0.0, whole_milliseconds(state.model, one) - total)
+            most = self.milliseconds
+        else:
+            assert self.speedup is not None
+            most = total / self.speedup
+        chosen = choose_ranks(ladders, most, fixed=fixed)
+        return {n: level for n, level in chosen.items() if level is not None}
 
     def _given(self, model: nn.Module, seen: Survey, found: dict[str, Levels]) -> dict[str, int]:
         """Levels by rank or energy, where the layer gets cheaper."""
@@ -212,7 +240,7 @@ class LowRank(LayerStage):
                 level = int(one) - 1
             if level >= len(kept):
                 continue
-            each, whole = costs(seen.layers[name], found[name], "flops")
+            each, whole = costs(seen.layers[name], found[name], self.budget)
             if each[level] < whole:
                 at[name] = level
         return at

@@ -21,6 +21,8 @@ from gossamer.core.masks import Masks, keep_top
 from gossamer.core.method import Masked
 from gossamer.prune import magnitude, sensitivity
 from gossamer.prune.scores import SCORES, Reads
+from gossamer.structure.latency import Latency
+from gossamer.training.checkpoints import load_checkpoint, save_atomic
 
 __all__ = ["Prune"]
 
@@ -76,13 +78,18 @@ class Prune(LayerStage):
             return self
         if self.groups is not None and (self.quality is not None or self.density == "auto"):
             raise ValueError("quality and density: auto are of single weights; give a density")
-        if (self.density is None) == (self.quality is None):
+        if self.groups is not None and self.groups.milliseconds is not None:
+            if self.density is not None:
+                raise ValueError("groups give milliseconds; leave density out")
+        elif (self.density is None) == (self.quality is None):
             raise ValueError("give either density (the fraction kept) or quality")
+        if self.groups is not None and self.groups.cost == "latency" and self.scope != "global":
+            raise ValueError("cost: latency is the whole network's; give scope: global")
         if self.quality is not None and self.method != "magnitude":
             raise ValueError("quality is a threshold on magnitudes; it needs method: magnitude")
         if self.quality is not None and self.rounds > 1:
             raise ValueError("quality removes all at once; give a density for rounds above 1")
-        if self.scope == "global" and not isinstance(self.density, float):
+        if self.scope == "global" and isinstance(self.density, Mapping | str):
             raise ValueError("scope: global takes one density, a number")
         return self
 
@@ -107,9 +114,10 @@ class Prune(LayerStage):
         weights = self.weights(state.model)
         within = Masks({n: m for n, m in state.masks.items() if n in weights})
         quality = self.quality
+        latency = None if self.groups is None else self.groups.measured(state)
         rounds = Rounds(state, self.rounds)
         with _dropout(state.model, self.dropout) as rescale:
-            for number, budget in enumerate(_budgets(self, state, weights), 1):
+            for number, budget in enumerate(_budgets(self, state, weights, latency), 1):
                 if quality is not None:
                     masks = magnitude.threshold_masks(
                         state.model,
@@ -118,7 +126,7 @@ class Prune(LayerStage):
                         include=list(weights),
                     )
                 else:
-                    masks = self._masks(state, weights, budget, within, number)
+                    masks = self._masks(state, weights, budget, within, number, latency)
                 masks.apply_(state.model)
                 state.masks.update(masks)
                 within = masks
@@ -137,10 +145,15 @@ class Prune(LayerStage):
         budget: float | dict[str, float],
         within: Masks,
         number: int,
+        latency: Latency | None,
     ) -> Masks:
+        # measured once: a restart must choose the same
+        path = state.out / f"{state.name}-{number}-masks.train.pt"
+        if latency is not None and path.exists():
+            return Masks(load_checkpoint(path))
         scores = _scores(self, state, weights, number)
         if self.groups is not None:
-            return self.groups.masks(
+            masks = self.groups.masks(
                 state,
                 weights,
                 scores,
@@ -148,7 +161,14 @@ class Prune(LayerStage):
                 scope=self.scope,
                 floor=self.floor,
                 include=self.include,
+                latency=latency,
             )
+            if latency is not None:
+                save_atomic(dict(masks), path)
+                now = latency(masks)
+                state.notes["milliseconds"] = [latency.whole, now]
+                state.progress.say(f"  {now:.3f} ms of {latency.whole:.3f} ms, batch 1, measured")
+            return masks
         masks = keep_top(scores, budget, scope=self.scope, within=within or None, floor=self.floor)
         magnitude.warn_empty(masks)
         return masks
@@ -185,11 +205,14 @@ def _scores(
 
 
 def _budgets(
-    stage: Prune, state: State, weights: Mapping[str, Any]
+    stage: Prune, state: State, weights: Mapping[str, Any], latency: Latency | None
 ) -> Iterator[float | dict[str, float]]:
     """The density, or the densities by layer, of each round."""
     final: float | dict[str, float]
-    if stage.density == "auto":
+    if latency is not None and stage.density is None:
+        assert stage.groups is not None
+        final = min(1.0, (stage.groups.milliseconds or latency.whole) / latency.whole)
+    elif stage.density == "auto":
         final = scan(state, weights, sensitivity.DENSITIES).suggest(stage.max_drop)
     elif isinstance(stage.density, float) and stage.scope == "global":
         final = stage.density

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gossamer import datasets, nets
 from gossamer.core import names
-from gossamer.core.errors import GossamerError
 from gossamer.core.group_budgets import GroupBudget, select
 from gossamer.core.groups import Family
 from gossamer.core.layer_groups import layer_groups
@@ -32,10 +31,10 @@ from gossamer.core.timing import paired
 from gossamer.datasets import Dataset, Split
 from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.nets.language import LSTMLM
-from gossamer.structure import GroupLasso
+from gossamer.structure import GroupLasso, shrink
 from gossamer.training import TrainConfig, evaluate, train
 
-__all__ = ["fewer_units", "iss_lstm", "units"]
+__all__ = ["iss_lstm", "units"]
 
 _HIDDEN, _EMBEDDING, _VOCABULARY = 128, 64, 1000
 _CONFIG = TrainConfig(1, lr=2e-3, batch_size=32, optimizer="adam", schedule="cosine")
@@ -52,47 +51,6 @@ def units(model: nn.Module) -> list[Family]:
     """The groups of its two layers, without biases."""
     after = {"rnn.0": "rnn.1", "rnn.1": "output"}
     return [f.weights_only() for f in layer_groups(model, "unit", consumers=after)]
-
-
-@torch.no_grad()
-def fewer_units(model: LSTMLM, example: Tensor) -> LSTMLM:
-    """The model without the units that nothing reads, by slicing.
-
-    A unit whose columns are zero in its own recurrent weight and in the next layer changes
-    nothing, whatever its gates put out.
-
-    Raises :class:`GossamerError` when logits on the example differ by more than 1e-5 of the
-    largest.
-    """
-    weights = {n: p.detach() for n, p in model.named_parameters()}
-    readers = [f"rnn.{i + 1}.weight_ih_l0" for i in range(len(model.rnn) - 1)] + ["output.weight"]
-    keeps = [
-        weights[f"rnn.{i}.weight_hh_l0"].any(0) | weights[reader].any(0)
-        for i, reader in enumerate(readers)
-    ]
-    sizes = [max(1, int(keep.sum())) for keep in keeps]
-    vocabulary, embedding = weights["embedding.weight"].shape
-    made = LSTMLM(vocabulary, embedding, sizes, dropout=model.dropout.p)
-    state, before = dict(weights), torch.ones(embedding, dtype=torch.bool)
-    for i, keep in enumerate(keeps):
-        if not keep.any():
-            keep[0] = True  # a layer of one unit that is zero
-        gates = keep.repeat(4)
-        state[f"rnn.{i}.weight_ih_l0"] = weights[f"rnn.{i}.weight_ih_l0"][gates][:, before]
-        state[f"rnn.{i}.weight_hh_l0"] = weights[f"rnn.{i}.weight_hh_l0"][gates][:, keep]
-        for bias in (f"rnn.{i}.bias_ih_l0", f"rnn.{i}.bias_hh_l0"):
-            state[bias] = weights[bias][gates]
-        before = keep
-    state["output.weight"] = weights["output.weight"][:, before]
-    made.load_state_dict(state)
-    modes = model.training
-    model.eval(), made.eval()
-    wanted, found = model(example), made(example)
-    model.train(modes), made.train(modes)
-    off = float((wanted - found).abs().max() / wanted.abs().max())
-    if not off <= 1e-5:
-        raise GossamerError(f"the smaller model's logits differ by {off:g} of the largest")
-    return made
 
 
 def _sizes(model: LSTMLM) -> list[int]:
@@ -129,7 +87,9 @@ def one_seed(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     before = _perplexity(sparse, data.validation)
     select(made, norms, GroupBudget(0.5)).apply_(sparse)
     cut = _perplexity(sparse, data.validation)
-    sparse = fewer_units(sparse, example)
+    smaller = shrink(sparse, example).model
+    assert isinstance(smaller, LSTMLM)
+    sparse = smaller
     tuned = replace(config, lr=config.lr / 2, seed=config.seed + 100)
     train(sparse, data, replace(tuned, epochs=fine), checkpoint=work / f"tuned-{seed}.pt")
     longer = copy.deepcopy(dense)

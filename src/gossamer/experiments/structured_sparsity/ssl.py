@@ -23,8 +23,8 @@ from gossamer.core.method import Masked
 from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.lenets import error, mnist
 from gossamer.experiments.structured_sparsity.path import Pull, dead, path
-from gossamer.experiments.structured_sparsity.removal import smaller, widths
 from gossamer.nets.classic import mlp
+from gossamer.structure import shrink
 from gossamer.training import TrainConfig, evaluate, train
 
 __all__ = ["ssl_lenet", "ssl_mlp"]
@@ -35,6 +35,12 @@ _LENET: list[Pull] = [
     ("conv1", "filter", 1.0), ("conv2", "filter", 1.0), ("conv2", "channel", 1.0),
 ]  # fmt: skip
 _MLP: list[Pull] = [(f"fc{i}", kind, 1.0) for i in (1, 2) for kind in ("row", "column")]
+
+
+def widths(net: nn.Module) -> list[tuple[int, int]]:
+    """Rows and columns of each layer's matrix."""
+    layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return [(len(m.weight), m.weight[0].numel()) for m in layers]
 
 
 def _lenet_flop(net: nn.Module) -> float:
@@ -74,7 +80,7 @@ def _run(
         "validation_error": error(evaluate(net, data.validation)),
     }
     found = path(net, data, pulls, strengths, config, cost, targets,
-                 lambda made: smaller(made, example), work / f"path-{seed}")  # fmt: skip
+                 lambda made: shrink(made, example).model, work / f"path-{seed}")  # fmt: skip
     for number, (target, strength, reached) in enumerate(found):
         tuned = copy.deepcopy(reached)
         train(
@@ -84,7 +90,7 @@ def _run(
             methods=[Masked(dead(tuned, pulls))],
             checkpoint=work / f"tuned-{seed}-{number}.pt",
         )
-        tuned = smaller(tuned, example)
+        tuned = shrink(tuned, example).model
         points.append(
             {
                 "target": target,

@@ -1,0 +1,1 @@
+"""What the survey of compression asks beside the papers' own systems."""
