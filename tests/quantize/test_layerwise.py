@@ -165,3 +165,20 @@ def test_a_rate_beyond_all_codes_is_refused() -> None:
     model = nn.Linear(4, 3)
     with pytest.raises(ArgumentError, match=r"rate=1e-12 asks for .* codes"):
         treat(model.weight, seen(model, [torch.randn(5, 4)]), Treatment(rate=1e-12))
+
+
+def test_a_layer_that_a_pattern_does_not_fit_is_left_and_named() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(3, 8, 3), torch.randn(4, 3, 9, 9)
+    before, seen = model.weight.detach().clone(), moments(model, model, [x], "weight", [1])
+    row = treat(model.weight, seen, Treatment(density=0.5, sparsity="2:4"))
+    assert row["left"] == "not pruned: 27 inputs are no multiple of 4"
+    assert row["density"] == 1.0
+    assert torch.equal(model.weight, before)
+    row = treat(model.weight, seen, Treatment(density=0.5, sparsity="2:4", bits=4))
+    assert row["left"]
+    assert not torch.equal(model.weight, before)
+    assert len(model.weight[0].unique()) <= 15
+    row = treat(model.weight, seen, Treatment(density=0.5))
+    assert not row["left"]
+    assert row["density"] == 0.5

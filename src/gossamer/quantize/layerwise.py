@@ -29,6 +29,7 @@ from gossamer.quantize.obs import (
     Sparsity,
     Stored,
     Within,
+    inputs_together,
     scale_of,
     step_for,
 )
@@ -74,15 +75,20 @@ def treat(
         bias: (outputs,), that is added to its products.
 
     Returns ``density``, ``error`` (that of the outputs on the inputs, as a part of their power),
-    ``bias``: whether the bias was corrected, and ``unseen``: rows that no input reached.
+    ``bias``: whether the bias was corrected, ``unseen``: rows that no input reached, and ``left``:
+    why it was not pruned though a density was given, else "".
 
     Raises :class:`ArgumentError` for a rate that asks for more codes than there are.
     """
     layout = Layout() if seen is None or seen.layout is None else seen.layout
     matrix = layout.matrix(weight.detach()).double()
     if not torch.count_nonzero(matrix):
-        return {"density": 0.0, "error": 0.0, "bias": False, "unseen": 0}
+        return {"density": 0.0, "error": 0.0, "bias": False, "unseen": 0, "left": ""}
     parts, of_rows, unseen = _metric(matrix, seen)
+    together, left = inputs_together(how.sparsity), ""
+    if how.density is not None and any(len(p.hessian) % together for p in parts):
+        left = f"not pruned: {matrix.shape[1]} inputs are no multiple of {together}"
+        how = replace(how, density=None)
     within = None if mask is None else layout.matrix(mask.to(weight.device))
     shape = weight.shape
 
@@ -95,12 +101,15 @@ def treat(
             coded = len(pack_bytes({"": values}, profile="smallest")) - _empty()
         return coded
 
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"left": left}
+    if how.density is how.bits is how.rate is None:
+        kept = float(torch.count_nonzero(weight)) / weight.numel()
+        return {**row, "density": kept, "error": 0.0, "bias": False, "unseen": unseen}
     found = _solved(matrix, parts, how, within, of_rows, weight.dtype, taken, row)
     error = 0.0
     for part in parts:
-        left = matrix[part.rows, part.columns] - found[part.rows, part.columns]
-        each = (left @ part.hessian * left).sum(1)
+        off = matrix[part.rows, part.columns] - found[part.rows, part.columns]
+        each = (off @ part.hessian * off).sum(1)
         error += float((each if of_rows is None else each * of_rows).sum())
     weight.copy_(layout.weight(found, weight.shape).to(weight.dtype))
     corrected = bias is not None and len(bias) == len(matrix) and _correct(

@@ -29,12 +29,23 @@ __all__ = [
     "Sparsity",
     "Stored",
     "Within",
+    "inputs_together",
     "scale_of",
     "step_for",
 ]
 
 Sparsity = Literal["unstructured", "2:4", "4:8", "1x4"]
 """Which weights go together: none; n of m neighbours along the inputs; four along the inputs."""
+
+
+def inputs_together(sparsity: Sparsity) -> int:
+    """How many neighbours along the inputs a type takes at once.
+
+    >>> [inputs_together(s) for s in ("unstructured", "2:4", "4:8", "1x4")]
+    [1, 4, 8, 4]
+    """
+    return {"unstructured": 1, "2:4": 4, "4:8": 8, "1x4": 4}[sparsity]
+
 
 _SHRINK = tuple(1 - 0.02 * i for i in range(26))  # of the largest magnitude, tried as grid's end
 
@@ -64,7 +75,7 @@ class Pruned(Choice):
     def begin(self, weight: Tensor, diagonal: Tensor) -> None:
         """Nothing is removed yet."""
         rows, columns = weight.shape
-        m = int(self.sparsity[-1]) if ":" in self.sparsity else self._group
+        m = inputs_together(self.sparsity)
         if columns % m:
             raise ArgumentError(
                 f"sparsity {self.sparsity!r} takes {m} inputs at once, and the layer has {columns}"

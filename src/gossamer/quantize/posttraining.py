@@ -154,9 +154,11 @@ def _restored(path: Path, weight: Tensor, bias: Tensor | None) -> dict[str, Any]
 
 def _said(row: Mapping[str, Any], seen: Moments | None) -> str:
     """What is to be said of how a layer was treated; empty where all is as it should be."""
+    told = [row["left"]] if row["left"] else []
     if seen is None:
-        return "its products were not seen: rounded without regard to its inputs"
-    told = []
+        return "; ".join(
+            [*told, "its products were not seen: treated without regard to its inputs"]
+        )
     if seen.mixed:
         told.append("it is read in two ways, of which the first was measured")
     if not seen.paired:

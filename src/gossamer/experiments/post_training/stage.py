@@ -18,7 +18,7 @@ from gossamer.core import names
 from gossamer.core.obs import factor, solve
 from gossamer.datasets import Dataset, Split
 from gossamer.prune import prune
-from gossamer.quantize.obs import Rounded
+from gossamer.quantize.obs import Rounded, inputs_together
 from gossamer.training.tasks import chosen
 
 __all__ = ["begun", "calibrated", "first", "obs", "plainly"]
@@ -66,9 +66,12 @@ def plainly(model: nn.Module, settings: dict[str, Any]) -> nn.Module:
     plain = copy.deepcopy(model)
     weights = names.weights(plain)
     if "density" in settings:
-        masks = prune(plain, settings["density"])
-        for name, w in weights.items():
-            w.masked_fill_(~masks[name], 0.0)
+        together = inputs_together(settings.get("sparsity", "unstructured"))
+        # the layers that the stage prunes
+        fits = [n for n, w in weights.items() if w[0].numel() % together == 0]
+        masks = prune(plain, dict.fromkeys(fits, settings["density"]))
+        for name in fits:
+            weights[name].masked_fill_(~masks[name], 0.0)
     else:
         for w in weights.values():
             matrix = w.reshape(len(w), -1)
