@@ -101,6 +101,34 @@ ROWS: list[Row] = [
         "fixed-point-svd",
         lambda d: [*d["chosen_ranks"], d["test_points_lost"]["mean"]],
     ),
+    *(
+        ("docs/methods/post-training.md", f"| {shown} | **{{}}** | {{}} | {{}} |",
+         "post-training-language",
+         lambda d, way=way: [
+             row[key] for row in d["ways"] if row["way"] == way
+             for key in ("bits_per_byte", "plain_bits_per_byte", "bytes")
+         ])
+        for shown, way in (
+            ("4 bits", "4 bits"), ("3 bits", "3 bits"), ("ternary", "2 bits (ternary)"),
+            ("ternary, a step for 32 weights", "ternary, a step for 32"), ("50 % kept", "50 %"),
+            ("2:4", "2:4"),
+        )
+    ),
+    (
+        "docs/methods/post-training.md",
+        "A transformer of {} M parameters on Shakespeare's characters, {} bits per byte before",
+        "post-training-language",
+        lambda d: [d["before"]["parameters"] / 1e6, d["before"]["bits_per_byte"]],
+    ),
+    (
+        "docs/methods/post-training.md",
+        "`rate: 0.001` ends in {} bytes of {} at {} bits per byte",
+        "post-training-language",
+        lambda d: next(
+            [row["bytes"], d["before"]["bytes"], row["bits_per_byte"]]
+            for row in d["ways"] if row["way"] == "rate .001"
+        ),
+    ),
     (
         "docs/methods/loss-aware-gradients.md",
         "Against float gradients SQ4 loses {} points of accuracy, SQ2 with c = 3 {}:",
