@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from gossamer.core import machine
 from gossamer.core.errors import ArgumentError, one_of
-from gossamer.core.timing import interleaved
 from gossamer.core.timing import threads as set_threads
 from gossamer.runtime.compare import Closeness, altered, closeness
 from gossamer.runtime.flat import Flat, flatten
 from gossamer.runtime.plan.arrays import TOLERANCE
 from gossamer.runtime.plan.capture import Captured, capture
-from gossamer.runtime.plan.choose import Measured, cheapest, measure, overhead
+from gossamer.runtime.plan.choose import Measured, cheapest, measure, overhead, timed
 from gossamer.runtime.plan.explain import describe
 from gossamer.runtime.plan.forms import form_of
 from gossamer.runtime.plan.fuse import fused
@@ -90,8 +89,7 @@ def compile_network(
             raise ArgumentError(f"engine={engine!r} cannot be used: {'; '.join(facts.notes)}")
         say(f"timing {', '.join(runs)}")
         calls = [partial(run, inputs, batch) for run in runs.values()]
-        taken = interleaved(calls, rounds=rounds, seconds=5 * seconds)
-    facts.whole = {name: 1e3 * min(t) for name, t in zip(runs, taken, strict=True)}
+        facts.whole = dict(zip(runs, timed(calls, threads, rounds, 5 * seconds), strict=True))
     facts.engine = min(facts.whole, key=lambda name: facts.whole[name])
     facts.check = str(checks[facts.engine])
     facts.chosen = choices.get(facts.engine, {})
