@@ -138,7 +138,7 @@ def _captured(
 ) -> Captured:
     """The network's graph; the whole network as one island where it cannot be captured."""
     try:
-        made = capture(flat, tensors)
+        made = capture(flat, tensors, free=_others(flat, tensors) is not None)
         return Captured(fused(made.graph), made.islands)
     except ArgumentError as e:
         if engine not in ("auto", "torch"):
@@ -164,16 +164,23 @@ def _captured(
     return Captured(graph.check(), (flat,))
 
 
-def _batch_varies(flat: Flat, tensors: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
-    """Whether a batch of three gives outputs for three."""
-    if any(t.ndim == 0 or len(t) != len(tensors[0]) for t in (*tensors, *wanted)):
-        return False
+def _others(flat: Flat, tensors: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+    """What torch gives for a batch of three; None where it does not take one."""
+    if any(t.ndim == 0 or len(t) != len(tensors[0]) for t in tensors):
+        return None
     try:
         with torch.no_grad():
-            found = flat(*altered(tensors, 3))
+            return flat(*altered(tensors, 3))
     except Exception:  # the user's own forward, which may raise anything
+        return None
+
+
+def _batch_varies(flat: Flat, tensors: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    """Whether a batch of three gives outputs for three."""
+    if any(t.ndim == 0 or len(t) != len(tensors[0]) for t in wanted):
         return False
-    return [t.shape for t in found] == [(3, *t.shape[1:]) for t in wanted]
+    found = _others(flat, tensors)
+    return found is not None and [t.shape for t in found] == [(3, *t.shape[1:]) for t in wanted]
 
 
 def _runs(
