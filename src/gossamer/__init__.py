@@ -11,15 +11,8 @@ from __future__ import annotations
 
 import ast
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-try:
-    __version__ = version("gossamer")
-except PackageNotFoundError:  # a source tree on the path, not installed
-    __version__ = "0+source"
-
 
 _ROOT = Path(__file__).parent
 
@@ -42,7 +35,18 @@ _HOME = _table()
 __all__ = sorted(name for name, (_, attribute) in _HOME.items() if attribute)
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # as slow as all the rest
+
+    try:
+        return version("gossamer")
+    except PackageNotFoundError:  # a source tree on the path, not installed
+        return "0+source"
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
     module, attribute = _HOME[name]

@@ -355,3 +355,19 @@ def test_the_first_difference_is_found_where_it_is() -> None:
     assert folder._difference(old, {"a": [1, {"b": 3}]}) == "a.1.b was 2, now it is 3"
     assert folder._difference(old, {"a": [1], "c": None}).startswith("a was")
     assert folder._difference(old, {**old, "d": 1}) == "d was null, now it is 1"
+
+
+def test_plans_are_timed_where_that_is_asked() -> None:
+    """Both networks compiled, whatever zeros cost elsewhere."""
+    data = datasets.load("digits", subset=20)
+    dense, sparse = nets.build("mlp-64-16-10", seed=0), nets.build("mlp-64-16-10", seed=0)
+    with torch.no_grad():
+        names.weights(sparse)["fc1.weight"].mul_(0)
+    found, told = measure.latency(dense, sparse, data, exported=False, planned=True)
+    assert found is not None
+    assert [row["engine"] for row in found["rows"]] == ["torch eager", "gossamer plan"]
+    assert found["engine"] == "gossamer plan"
+    assert not found["same_operations"]
+    assert found["rows"][0]["ratio"] is None
+    assert found["ratio"] > 0
+    assert told == []

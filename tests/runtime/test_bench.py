@@ -145,6 +145,22 @@ def test_onnxruntime_takes_both_forms() -> None:
     assert any(note.startswith("net in int8: relative") for note in found.notes)
 
 
+def test_plans_are_an_engine_in_which_zeros_count() -> None:
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)) for _ in range(2)]
+    with torch.no_grad():
+        nets[1][0].weight.mul_(torch.rand(32, 16) < 0.1)
+    x = torch.randn(4, 16)
+    found = bench(
+        [Subject("dense", nets[0], x), Subject("sparse", nets[1], x)],
+        engines=["torch", "gossamer"],
+        rounds=6,
+    )
+    verdicts = {(t.network, t.engine): t.ratio for t in found.timings}
+    assert verdicts["sparse", "torch"] is None
+    assert verdicts["sparse", "gossamer"] is not None
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gossamer.pack.pack(gossamer.nets.build("mlp-64-16-10", seed=0), tmp_path / "net.gsm").close()
     (tmp_path / "run.json").write_text('{"model": "mlp-64-16-10", "dataset": "digits"}')

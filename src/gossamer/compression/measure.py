@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,6 +24,7 @@ from gossamer.quantize import IntegerNetwork
 from gossamer.quantize.emulated import Emulated
 from gossamer.report import tables
 from gossamer.runtime.engines import ENGINES, Subject, installed
+from gossamer.runtime.plan.door import compile_network
 
 __all__ = [
     "density",
@@ -52,6 +54,7 @@ def latency(
     data: Dataset,
     *,
     exported: bool | None = None,
+    planned: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Milliseconds of one forward pass, batch 1, of both networks in the same engine, and notes.
@@ -65,6 +68,8 @@ def latency(
 
     Args:
         exported: whether to ask onnxruntime; None: where it is installed.
+        planned: compile both networks too (:mod:`gossamer.runtime.plan`); zeros are left out
+            there, so that the figures are of that, whatever the operations are.
     """
     device = device_of(decoded)
     example = nest.moved(data.test.batch(slice(0, 1))[0], device)
@@ -95,6 +100,12 @@ def latency(
             rows.append(_row("onnxruntime", _exported(dense, decoded, example, clock), same))
         except ArgumentError as e:
             told.append(f"latency in onnxruntime was not measured: {str(e)[:300]}")
+    if planned and not emulated and device.type == "cpu":
+        try:
+            rows.append(_row("gossamer plan", _planned(dense, decoded, example, clock), False))
+            same = False
+        except ArgumentError as e:
+            told.append(f"latency of the plans was not measured: {str(e)[:300]}")
     if not rows:
         return None, told
     last = rows[-1]
@@ -118,6 +129,16 @@ def _exported(
         subject = Subject(name, model, example)
         calls.append(ENGINES[engine].prepare(subject, subject.rows(1), 1).run)
     return paired(*calls, pairs=_MOST_PAIRS, seconds=_MOST_SECONDS, clock=clock)
+
+
+def _planned(
+    dense: nn.Module, decoded: nn.Module, example: Any, clock: Callable[[], float]
+) -> Paired:
+    """Both networks compiled, each by what is fastest for it."""
+    plans = [compile_network(model, example) for model in (dense, decoded)]
+    arrays = [t.numpy() for t in nest.leaves(example)]
+    calls = [partial(plan.arrays, arrays, plan.batch(arrays)) for plan in plans]
+    return paired(calls[0], calls[1], pairs=_MOST_PAIRS, seconds=_MOST_SECONDS, clock=clock)
 
 
 def _row(engine: str, found: Paired, same: bool) -> dict[str, Any]:

@@ -369,7 +369,9 @@ class _Job:
             dense = copied(state.origin)
             dense.load_state_dict(state.reference)
             try:
-                timing, more = measure.latency(dense, decoded, self.data)
+                timing, more = measure.latency(
+                    dense, decoded, self.data, planned=self.recipe.evaluate.plan
+                )
                 self.notes += more
                 macs, more = measure.operations(dense, decoded, self.data)
                 self.notes += more

@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from typing import TypeVar
 
 from gossamer.core.errors import ArgumentError
@@ -30,6 +29,8 @@ def plugins() -> tuple[str, ...]:
 
     Raises :class:`ArgumentError` naming one that cannot be imported.
     """
+    from importlib.metadata import entry_points  # it takes as long to import as numpy does
+
     found = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
     for entry in found:
         try:

@@ -237,6 +237,13 @@ def test_a_batch_that_cannot_vary() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.reshape(2, -1) * 2
 
+    class Two(nn.Module):  # captured with any batch, it would take what torch refuses
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] not in (2, 4):
+                raise ValueError("a batch of two or four")
+            return x * 2
+
+    assert not compile_network(Two(), torch.ones(2, 3), engine="numpy").graph.free
     made = compile_network(Fixed(), torch.ones(4, 3), engine="numpy")
     assert not made.graph.free
     assert made(torch.ones(4, 3)).shape == (2, 6)
@@ -255,7 +262,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize(
-    "seed", [17, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(16))]
+    "seed", [17, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4))]
 )
 def test_random_networks(seed: int) -> None:
     torch.manual_seed(seed)

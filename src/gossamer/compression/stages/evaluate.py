@@ -13,11 +13,13 @@ __all__ = ["Evaluate"]
 class Evaluate(Stage):
     """What is measured of the finished file; the last stage where it is given.
 
-    ``latency``: time the network before and after, batch 1, in the same engine.
+    ``latency``: time the network before and after, batch 1, in the same engine. ``plan``: both
+    compiled (:mod:`gossamer.runtime.plan`), which leaves zeros out; that takes some seconds more.
     """
 
     stage: Literal["evaluate"] = "evaluate"
     latency: bool = True
+    plan: bool = False
 
     only_before: ClassVar[tuple[str, ...] | None] = ()
     otherwise: ClassVar[str] = "evaluate comes last"

@@ -37,13 +37,15 @@ class _Irregular(Exception):
     """A size that is no multiple of the batch."""
 
 
-def capture(flat: Flat, tensors: Sequence[Tensor]) -> Captured:
+def capture(flat: Flat, tensors: Sequence[Tensor], *, free: bool = True) -> Captured:
     """The network as a graph; the batch is free where its shapes are multiples of it.
+
+    ``free``: whether it may be free at all.
 
     Raises :class:`ArgumentError` where torch cannot export the network, saying where.
     """
-    for free in (True, False):
-        program, _ = captured(flat, tensors, free=free)
+    for attempt in (True, False) if free else (False,):
+        program, _ = captured(flat, tensors, free=attempt)
         with quiet(), torch.no_grad():
             program = program.run_decompositions({})  # functional, and no operation taken apart
         try:

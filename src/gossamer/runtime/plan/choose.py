@@ -8,6 +8,7 @@ the choice is the cheapest path through the nodes, not the cheapest kernel of ea
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +22,7 @@ from gossamer.runtime.plan.graph import Graph, Node, Value
 from gossamer.runtime.plan.kernels import KERNELS, candidates
 from gossamer.runtime.plan.program import Program, steps_of
 
-__all__ = ["Measured", "cheapest", "measure", "overhead", "values_of"]
+__all__ = ["Measured", "cheapest", "measure", "overhead", "timed", "values_of"]
 
 
 @dataclass
@@ -85,10 +86,8 @@ def measure(
             if why:
                 row.refused[name] = why
         with np.errstate(all="ignore"):
-            taken = (
-                interleaved(list(calls.values()), rounds=rounds, seconds=seconds) if calls else []
-            )
-        row.ms = {name: 1e3 * min(t) for name, t in zip(calls, taken, strict=True)}
+            taken = timed(list(calls.values()), threads, rounds, seconds)
+        row.ms = dict(zip(calls, taken, strict=True))
         found[node.name] = row
     return found
 
@@ -114,6 +113,20 @@ def _tried(
     return "", call
 
 
+def timed(
+    calls: Sequence[Callable[[], object]], threads: int, rounds: int, seconds: float
+) -> list[float]:
+    """Least milliseconds of each call, their runs in turn.
+
+    One thread is timed by its own clock, which stands still while others have the processor.
+    """
+    if not calls:
+        return []
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    taken = interleaved(calls, rounds=rounds, seconds=seconds, clock=clock)
+    return [1e3 * min(times) for times in taken]
+
+
 def overhead(threads: int) -> float:
     """Milliseconds of a call of the merging kernel that computes next to nothing."""
     node = Node("unary", ("x",), ("y",), {"activation": ["relu"]})
@@ -124,7 +137,7 @@ def overhead(threads: int) -> float:
         return 0.0
     arrays = [aligned(np.zeros((1, 16), np.float32)) for _ in range(2)]
     call = KERNELS["onnxruntime"].bind(packed, [node], arrays[:1], arrays[1:], 1)
-    return 1e3 * min(interleaved([call], rounds=50, seconds=1.0)[0])
+    return timed([call], threads, 50, 1.0)[0]
 
 
 def cheapest(graph: Graph, found: Mapping[str, Measured], start: float) -> dict[str, str]:

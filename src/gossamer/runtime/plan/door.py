@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from gossamer.core import machine
 from gossamer.core.errors import ArgumentError, one_of
-from gossamer.core.timing import interleaved
 from gossamer.core.timing import threads as set_threads
 from gossamer.runtime.compare import Closeness, altered, closeness
 from gossamer.runtime.flat import Flat, flatten
 from gossamer.runtime.plan.arrays import TOLERANCE
 from gossamer.runtime.plan.capture import Captured, capture
-from gossamer.runtime.plan.choose import Measured, cheapest, measure, overhead
+from gossamer.runtime.plan.choose import Measured, cheapest, measure, overhead, timed
 from gossamer.runtime.plan.explain import describe
 from gossamer.runtime.plan.forms import form_of
 from gossamer.runtime.plan.fuse import fused
@@ -90,8 +89,7 @@ def compile_network(
             raise ArgumentError(f"engine={engine!r} cannot be used: {'; '.join(facts.notes)}")
         say(f"timing {', '.join(runs)}")
         calls = [partial(run, inputs, batch) for run in runs.values()]
-        taken = interleaved(calls, rounds=rounds, seconds=5 * seconds)
-    facts.whole = {name: 1e3 * min(t) for name, t in zip(runs, taken, strict=True)}
+        facts.whole = dict(zip(runs, timed(calls, threads, rounds, 5 * seconds), strict=True))
     facts.engine = min(facts.whole, key=lambda name: facts.whole[name])
     facts.check = str(checks[facts.engine])
     facts.chosen = choices.get(facts.engine, {})
@@ -140,7 +138,7 @@ def _captured(
 ) -> Captured:
     """The network's graph; the whole network as one island where it cannot be captured."""
     try:
-        made = capture(flat, tensors)
+        made = capture(flat, tensors, free=_others(flat, tensors) is not None)
         return Captured(fused(made.graph), made.islands)
     except ArgumentError as e:
         if engine not in ("auto", "torch"):
@@ -166,16 +164,23 @@ def _captured(
     return Captured(graph.check(), (flat,))
 
 
-def _batch_varies(flat: Flat, tensors: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
-    """Whether a batch of three gives outputs for three."""
-    if any(t.ndim == 0 or len(t) != len(tensors[0]) for t in (*tensors, *wanted)):
-        return False
+def _others(flat: Flat, tensors: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+    """What torch gives for a batch of three; None where it does not take one."""
+    if any(t.ndim == 0 or len(t) != len(tensors[0]) for t in tensors):
+        return None
     try:
         with torch.no_grad():
-            found = flat(*altered(tensors, 3))
+            return flat(*altered(tensors, 3))
     except Exception:  # the user's own forward, which may raise anything
+        return None
+
+
+def _batch_varies(flat: Flat, tensors: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    """Whether a batch of three gives outputs for three."""
+    if any(t.ndim == 0 or len(t) != len(tensors[0]) for t in wanted):
         return False
-    return [t.shape for t in found] == [(3, *t.shape[1:]) for t in wanted]
+    found = _others(flat, tensors)
+    return found is not None and [t.shape for t in found] == [(3, *t.shape[1:]) for t in wanted]
 
 
 def _runs(

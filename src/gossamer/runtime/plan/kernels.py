@@ -55,7 +55,8 @@ KERNELS: Table[Kernel] = Table(
     {
         "numpy": Kernel(portable.SERVES, portable.pack, portable.bind, portable.refuses),
         "onnxruntime": Kernel(dense.SERVES, dense.pack, dense.bind, dense.refuses, merges=True),
-        "sparse": Kernel(sparse.SERVES, sparse.pack, sparse.bind, sparse.refuses),
+        "sparse": Kernel(sparse.LAYERS, sparse.pack, sparse.bind, sparse.refuses),
+        "sparse-rows": Kernel(sparse.ROWS, sparse.pack_rows, sparse.bind_rows, sparse.refuses_rows),
         "torch": Kernel(frozenset({"torch"}), island.pack, island.bind),
     },
 )

@@ -1,7 +1,8 @@
 """The compiled float32 sparse kernels: zeros are left out, whatever their pattern.
 
-Bias, the added value and the clamp are computed as sums leave the kernel. Any other activation
-follows in numpy.
+``conv`` is a direct convolution over shifted copies of the map, and of a linear layer on a batch;
+``rows`` multiplies one example after the other by compressed rows. Bias, the added value and the
+clamp are computed as sums leave the kernel. Any other activation follows in numpy.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from gossamer.core.kernels import kernel
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable import finished
 
-__all__ = ["SERVES", "bind", "pack", "refuses"]
+__all__ = ["LAYERS", "ROWS", "bind", "bind_rows", "pack", "pack_rows", "refuses", "refuses_rows"]
 
 Call = Callable[[], object]
-SERVES = frozenset({"conv", "linear"})
+LAYERS, ROWS = frozenset({"conv", "linear"}), frozenset({"linear"})
 _DENSEST = 0.7  # beyond it dense kernels have always won, and packing takes time
+_MOST_INPUTS = 65536  # that 16 bits number
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,38 @@ class _Packed:
 
 
 def refuses(graph: Graph, node: Node) -> str:
-    """Why a layer is not for the sparse kernels; "" for one that is."""
+    """Why a layer is not for the sparse convolution; "" for one that is."""
     if kernel("sparse_conv") is None:
         return "the compiled kernels are not built"
     weight = graph.constants[node.inputs[1]]
     if node.op == "conv" and weight.ndim != 4:
         return f"a convolution of {weight.ndim - 2} dimensions"
+    return _refuses(graph, node)
+
+
+def refuses_rows(graph: Graph, node: Node) -> str:
+    """Why a linear layer is not for compressed rows; "" for one that is."""
+    if kernel("sparse_gemv") is None:
+        return "the compiled kernels are not built"
+    if node.inputs[3]:
+        return "a value is added to its result"
+    if (inputs := graph.constants[node.inputs[1]].shape[1]) > _MOST_INPUTS:
+        return f"{inputs} inputs"
+    return _refuses(graph, node)
+
+
+def _refuses(graph: Graph, node: Node) -> str:
+    weight = graph.constants[node.inputs[1]]
     if node.op == "linear" and len(graph.values[node.name].shape) != 2:
         return "on more than two dimensions"
-    if graph.kind(node.inputs[0]).dtype != "float32":
-        return f"of {graph.kind(node.inputs[0]).dtype}"
+    if (kind := graph.kind(node.inputs[0]).dtype) != "float32" or weight.dtype != np.float32:
+        return f"of {kind} and {weight.dtype}"
     density = np.count_nonzero(weight) / max(1, weight.size)
     return f"density {density:.2f} is above {_DENSEST}" if density > _DENSEST else ""
+
+
+def _bias(graph: Graph, node: Node) -> np.ndarray | None:
+    return np.ascontiguousarray(graph.constants[node.inputs[2]]) if node.inputs[2] else None
 
 
 def pack(
@@ -52,30 +74,37 @@ def pack(
 ) -> _Packed:
     """The taps that are not zero, and the bias."""
     node, a = nodes[0], nodes[0].attributes
-    weight = graph.constants[node.inputs[1]]
-    settings: dict[str, Any] = {}
+    weight = np.ascontiguousarray(graph.constants[node.inputs[1]])
+    conv = import_module("gossamer.runtime.kernels.conv")
     if node.op == "linear":
-        weight = weight.reshape(*weight.shape, 1, 1)
+        made = conv.pack_conv(weight.reshape(*weight.shape, 1, 1))
     else:
         (top, bottom), (left, right) = a["padding"]
-        settings = {
-            "stride": a["stride"],
-            "padding": [top, left, bottom, right],
-            "dilation": a["dilation"],
-            "groups": a["groups"],
-        }
-    made = import_module("gossamer.runtime.kernels.conv").pack_conv(
-        np.ascontiguousarray(weight), **settings
-    )
-    bias = graph.constants[node.inputs[2]] if node.inputs[2] else None
-    return _Packed(made, bias, threads)
+        made = conv.pack_conv(
+            weight,
+            stride=a["stride"],
+            padding=[top, left, bottom, right],
+            dilation=a["dilation"],
+            groups=a["groups"],
+        )
+    return _Packed(made, _bias(graph, node), threads)
 
 
-def _clamp(a: Mapping[str, Any]) -> tuple[float, float] | None:
-    """What an activation that only clamps allows; None for another."""
+def pack_rows(
+    graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], threads: int
+) -> _Packed:
+    """The rows' entries that are not zero, and the bias."""
+    weight = np.ascontiguousarray(graph.constants[nodes[0].inputs[1]])
+    made = import_module("gossamer.runtime.kernels.gemv").pack_rows(weight)
+    return _Packed(made, _bias(graph, nodes[0]), threads)
+
+
+def _ends(a: Mapping[str, Any]) -> tuple[float, float, bool]:
+    """The clamp, and whether it is all of the activation."""
     name, *settings = a["activation"] or ["none"]
     ends = {"none": (-np.inf, np.inf), "relu": (0.0, np.inf), "clamp": tuple(settings)}
-    return ends.get(name)
+    low, high = ends.get(name, (-np.inf, np.inf))
+    return low, high, name in ends
 
 
 def bind(
@@ -86,46 +115,90 @@ def bind(
     batch: int,
 ) -> Call:
     """The call on these arrays."""
-    node, clamp = nodes[0], _clamp(nodes[0].attributes)
-    x, y = inputs[0], outputs[0]
-    run = partial(
-        import_module("gossamer.runtime.kernels.conv").convolve,
-        packed.weight,
-        bias=packed.bias,
-        clamp=clamp or (-np.inf, np.inf),
-        threads=packed.threads,
-    )
+    node, x, y = nodes[0], inputs[0], outputs[0]
+    low, high, whole = _ends(node.attributes)
     added = inputs[-1] if node.inputs[3] else None
+    run = partial(_convolution, packed, low, high)
     if node.op == "conv":
-        call: Call = partial(run, x, residual=added, out=y)
+        call = run(x, y, added)
     elif len(x) == 1:  # the arrays as they are
         more = None if added is None else added.reshape(1, -1, 1, 1)
-        call = partial(run, x.reshape(1, -1, 1, 1), residual=more, out=y.reshape(1, -1, 1, 1))
+        call = run(x.reshape(1, -1, 1, 1), y.reshape(1, -1, 1, 1), more)
     else:
-        call = _batch(run, x, y, added)
-    return call if clamp is not None else _both(call, finished(node.attributes, y))
+        call = _across(run, x, y, added)
+    return call if whole else _both(call, finished(node.attributes, y))
 
 
-def _batch(run: Any, x: np.ndarray, y: np.ndarray, added: np.ndarray | None) -> Call:
+def _convolution(
+    packed: _Packed,
+    low: float,
+    high: float,
+    x: np.ndarray,
+    y: np.ndarray,
+    added: np.ndarray | None,
+) -> Call:
+    """The compiled call: shapes are looked at here, once, by the kernel's own checks."""
+    conv = import_module("gossamer.runtime.kernels.conv")
+    weight = packed.weight
+    n, c, h, w = x.shape
+    if y.shape != (n, weight.shape[0], *weight.output_size(h, w)):
+        raise ValueError(f"a convolution of {x.shape} does not give {y.shape}")
+    module: Any = kernel("sparse_conv")
+
+    def flat(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else array.view(np.uint32).reshape(-1)
+
+    groups = weight.groups
+    return partial(
+        module.run, conv.sizes(weight, n, c // groups, h, w, y.shape[2:]), weight.starts,
+        weight.order, weight.taps, weight.values, flat(x), 0, None, packed.bias, flat(added), 1.0,
+        low, high, False, flat(y), packed.threads,
+    )  # fmt: skip
+
+
+def _across(run: Any, x: np.ndarray, y: np.ndarray, added: np.ndarray | None) -> Call:
     """A linear layer on several examples: a convolution of 1 x 1 with the examples as its map."""
     across = np.empty((1, x.shape[1], 1, len(x)), np.float32)
     over = np.empty((1, y.shape[1], 1, len(x)), np.float32)
+    more = None if added is None else np.empty_like(over)
+    inner = run(across, over, more)
 
     def call() -> None:
         across[0, :, 0] = x.T
-        run(across, out=over)
+        if more is not None and added is not None:
+            more[0, :, 0] = added.T
+        inner()
         np.copyto(y, over[0, :, 0].T)
 
-    if added is None:
-        return call
-    more = np.empty_like(over)
+    return call
 
-    def call_with() -> None:
-        across[0, :, 0], more[0, :, 0] = x.T, added.T
-        run(across, residual=more, out=over)
-        np.copyto(y, over[0, :, 0].T)
 
-    return call_with
+def bind_rows(
+    packed: _Packed,
+    nodes: Sequence[Node],
+    inputs: Sequence[np.ndarray],
+    outputs: Sequence[np.ndarray],
+    batch: int,
+) -> Call:
+    """The call on these arrays, one example after the other."""
+    x, y, weight = inputs[0], outputs[0], packed.weight
+    if x.shape != (len(y), weight.shape[1]) or y.shape[1] != weight.shape[0]:
+        raise ValueError(f"a linear layer of {x.shape} does not give {y.shape}")
+    low, high, whole = _ends(nodes[0].attributes)
+    module: Any = kernel("sparse_gemv")
+    calls = [
+        partial(module.run_float, weight.starts, weight.columns, weight.values, row, packed.bias,
+                low, high, out, packed.threads)
+        for row, out in zip(x, y, strict=True)
+    ]  # fmt: skip
+    if len(calls) == 1 and whole:
+        return calls[0]
+
+    def call() -> None:
+        for one in calls:
+            one()
+
+    return call if whole else _both(call, finished(nodes[0].attributes, y))
 
 
 def _both(first: Call, second: Call) -> Call:

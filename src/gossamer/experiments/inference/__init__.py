@@ -1,0 +1,1 @@
+"""Sparse layers and networks on a CPU, against the best dense engines."""

@@ -1,0 +1,204 @@
+"""Whole sparse networks as plans, against onnxruntime in float32 and int8, in one run.
+
+AlexNet without its response normalization, 90 % of the weights of conv2 to fc8 taken out at random
+(a kernel's time depends on how many are left, not on which); the published ResNet-20 pruned in one
+step by the stage ``obs``, with its accuracy; LeNet-300-100 and LeNet-5 at a twelfth of their
+weights, from packed files. Batch 1, one thread, the least of that thread's own seconds over
+interleaved rounds. ``auto`` beside the best of the dense float32 engines tells where it loses.
+Beside that, from a file on disk to the first answer, each in fresh interpreters.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer import nets
+from gossamer.compression.measure import density
+from gossamer.compression.records import load
+from gossamer.experiments import Claim, Context, experiment
+from gossamer.experiments.post_training.stage import begun, calibrated, first, obs
+from gossamer.pack import pack
+from gossamer.runtime.bench import bench
+from gossamer.runtime.engines import Subject, installed
+from gossamer.runtime.plan.dense import model as onnx_bytes
+from gossamer.runtime.plan.door import compile_network
+from gossamer.training import evaluate
+
+__all__ = ["cold", "network", "networks"]
+
+NETWORKS = ("alexnet", "resnet-20", "lenet-300-100", "lenet-5")
+ENGINES = ("gossamer", "torch", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-int8")
+FLOAT = ("torch", "onnxruntime", "openvino")
+_ALEXNET, _RESNET, _LENET = 0.1, 0.15, 1 / 12  # densities
+_TEST = 2000  # images
+
+
+def _thinned(net: nn.Module, kept: float, *whole: str) -> nn.Module:
+    """The network with a part of its layers' weights, which chance picks; but of ``whole``."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, module in net.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and name not in whole:
+                module.weight.mul_(torch.rand(module.weight.shape, generator=draw) < kept)
+    return net
+
+
+def _alexnet(quick: bool) -> nn.Module:
+    side = 67 if quick else 227
+    net = nets.build("alexnet", in_shape=(3, side, side))
+    del net.norm1, net.norm2  # as the engines' published times have it
+    return net
+
+
+def _pair(
+    name: str, work: Path, quick: bool
+) -> tuple[nn.Module, nn.Module, Tensor, dict[str, Any]]:
+    """The dense network, the sparse one, an example, and what is known of their accuracy."""
+    draw = torch.Generator().manual_seed(0)
+    if name == "alexnet":
+        dense, sparse = (_alexnet(quick) for _ in range(2))
+        sparse.load_state_dict(dense.state_dict())
+        side = 67 if quick else 227
+        return (
+            dense,
+            _thinned(sparse, _ALEXNET, "conv1"),
+            torch.randn(1, 3, side, side, generator=draw),
+            {},
+        )
+    if name == "resnet-20":
+        dense, data = nets.build(name, pretrained=True), calibrated(quick)
+        state = begun(nets.build(name, pretrained=True), data, work / "obs", 0)
+        obs(state, density=_RESNET, calibration=16 if quick else 512)
+        test = first(data.test, 50 if quick else _TEST)
+        found = [100 * evaluate(m, test).accuracy for m in (dense, state.model)]
+        return dense, state.model, data.test.batch(slice(0, 1))[0], {
+            "images": len(test), "before": found[0], "after": found[1]
+        }  # fmt: skip
+    dense = nets.build(name, seed=0)
+    file = work / f"{name}.gsm"
+    pack(_thinned(nets.build(name, seed=0), _LENET), file).close()
+    sparse = load(file, nets.build(name, seed=1))
+    return dense, sparse, torch.randn(1, 1, 28, 28, generator=draw), {}
+
+
+def network(name: str, work: Path, quick: bool) -> dict[str, Any]:
+    """Least milliseconds of a network, dense and sparse, in every engine that is here."""
+    work.mkdir(parents=True, exist_ok=True)
+    dense, sparse, example, accuracy = _pair(name, work, quick)
+    subjects = [Subject("dense", dense, example), Subject("sparse", sparse, example)]
+    found = bench(
+        subjects,
+        engines=[engine for engine in ENGINES if installed(engine)],
+        rounds=3 if quick else 100,
+        seconds=2.0 if quick else 20.0,
+        clock=time.thread_time,
+    )
+    ms: dict[str, dict[str, float]] = {"dense": {}, "sparse": {}}
+    for t in found.timings:
+        ms[t.network][t.engine] = t.least_ms
+    return {
+        "name": name,
+        "density": density(sparse),
+        "accuracy": accuracy,
+        "ms": ms,
+        "notes": list(found.notes),
+    }
+
+
+_START = """
+import sys, time, numpy as np
+began = time.perf_counter()
+x = np.zeros({shape}, np.float32)
+{body}
+print(time.perf_counter() - began)
+"""
+_OURS = "import gossamer.runtime; gossamer.runtime.load({path!r})(x)"
+_THEIRS = (
+    "import onnxruntime as o; s = o.SessionOptions(); s.intra_op_num_threads = 1\n"
+    "o.InferenceSession({path!r}, s).run(None, {{'tensors_0': x}})"
+)
+
+
+def cold(work: Path, quick: bool) -> dict[str, float]:
+    """Seconds from a file on disk to the first answer, numpy imported: ResNet-20 at 15 %.
+
+    The sparse network's plan against onnxruntime's session of the dense network, the least of
+    several fresh interpreters each.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    net = nets.build("resnet-20", seed=0)
+    x = torch.zeros(1, 3, 32, 32)
+    graph = compile_network(net, x, engine="numpy", rounds=1).graph
+    theirs = work / "dense.onnx"
+    theirs.write_bytes(onnx_bytes(graph, graph.nodes, graph.inputs, graph.outputs))
+    ours = work / "sparse.plan"
+    compile_network(_thinned(net, _RESNET, "conv1", "linear"), x, engine="plan", rounds=5).save(
+        ours
+    )
+    found = {}
+    for name, body, path in (("plan", _OURS, ours), ("onnxruntime", _THEIRS, theirs)):
+        code = _START.format(shape=(1, 3, 32, 32), body=body.format(path=str(path)))
+        runs = [
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            for _ in range(1 if quick else 7)
+        ]
+        found[name] = min(float(run.stdout) for run in runs)
+    return found
+
+
+def _judge(raw: Mapping[str, Any]) -> list[Claim]:
+    claims = []
+    for row in raw["networks"]:
+        name, ms = row["name"], row["ms"]
+        ours = ms["sparse"]["gossamer"]
+        exact = min(ms["dense"][e] for e in FLOAT if e in ms["dense"])
+        eight = [ms["dense"][e] for e in ms["dense"] if e.endswith("int8")]
+        against = exact / ours, min(eight, default=float("nan")) / ours
+        if name == "alexnet":
+            what = (
+                f"whole AlexNet at {100 * (1 - row['density']):.0f} %, float32 plan: times as fast"
+            )
+            claims += [
+                Claim("inference.5", f"{what} as the best float32 engine", against[0], ">=", 4.0),
+                Claim("inference.5", f"{what} as the best int8 engine", against[1], ">=", 1.8),
+            ]
+        elif name == "resnet-20":
+            what = f"trained ResNet-20, {100 * row['density']:.0f} % of its weights, float32 plan"
+            claims += [
+                Claim("inference.6", f"{what}: times as fast as float32", against[0], ">", 1.0),
+                Claim("inference.6", f"{what}: times as fast as int8", against[1], ">", 1.0),
+                Claim(
+                    "inference.6",
+                    f"{what}: points of test accuracy lost, one step, no training",
+                    row["accuracy"]["before"] - row["accuracy"]["after"],
+                    "<=",
+                    2.0,
+                ),
+            ]
+    return claims
+
+
+@experiment("inference-networks", seeds=(0,), judge=_judge)
+def networks(context: Context) -> dict[str, Any]:
+    """Inference 5, 6: whole AlexNet, ResNet-20 and LeNets as sparse plans, against onnxruntime."""
+    work, quick = context.work, context.quick
+    rows = context.alone(network, [(name, work / name, quick) for name in NETWORKS])
+    for row in rows:
+        for kind, ms in row["ms"].items():
+            context.say(
+                f"{row['name']} {kind}: " + ", ".join(f"{e} {v:.3f}" for e, v in ms.items())
+            )
+        row["auto_over_best"] = {
+            kind: ms["gossamer"] / min(ms[e] for e in FLOAT if e in ms)
+            for kind, ms in row["ms"].items()
+        }
+    (start,) = context.alone(cold, [(work / "cold", quick)])
+    return {"networks": rows, "cold_start_seconds": start}
