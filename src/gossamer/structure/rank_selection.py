@@ -81,7 +81,7 @@ def choose_ranks(
     if not budget >= least:
         raise ArgumentError(
             f"budget={budget:.6g} is below {least:.6g}, what the network costs at the lowest "
-            "ranks; give a smaller speedup, or take fewer layers out"
+            "ranks; give a smaller speedup, or more milliseconds"
         )
     at = _within(ladders, [None] * len(ladders), budget - fixed)
     assert at is not None  # the least fits
