@@ -120,7 +120,7 @@ def pack_conv_int8(
     kind: Any = {4: np.int8, 2: np.int16}[per]
     bits = np.ascontiguousarray(last.astype(kind)).view(np.uint32)[..., 0]
     count = -(-c // per)
-    shape: tuple[int, int, int, int] = (m, c, *codes.shape[2:])  # type: ignore[assignment]
+    shape: tuple[int, int, int, int] = (m, c, *codes.shape[2:])
     taps = SparseConv(
         shape=shape,
         stride=pair("stride", stride, 1),

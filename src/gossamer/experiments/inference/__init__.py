@@ -1,0 +1,1 @@
+"""Sparse, ternary and shared layers on a CPU beside the dense engines."""
