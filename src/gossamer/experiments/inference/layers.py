@@ -138,7 +138,7 @@ def product(outputs: int, inputs: int, rounds: int) -> dict[str, Any]:
     ternary = few_bits.pack_ternary(np.sign(sparse))
     calls["ternary"] = partial(few_bits.linear_few_bits, ternary, v)
     calls["dense book"] = partial(few_bits.linear_few_bits, few_bits.pack_book(shared), v)
-    hot = _times({name: run for name, run in calls.items()}, rounds)
+    hot = _times(calls, rounds)
     evict = np.ones(48 << 20, np.float32)
     best = dict.fromkeys(calls, float("inf"))
     with one_thread(), torch.no_grad():
