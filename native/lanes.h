@@ -60,10 +60,11 @@ GOSSAMER_INLINE I dot4(I acc, I x, I w) {
   const __m256i pairs = _mm256_maddubs_epi16((__m256i)x, (__m256i)w);
   return acc + (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
-  acc += (x & 255) * (w << 24 >> 24);
-  acc += (x >> 8 & 255) * (w << 16 >> 24);
-  acc += (x >> 16 & 255) * (w << 8 >> 24);
-  return acc + (I)((U)x >> 24) * (w >> 24);
+  // In 16 bits: two products of seven by eight bits, summed, fit.
+  typedef int16_t H __attribute__((vector_size(4 * GOSSAMER_LANES)));
+  const H even = (H)(x & 0x00ff00ff) * ((H)w << 8 >> 8);
+  const I both = (I)(even + (H)((I)((U)x >> 8) & 0x00ff00ff) * ((H)w >> 8));
+  return acc + (both << 16 >> 16) + (both >> 16);
 #endif
 }
 
@@ -73,6 +74,8 @@ GOSSAMER_INLINE I dot2(I acc, I x, I w) {
   return (I)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
 #elif defined(GOSSAMER_LANES_AVX2)
   return acc + (I)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+#elif defined(GOSSAMER_X86) && GOSSAMER_LANES == 4
+  return acc + (I)_mm_madd_epi16((__m128i)x, (__m128i)w);
 #else
   return acc + (x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16);
 #endif

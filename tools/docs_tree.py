@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (
     "core", "prune", "quantize", "structure", "training", "analysis", "runtime",
-    "runtime/plan", "distribute/codecs", "pack/coders", "compression/stages",
+    "runtime/kernels", "runtime/plan", "distribute/codecs", "pack/coders", "compression/stages",
 )  # fmt: skip
 
 

@@ -86,6 +86,7 @@ class SparseConv2d(_Packed):
             self._keep(name, getattr(packed, name))
         self.shape, self.stride, self.padding = packed.shape, packed.stride, packed.padding
         self.dilation, self.groups, self.block = packed.dilation, packed.groups, packed.block
+        self.density = len(packed.taps) / float(np.prod(packed.shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of a batch."""
@@ -96,7 +97,7 @@ class SparseConv2d(_Packed):
 
     def extra_repr(self) -> str:
         """Shape and density."""
-        return f"{self.shape}, density={len(self.taps) / np.prod(self.shape):.3g}"
+        return f"{self.shape}, density={self.density:.3g}"
 
 
 class _Linear(_Packed):

@@ -1,1 +1,1 @@
-"""Sparse layers and networks on a CPU, against the best dense engines."""
+"""Sparse, ternary and shared layers and networks on a CPU, beside the dense engines."""

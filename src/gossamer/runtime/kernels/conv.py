@@ -229,7 +229,7 @@ def pack_conv(
     weight = weights("weight", weight, 4)
     if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
         raise ArgumentError(f"groups={groups!r} must divide {weight.shape[0]} output channels")
-    shape: tuple[int, int, int, int] = weight.shape  # type: ignore[assignment]
+    shape: tuple[int, int, int, int] = weight.shape
     return SparseConv(
         shape=shape,
         stride=pair("stride", stride, 1),

@@ -117,7 +117,7 @@ def pack_ternary(weight: NDArray[np.float32]) -> FewBits:
             "absolute values; quantize to ternary with one scale a row first"
         )
     codes = np.sign(weight).astype(np.int8) + 1
-    shape: tuple[int, int] = weight.shape  # type: ignore[assignment]
+    shape: tuple[int, int] = weight.shape
     # the activations beyond the last column are zero, whatever the weight
     return FewBits(
         shape,
@@ -140,7 +140,7 @@ def pack_book(weight: NDArray[np.float32]) -> FewBits:
     top = float(np.abs(values).max()) or 127.0
     book = np.zeros(16, np.int8)
     book[: len(values)] = np.rint(values / (top / 127))
-    shape: tuple[int, int] = weight.shape  # type: ignore[assignment]
+    shape: tuple[int, int] = weight.shape
     return FewBits(
         shape,
         _fields(slots, 2, 0),
@@ -207,8 +207,8 @@ def linear_few_bits(
         codes, step, zero = seven_bits(x, columns)
     module = kernel("few_bits")
     if module is None:
-        sums = codes[:, :inputs].astype(np.float64) @ packed.integers.astype(np.float64).T
-        sums = sums.astype(np.int64)
+        exact = codes[:, :inputs].astype(np.float64) @ packed.integers.astype(np.float64).T
+        sums: NDArray[np.int64] = exact.astype(np.int64)
         if packed.book is not None:
             sums -= zero[:, None] * packed.sums.astype(np.int64)
         return ended(sums, packed.scale, step, bias, low, high)

@@ -72,7 +72,7 @@ def pack_rows(weight: NDArray[np.float32]) -> SparseRows:
         raise ArgumentError(f"weight has {weight.shape[1]} inputs; at most 65536 can be numbered")
     row, column = np.nonzero(weight)
     starts = np.searchsorted(row, np.arange(len(weight) + 1)).astype(np.int32)
-    shape: tuple[int, int] = weight.shape  # type: ignore[assignment]
+    shape: tuple[int, int] = weight.shape
     return SparseRows(
         shape, frozen(starts), frozen(column.astype(np.uint16)), frozen(weight[row, column])
     )

@@ -191,8 +191,8 @@ def pack_bytes(
     if book is None:
         data = np.stack([index, value], axis=1)
     else:
-        value = value.reshape(-1, 2, _LANES, 4)
-        packed = value[:, 0] | value[:, 1] << 4
+        twos = value.reshape(-1, 2, _LANES, 4)
+        packed = twos[:, 0] | twos[:, 1] << 4
         data = np.concatenate([index.reshape(-1, 2, _LANES, 4), packed[:, None]], axis=1)
     return SparseBytes(
         shape=(outputs, inputs),
@@ -260,9 +260,9 @@ def linear_int8(
     codes, step, zero = seven_bits(x, packed.blocks * packed.width)
     module = kernel("sparse_gemv")
     if module is None:
-        sums = codes[:, :inputs].astype(np.float64) @ packed.codes.astype(np.float64).T
-        sums = sums.astype(np.int64) - zero[:, None] * packed.sums.astype(np.int64)
-        return ended(sums, packed.scale, step, bias, low, high)
+        exact = codes[:, :inputs].astype(np.float64) @ packed.codes.astype(np.float64).T
+        less = zero[:, None] * packed.sums.astype(np.int64)
+        return ended(exact.astype(np.int64) - less, packed.scale, step, bias, low, high)
     out = np.empty((len(x), outputs), np.float32)
     module.run(
         packed.width, packed.starts, packed.data, packed.book, packed.order, codes, step, zero,
