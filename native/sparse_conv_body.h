@@ -108,12 +108,13 @@ static int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 
 static void take_line(const SparseConv& c, const uint32_t* from, int64_t x0, int64_t shift,
                       int64_t width, uint32_t* to) {
   const I fill = splat(int32_t(c.fill));
-  int64_t first = 0, end = 0;
-  if (from) {
-    first = -floor_div(shift, c.sx) - x0, end = floor_div(c.w - 1 - shift, c.sx) + 1 - x0;
-    first = first < 0 ? 0 : first > width ? width : first;
-    end = end < first ? first : end > width ? width : end;
+  if (!from) {
+    for (int64_t x = 0; x < width; x += kLanes) store(to + x, fill);
+    return;
   }
+  int64_t first = -floor_div(shift, c.sx) - x0, end = floor_div(c.w - 1 - shift, c.sx) + 1 - x0;
+  first = first < 0 ? 0 : first > width ? width : first;
+  end = end < first ? first : end > width ? width : end;
   if (c.sx == 1) {
     for (int64_t x = 0; x < width; x += kLanes)
       store(to + x, load_part(from + (x0 + x + shift), int(first - x), int(end - x), fill));
