@@ -218,7 +218,7 @@ def test_shells_can_complete_commands(
 ) -> None:
     assert "--install-completion" in Told(capsys, "--help").out
     monkeypatch.setenv("_GOSSAMER_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "gossamer com")
+    monkeypatch.setenv("COMP_WORDS", "gossamer compr")
     monkeypatch.setenv("COMP_CWORD", "1")
     assert Told(capsys).out.strip() == "compress"
 

@@ -44,8 +44,8 @@ class Scale:
     def of(cls, low: float, high: float) -> Scale:
         """The scale of values in [low, high], which is widened to hold 0.
 
-        >>> Scale.of(0, 12.7)
-        Scale(scale=0.1, zero=0)
+        >>> Scale.of(0, 254)
+        Scale(scale=2.0, zero=0)
         """
         low, high = min(float(low), 0.0), max(float(high), 0.0)
         if not (np.isfinite(low) and np.isfinite(high)):
