@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gossamer.experiments.post_training.resnets import bytes_at
+
 Data = dict[str, Any]
 Figures = Callable[[Data], Sequence[float]]
 Row = tuple[str, str, str, Figures]
@@ -100,6 +102,48 @@ ROWS: list[Row] = [
         "loses {} points on test",
         "fixed-point-svd",
         lambda d: [*d["chosen_ranks"], d["test_points_lost"]["mean"]],
+    ),
+    *(
+        (
+            "docs/methods/post-training.md",
+            f"| ResNet-{depth} | **{{}} KB** | {{}} → {{}} % | {{}} KB | {{}} |",
+            "post-training-resnets",
+            lambda d, depth=depth: next(
+                [
+                    row["bytes"] / 1e3,
+                    row["accuracy_before"],
+                    row["accuracy"],
+                    bytes_at(d["nncodec"][str(depth)]["rows"], row["same"]) / 1e3,
+                    row["processor_seconds"],
+                ]
+                for row in d["files"]
+                if row["depth"] == depth
+            ),
+        )
+        for depth in (20, 32, 44, 56)
+    ),
+    *(
+        (
+            "docs/methods/post-training.md",
+            f"| {way} | {{}} ({{}}) | {{}} ({{}}) | {{}} ({{}}) | {{}} ({{}}) |",
+            "post-training-resnets",
+            lambda d, way=way: [
+                row[key] for row in d["compared"] if row["way"] == way for key in ("stage", "plain")
+            ],
+        )
+        for way in ("50 %", "2:4", "4 bits", "3 bits", "2 bits")
+    ),
+    (
+        "README.md",
+        "| ResNet-20, CIFAR-10, from 512 images without labels, nothing trained | 1,085 KB | "
+        "**{} KB** | {}× | {} → {} % |",
+        "post-training-resnets",
+        lambda d: [
+            d["files"][0]["bytes"] / 1e3,
+            1085 / (d["files"][0]["bytes"] / 1e3),
+            100 - d["files"][0]["accuracy_before"],
+            100 - d["files"][0]["accuracy"],
+        ],
     ),
     *(
         ("docs/methods/post-training.md", f"| {shown} | **{{}}** | {{}} | {{}} |",
