@@ -51,22 +51,6 @@ static void ternary_rows(const uint8_t* code, int64_t chunks, const int8_t* x, i
   for (int r = 0; r < kRows; r++) y[r] = total(s[r]);
 }
 
-GOSSAMER_INLINE I look_up(const int8_t* book, I code) {
-  code &= 0x0f0f0f0f;
-#if defined(GOSSAMER_LANES_AVX512)
-  const __m512i b = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)book));
-  return (I)_mm512_shuffle_epi8(b, (__m512i)code);
-#elif defined(GOSSAMER_LANES_AVX2)
-  const __m256i b = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)book));
-  return (I)_mm256_shuffle_epi8(b, (__m256i)code);
-#else
-  uint8_t at[4 * kLanes];
-  __builtin_memcpy(at, &code, sizeof at);
-  for (int i = 0; i < 4 * kLanes; i++) at[i] = uint8_t(book[at[i]]);
-  return load<I>(at);
-#endif
-}
-
 // Four rows. 128 columns are 64 bytes of each: the low half of byte i is column i, the high one
 // column 64 + i.
 static void book_rows(const uint8_t* code, int64_t chunks, const int8_t* book, const uint8_t* x,

@@ -133,3 +133,20 @@ GOSSAMER_INLINE void store_first(void* to, V v, int count) {
   for (int64_t i = 0; i < n; i++) most = v[i] > most ? v[i] : most;
   return most;
 }
+
+// Bytes of a book of 16 by the low four bits.
+GOSSAMER_INLINE I look_up(const int8_t* book, I code) {
+  code &= 0x0f0f0f0f;
+#if defined(GOSSAMER_LANES_AVX512)
+  const __m512i b = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)book));
+  return (I)_mm512_shuffle_epi8(b, (__m512i)code);
+#elif defined(GOSSAMER_LANES_AVX2)
+  const __m256i b = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)book));
+  return (I)_mm256_shuffle_epi8(b, (__m256i)code);
+#else
+  uint8_t at[4 * kLanes];
+  __builtin_memcpy(at, &code, sizeof at);
+  for (int i = 0; i < 4 * kLanes; i++) at[i] = uint8_t(book[at[i]]);
+  return load<I>(at);
+#endif
+}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gossamer import nets
 from gossamer.core import flops, names
+from gossamer.core.columns import columns
 from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import trace
 from gossamer.core.plain import copied, plain
@@ -129,15 +130,7 @@ class Look:
                 if line[i].startswith("no: "):
                     reasons.setdefault(f"{cells[0][i]}: {line[i][4:]}", []).append(line[0])
                     line[i] = "no"
-        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-        left = (0, 1, 2, 5, 6, 7)
-        told = [
-            "  ".join(
-                c.ljust(w) if i in left else c.rjust(w)
-                for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in cells
-        ]
+        told = columns(cells, (0, 1, 2, 5, 6, 7))
         for why, those in reasons.items():
             more = f" and {len(those) - 3} more" if len(those) > 3 else ""
             told.append(f"no {why} ({', '.join(those[:3])}{more})")

@@ -12,6 +12,7 @@ import typer
 from gossamer.cli.options import AsJson, Key, Threads, smaller
 from gossamer.cli.program import app
 from gossamer.compression.progress import console
+from gossamer.core.columns import columns
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.files import shown
 
@@ -105,11 +106,7 @@ def inspect(
         ]
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *cells]) for i in range(len(head))]
-    for line in [head, *cells]:
-        columns = zip(line, widths, strict=True)
-        told = [c.ljust(w) if i in (0, 4) else c.rjust(w) for i, (c, w) in enumerate(columns)]
-        print("  ".join(told).rstrip())
+    print("\n".join(columns([head, *cells], (0, 4))))
     print(f"{size:,} bytes for {dense:,}: {smaller(dense, size)}")
     print(", ".join(f"{name} {count:,}" for name, count in parts.items()))
     for record in changes:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 __all__ = ["columns"]
 
 
-def columns(rows: Sequence[Sequence[str]], left: int, *, last: bool = False) -> list[str]:
+def columns(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> list[str]:
     """A line a row.
 
     Args:
         rows: of equally many cells.
-        left: so many columns stand to the left, the others to the right.
-        last: the last column stands to the left too.
+        left: numbers of the columns that stand to the left; the others stand to the right.
 
-    >>> columns([["layer", "ms"], ["a", "1.5"]], 1)
+    >>> columns([["layer", "ms"], ["a", "1.5"]])
     ['layer   ms', 'a      1.5']
     """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    ends = {len(widths) - 1} if last else set()
     return [
         "  ".join(
-            cell.ljust(w) if i < left or i in ends else cell.rjust(w)
+            cell.ljust(w) if i in left else cell.rjust(w)
             for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

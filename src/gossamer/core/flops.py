@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from gossamer.core import nest
+from gossamer.core.columns import columns
 from gossamer.core.dispatch import Watching
 from gossamer.core.errors import ArgumentError
 from gossamer.core.plain import copied, plain
@@ -100,14 +101,7 @@ class Flops:
         cells = [["layer", "MACs", "nonzero", "live"]]
         for row in (*self.rows, LayerFlops("total", "", self.macs, self.nonzero, self.live)):
             cells.append([row.name, *(f"{v:,.0f}" for v in (row.macs, row.nonzero, row.live))])
-        widths = [max(len(line[i]) for line in cells) for i in range(4)]
-        return "\n".join(
-            "  ".join(
-                c.rjust(w) if i else c.ljust(w)
-                for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in cells
-        )
+        return "\n".join(columns(cells))
 
 
 def count(

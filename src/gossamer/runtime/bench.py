@@ -136,9 +136,9 @@ class Bench:
         return "\n".join(
             [
                 f"{self.processor}, torch {self.torch_version}; medians, interleaved in one run",
-                *columns(sizes, 2),
+                *columns(sizes, (0, 1)),
                 "",
-                *columns(rows, 2, last=True),
+                *columns(rows, (0, 1, 8)),
                 "",
                 *self.verdicts(),
                 *(f"note: {note}" for note in self.notes),

@@ -60,7 +60,13 @@ class Patches:
     @property
     def count(self) -> int:
         """Rows."""
-        return math.prod(self._view().shape[: 1 + len(self.kernel)])
+        sizes = zip(
+            self.x.shape[2:], self.before, self.after, self.kernel, self.dilation, self.stride,
+            strict=True,
+        )  # fmt: skip
+        return len(self.x) * math.prod(
+            (n + before + after - d * (k - 1) - 1) // s + 1 for n, before, after, k, d, s in sizes
+        )
 
     def sums(self) -> Tensor:
         """Of all rows, (groups, columns), float64; not finite where a value is not."""

@@ -171,6 +171,10 @@ def test_what_is_refused_is_named(path: str) -> None:
         pack_book(sparse(rng, (4, 40), 1.0))
     with pytest.raises(ArgumentError, match="form='words' is not one of"):
         pack_bytes(weight, form="words")
+    wide = np.ones((1, 65537), np.float32)  # sums of bytes could leave 32 bits
+    for pack in (pack_bytes, pack_book, pack_ternary, pack_rows):
+        with pytest.raises(ArgumentError, match="weight has 65537 inputs an output; at most 65536"):
+            pack(wide)
     with pytest.raises(ArgumentError, match="width=7"):
         pack_bytes(weight, width=7)
     bad = np.full((1, 8), np.inf, np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,15 @@ from gossamer.core.kernels import kernel
 
 __all__ = [
     "LINEAR",
+    "MOST_INPUTS",
     "RELU",
     "RELU6",
     "Clamp",
+    "Packed",
     "array",
     "bounds",
+    "called",
+    "countable",
     "dot_products",
     "frozen",
     "pair",
@@ -29,6 +33,20 @@ Clamp = tuple[float, float]  # the least and the greatest that an output can be
 LINEAR: Clamp = (-math.inf, math.inf)
 RELU: Clamp = (0.0, math.inf)
 RELU6: Clamp = (0.0, 6.0)
+
+MOST_INPUTS = 65536
+"""What 16 bits number; 2 * 127 * 127 times as much is below 2^31."""
+
+
+class Packed:
+    """Base of packed weights, which are frozen dataclasses."""
+
+    @classmethod
+    def unchecked(cls, **parts: Any) -> Self:
+        """From parts that were packed before; the compiled kernel checks what it reaches."""
+        made = object.__new__(cls)
+        made.__dict__.update(parts)
+        return made
 
 
 def array(name: str, value: Any, dtype: Any, shape: Sequence[int | None]) -> NDArray[Any]:
@@ -62,6 +80,18 @@ def weights(name: str, value: Any, dims: int) -> NDArray[np.float32]:
     return found
 
 
+def countable(inputs: int) -> int:
+    """How many inputs an output has, where 16 bits number them and sums of bytes fit 32 bits.
+
+    Raises :class:`ArgumentError` beyond :data:`MOST_INPUTS`.
+    """
+    if inputs > MOST_INPUTS:
+        raise ArgumentError(
+            f"weight has {inputs} inputs an output; at most {MOST_INPUTS} are taken"
+        )
+    return inputs
+
+
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """Height and width of a setting of a convolution; :class:`ArgumentError` below ``least``."""
     both = (value, value) if isinstance(value, int) else tuple(value)
@@ -83,6 +113,23 @@ def bounds(clamp: Clamp) -> Clamp:
     if not low <= high:
         raise ArgumentError(f"clamp={clamp!r} must be (least, greatest)")
     return low, high
+
+
+def called(
+    shape: tuple[int, int], x: Any, bias: Any, clamp: Clamp, *, batch: bool = True
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, float, float]:
+    """What a linear layer of ``shape`` (outputs, inputs) is called with: x, bias, bounds.
+
+    Args:
+        batch: x has the form (batch, inputs), else (inputs,).
+
+    Raises :class:`ArgumentError` for another dtype or shape.
+    """
+    outputs, inputs = shape
+    x = array("x", x, np.float32, (None, inputs) if batch else (inputs,))
+    if bias is not None:
+        bias = array("bias", bias, np.float32, (outputs,))
+    return x, bias, *bounds(clamp)
 
 
 def dot_products() -> bool:

@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.kernels import kernel
-from gossamer.runtime.kernels.arrays import LINEAR, Clamp, array, bounds, frozen, pair, weights
+from gossamer.runtime.kernels.arrays import (
+    LINEAR,
+    Clamp,
+    Packed,
+    array,
+    bounds,
+    frozen,
+    pair,
+    weights,
+)
 
 __all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv", "pack_taps"]
 
@@ -34,7 +43,7 @@ _TILE = 14 * 32  # bytes of a register tile of one channel
 
 
 @dataclass(frozen=True)
-class SparseConv:
+class SparseConv(Packed):
     """A packed weight and the geometry of its convolution.
 
     Attributes:
@@ -80,13 +89,6 @@ class SparseConv:
             np.broadcast_to(np.arange(self.rows), (panels, self.rows)),
         ):
             raise ArgumentError("order must hold every row once in each block")
-
-    @classmethod
-    def unchecked(cls, **parts: Any) -> SparseConv:
-        """From parts that were packed before; the compiled kernel checks what it reaches."""
-        made = object.__new__(cls)
-        made.__dict__.update(parts)
-        return made
 
     @property
     def rows(self) -> int:

@@ -22,6 +22,7 @@ from gossamer.runtime.kernels.arrays import (
     Clamp,
     array,
     bounds,
+    countable,
     dot_products,
     frozen,
     pair,
@@ -105,6 +106,7 @@ def pack_conv_int8(
     if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
         raise ArgumentError(f"groups={groups!r} must divide {weight.shape[0]} output channels")
     m, c = weight.shape[:2]
+    countable(weight[0].size)
     codes, scale = weight_codes(weight)
     if groups > 1 and (c % 4 or (m // groups) % 4):
         apart = np.zeros((groups, m // groups, groups, *codes.shape[1:]), np.int8)

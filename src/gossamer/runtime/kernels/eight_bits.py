@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gossamer.core.errors import ArgumentError
 from gossamer.runtime.kernels.arrays import array
 
-__all__ = ["TOP", "Scale", "dequantize", "from_quads", "quantize", "quantize_rows", "to_quads"]
+__all__ = ["TOP", "Scale", "dequantize", "from_quads", "quantize", "to_quads"]
 
 TOP = 127  # the greatest code
 
@@ -64,22 +64,6 @@ def quantize(x: NDArray[np.float32], scale: Scale) -> NDArray[np.uint8]:
     if np.isnan(codes).any():
         raise ArgumentError("x has NaN, which no code stands for")
     return np.clip(codes, 0, TOP).astype(np.uint8)
-
-
-def quantize_rows(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Signed codes (-127 to 127) and scales, one for each row of a (batch, inputs) array.
-
-    The largest absolute value of a row is 127; a row of zeros has scale 1. Raises
-    :class:`ArgumentError` for another dtype or shape, NaN and infinities.
-    """
-    x = array("x", x, np.float32, (None, None))
-    top = np.abs(x).max(axis=1, initial=0)
-    if not np.isfinite(top).all():
-        raise ArgumentError("x has entries that are NaN or infinite")
-    scales = np.where(top > 0, top / np.float32(127), np.float32(1)).astype(np.float32)
-    # of the smallest subnormals a quotient can exceed 127
-    codes = np.clip(np.rint(x / np.maximum(scales, 1e-38)[:, None]), -127, 127)
-    return codes.astype(np.int8), scales
 
 
 def dequantize(codes: NDArray[np.uint8], scale: Scale) -> NDArray[np.float32]:

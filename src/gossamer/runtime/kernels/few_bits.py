@@ -15,14 +15,23 @@ from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
-from gossamer.runtime.kernels.arrays import LINEAR, Clamp, array, bounds, frozen, weights
+from gossamer.runtime.kernels.arrays import (
+    LINEAR,
+    Clamp,
+    Packed,
+    array,
+    called,
+    countable,
+    frozen,
+    weights,
+)
 from gossamer.runtime.kernels.gemv_int8 import book_codes, ended, seven_bits
 
 __all__ = ["FewBits", "linear_few_bits", "pack_book", "pack_ternary", "signed_bytes"]
 
 
 @dataclass(frozen=True)
-class FewBits:
+class FewBits(Packed):
     """A packed matrix.
 
     Attributes:
@@ -51,13 +60,6 @@ class FewBits:
         array("sums", self.sums, np.int32, (self.shape[0],))
         if self.book is not None:
             array("book", self.book, np.int8, (16,))
-
-    @classmethod
-    def unchecked(cls, **parts: Any) -> FewBits:
-        """From parts that were packed before; the compiled kernel checks what it reaches."""
-        made = object.__new__(cls)
-        made.__dict__.update(parts)
-        return made
 
     @property
     def columns(self) -> int:
@@ -107,6 +109,7 @@ def pack_ternary(weight: NDArray[np.float32]) -> FewBits:
     NaN and infinities.
     """
     weight = weights("weight", weight, 2)
+    countable(weight.shape[1])
     size = np.abs(weight)
     scale = size.max(axis=1)
     bad = ((size != 0) & (size != scale[:, None])).any(axis=1)
@@ -136,6 +139,7 @@ def pack_book(weight: NDArray[np.float32]) -> FewBits:
     Raises :class:`ArgumentError` for more values, another dtype or shape, NaN and infinities.
     """
     weight = weights("weight", weight, 2)
+    countable(weight.shape[1])
     slots, values = book_codes(weight, 16)
     top = float(np.abs(values).max()) or 127.0
     book = np.zeros(16, np.int8)
@@ -195,10 +199,7 @@ def linear_few_bits(
     Raises :class:`ArgumentError` for another dtype or shape, NaN and infinities.
     """
     outputs, inputs = packed.shape
-    x = array("x", x, np.float32, (None, inputs))
-    if bias is not None:
-        bias = array("bias", bias, np.float32, (outputs,))
-    low, high = bounds(clamp)
+    x, bias, low, high = called(packed.shape, x, bias, clamp)
     columns = packed.chunks * packed.columns
     codes: NDArray[Any]
     if packed.book is None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
-from gossamer.runtime.kernels.arrays import LINEAR, Clamp, array, bounds, frozen, weights
+from gossamer.runtime.kernels.arrays import (
+    LINEAR,
+    Clamp,
+    Packed,
+    array,
+    called,
+    countable,
+    frozen,
+    weights,
+)
 
 __all__ = ["SparseRows", "gemv", "pack_rows"]
 
 
 @dataclass(frozen=True)
-class SparseRows:
+class SparseRows(Packed):
     """A float32 matrix in compressed rows with 16-bit columns.
 
     Attributes:
@@ -42,13 +50,6 @@ class SparseRows:
         if not inside or not ends or (np.diff(self.starts) < 0).any():
             raise ArgumentError(f"starts or columns lead outside a matrix of {self.shape}")
 
-    @classmethod
-    def unchecked(cls, **parts: Any) -> SparseRows:
-        """From parts that were packed before; the compiled kernel checks what it reaches."""
-        made = object.__new__(cls)
-        made.__dict__.update(parts)
-        return made
-
     @property
     def nbytes(self) -> int:
         """Bytes that the kernel reads of the weight."""
@@ -68,8 +69,7 @@ def pack_rows(weight: NDArray[np.float32]) -> SparseRows:
     Raises :class:`ArgumentError` for another dtype or shape, NaN and infinities.
     """
     weight = weights("weight", weight, 2)
-    if weight.shape[1] > 65536:
-        raise ArgumentError(f"weight has {weight.shape[1]} inputs; at most 65536 can be numbered")
+    countable(weight.shape[1])
     row, column = np.nonzero(weight)
     starts = np.searchsorted(row, np.arange(len(weight) + 1)).astype(np.int32)
     shape: tuple[int, int] = weight.shape
@@ -91,15 +91,11 @@ def gemv(
     For a batch, :func:`gossamer.runtime.kernels.conv.linear` is faster from about four samples.
     Raises :class:`ArgumentError` for another dtype or shape.
     """
-    outputs, inputs = packed.shape
-    x = array("x", x, np.float32, (inputs,))
-    if bias is not None:
-        bias = array("bias", bias, np.float32, (outputs,))
-    low, high = bounds(clamp)
+    x, bias, low, high = called(packed.shape, x, bias, clamp, batch=False)
     module = kernel("sparse_gemv")
     if module is None:
         y = packed.dense @ x
         return np.clip(y if bias is None else y + bias, np.float32(low), np.float32(high))
-    out = np.empty(outputs, np.float32)
+    out = np.empty(packed.shape[0], np.float32)
     module.run_float(packed.starts, packed.columns, packed.values, x, bias, low, high, out, threads)
     return out

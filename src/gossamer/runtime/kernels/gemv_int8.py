@@ -22,8 +22,10 @@ from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels.arrays import (
     LINEAR,
     Clamp,
+    Packed,
     array,
-    bounds,
+    called,
+    countable,
     dot_products,
     frozen,
     weights,
@@ -37,7 +39,7 @@ _LANES = 16
 
 
 @dataclass(frozen=True)
-class SparseBytes:
+class SparseBytes(Packed):
     """A packed matrix.
 
     Attributes:
@@ -80,13 +82,6 @@ class SparseBytes:
             raise ArgumentError("order must name every row once")
         if self.book is not None and array("book", self.book, np.int8, (16,))[0] != 0:
             raise ArgumentError("book must begin with 0, the value of empty slots")
-
-    @classmethod
-    def unchecked(cls, **parts: Any) -> SparseBytes:
-        """From parts that were packed before; the compiled kernel checks what it reaches."""
-        made = object.__new__(cls)
-        made.__dict__.update(parts)
-        return made
 
     @property
     def blocks(self) -> int:
@@ -152,6 +147,7 @@ def pack_bytes(
     one_of("form", form, ("bytes", "book"))
     weight = weights("weight", weight, 2)
     outputs, inputs = weight.shape
+    countable(inputs)
     book = None
     if form == "book":
         slots, values = book_codes(weight, 16)
@@ -253,10 +249,7 @@ def linear_int8(
     Raises :class:`ArgumentError` for another dtype or shape, NaN and infinities.
     """
     outputs, inputs = packed.shape
-    x = array("x", x, np.float32, (None, inputs))
-    if bias is not None:
-        bias = array("bias", bias, np.float32, (outputs,))
-    low, high = bounds(clamp)
+    x, bias, low, high = called(packed.shape, x, bias, clamp)
     codes, step, zero = seven_bits(x, packed.blocks * packed.width)
     module = kernel("sparse_gemv")
     if module is None:

@@ -23,7 +23,7 @@ from gossamer.runtime.plan.arrays import TOLERANCE
 from gossamer.runtime.plan.capture import Captured, capture
 from gossamer.runtime.plan.choose import Measured, cheapest, measure, overhead, timed
 from gossamer.runtime.plan.explain import describe
-from gossamer.runtime.plan.forms import form_of
+from gossamer.runtime.plan.forms import form_of, leaves
 from gossamer.runtime.plan.fuse import fused
 from gossamer.runtime.plan.graph import Graph, Node, Value
 from gossamer.runtime.plan.kernels import KERNELS, candidates
@@ -122,8 +122,6 @@ def _inputs(example: Any) -> Any:
 
 def _output_form(outputs: Any, count: int) -> Any:
     """The form of what the network gives; of objects of its own, a tuple of their tensors."""
-    from gossamer.runtime.plan.forms import leaves
-
     if len(leaves(outputs)) == count:
         return form_of(outputs)
     return ["tuple", [None] * count]

@@ -55,7 +55,7 @@ def table(graph: Graph, facts: Facts) -> str:
     lines = [
         f"{facts.processor}, {facts.threads} thread{'s' * (facts.threads > 1)}, measured at batch "
         f"{facts.batch}; takes {size}",
-        *columns(rows, 3, last=True),
+        *columns(rows, (0, 1, 2, 6)),
         "whole    " + ", ".join(f"{name} {ms:.4f} ms" for name, ms in facts.whole.items()),
         f"runs     {facts.engine}",
         f"checked  {facts.check}",

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from gossamer.core.kernels import kernel
+from gossamer.runtime.kernels import conv, gemv
+from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable import finished
 
@@ -24,7 +25,6 @@ __all__ = ["LAYERS", "ROWS", "bind", "bind_rows", "pack", "pack_rows", "refuses"
 Call = Callable[[], object]
 LAYERS, ROWS = frozenset({"conv", "linear"}), frozenset({"linear"})
 _DENSEST = 0.7  # beyond it dense kernels have always won, and packing takes time
-_MOST_INPUTS = 65536  # that 16 bits number
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def refuses_rows(graph: Graph, node: Node) -> str:
         return "the compiled kernels are not built"
     if node.inputs[3]:
         return "a value is added to its result"
-    if (inputs := graph.constants[node.inputs[1]].shape[1]) > _MOST_INPUTS:
+    if (inputs := graph.constants[node.inputs[1]].shape[1]) > MOST_INPUTS:
         return f"{inputs} inputs"
     return _refuses(graph, node)
 
@@ -75,7 +75,6 @@ def pack(
     """The taps that are not zero, and the bias."""
     node, a = nodes[0], nodes[0].attributes
     weight = np.ascontiguousarray(graph.constants[node.inputs[1]])
-    conv = import_module("gossamer.runtime.kernels.conv")
     if node.op == "linear":
         made = conv.pack_conv(weight.reshape(*weight.shape, 1, 1))
     else:
@@ -95,7 +94,7 @@ def pack_rows(
 ) -> _Packed:
     """The rows' entries that are not zero, and the bias."""
     weight = np.ascontiguousarray(graph.constants[nodes[0].inputs[1]])
-    made = import_module("gossamer.runtime.kernels.gemv").pack_rows(weight)
+    made = gemv.pack_rows(weight)
     return _Packed(made, _bias(graph, nodes[0]), threads)
 
 
@@ -138,7 +137,6 @@ def _convolution(
     added: np.ndarray | None,
 ) -> Call:
     """The compiled call: shapes are looked at here, once, by the kernel's own checks."""
-    conv = import_module("gossamer.runtime.kernels.conv")
     weight = packed.weight
     n, c, h, w = x.shape
     if y.shape != (n, weight.shape[0], *weight.output_size(h, w)):
