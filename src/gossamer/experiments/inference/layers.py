@@ -139,15 +139,14 @@ def product(outputs: int, inputs: int, rounds: int) -> dict[str, Any]:
     ternary = few_bits.pack_ternary(np.sign(sparse))
     calls["ternary"] = partial(few_bits.linear_few_bits, ternary, v)
     calls["dense book"] = partial(few_bits.linear_few_bits, few_bits.pack_book(shared), v)
-    hot = _times(calls, rounds)
     evict = np.ones(48 << 20, np.float32)
-    best = dict.fromkeys(calls, float("inf"))
+    hot, cold = (dict.fromkeys(calls, float("inf")) for _ in range(2))
     with one_thread(), torch.no_grad():
-        for _ in range(max(2, rounds // 4)):
+        for _ in range(rounds):
             for name, run in calls.items():
                 evict.sum()
-                best[name] = min(best[name], *best_of([run], 1))
-    cold = {name: 1000 * t for name, t in best.items()}
+                cold[name] = min(cold[name], *(1000 * t for t in best_of([run], 1)))
+                hot[name] = min(hot[name], *(1000 * t for t in best_of([run], 2)))
 
     def over(ms: Mapping[str, float]) -> dict[str, float]:
         base = min(ms["float32 torch"], ms["float32 numpy"])
@@ -211,6 +210,6 @@ def layers(context: Context) -> dict[str, Any]:
             + "".join(f", int8 {n} {v:.2f}x" for n, v in row["int8_over_float32"].items())
         )
     size = (64, 256) if context.quick else (4096, 9216)
-    (linear,) = context.alone(product, [(*size, 3 if context.quick else 100)])
+    (linear,) = context.alone(product, [(*size, 3 if context.quick else 50)])
     context.say(", ".join(f"{n} {v:.1f}x hot" for n, v in linear["hot"].items()))
     return {"dot_products": dot_products(), "layers": found, "product": linear}
