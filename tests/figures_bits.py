@@ -49,6 +49,10 @@ def _twice(d: Data, key: str) -> float:
     return min(b / a for b, a in pairs)
 
 
+def _least(d: Data, what: str, name: str) -> float:
+    return min(float(row[what][name]) for row in d["layers"].values())
+
+
 # page, its words with {} for each figure, results file, the figures in that order
 ROWS: list[Row] = [
     *(
@@ -102,6 +106,39 @@ ROWS: list[Row] = [
         "loses {} points on test",
         "fixed-point-svd",
         lambda d: [*d["chosen_ranks"], d["test_points_lost"]["mean"]],
+    ),
+    (
+        "docs/methods/sparse-kernels.md",
+        "float32 at 20, 10 and 5 % of the weights: {}, {} and {} times",
+        "inference-layers",
+        lambda d: [_least(d, "float32", density) for density in ("0.2", "0.1", "0.05")],
+    ),
+    (
+        "docs/methods/sparse-kernels.md",
+        "any pattern: {} times the best float32 and {} times the best int8; in blocks of 1x4 {} "
+        "and {} times",
+        "inference-layers",
+        lambda d: [
+            _least(d, f"int8_over_{engine}", name)
+            for name in ("unstructured", "blocks")
+            for engine in ("float32", "int8")
+        ],
+    ),
+    (
+        "docs/methods/sparse-kernels.md",
+        "sparse bytes at 10 % {} and {} times, ternary {} and {} times",
+        "inference-layers",
+        lambda d: [
+            d["product"][state][name]
+            for name in ("sparse int8", "ternary")
+            for state in ("hot", "cold")
+        ],
+    ),
+    (
+        "docs/methods/sparse-kernels.md",
+        "and {} of {} fall short",
+        "inference-layers",
+        lambda d: [sum(not c["holds"] for c in d["claims"]), len(d["claims"])],
     ),
     *(
         (
