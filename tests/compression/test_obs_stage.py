@@ -12,6 +12,7 @@ from torch import nn
 import gossamer
 from gossamer import datasets, nets
 from gossamer.compression.progress import Lines, Reporter
+from gossamer.compression.stages.obs import _next
 from gossamer.core import names
 from gossamer.training import TrainConfig, evaluate, train
 from stages import Stop, job, mistaken, unfit
@@ -217,6 +218,18 @@ def test_the_rate_is_the_highest_that_keeps_the_floor(trained: nn.Module, tmp_pa
     assert same.bytes == found.bytes
     with pytest.warns(UserWarning, match="FLOOR NOT KEPT"):
         ran(2 * rate, "c")
+
+
+@pytest.mark.parametrize("highest", range(-21, 11))
+def test_the_search_for_a_rate_is_short_and_exact(highest: int) -> None:
+    found: dict[int, bool] = {}
+    while (power := _next(found)) is not None:
+        assert power not in found
+        found[power] = power <= highest
+    assert len(found) <= 9
+    assert max((p for p, kept in found.items() if kept), default=-21) == highest
+    assert min(found) >= -20  # none lower is tried where none keeps the floor
+    assert max(found) <= 10
 
 
 def test_mistakes() -> None:

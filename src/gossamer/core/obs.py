@@ -94,17 +94,22 @@ def factor(hessian: Tensor, damp: float = 0.01) -> Tensor:
     Raises :class:`ArgumentError` for one that is not square, not finite or not positive.
     """
     for _ in range(40):
-        lower, info = torch.linalg.cholesky_ex(_damped(hessian, damp))
+        # one copy is all that is made: a symmetric matrix's transpose is what LAPACK overwrites
+        found, info = _damped(hessian, damp).mT, _info(hessian)
+        torch.linalg.cholesky_ex(found, out=(found, info))
         if not info:
-            inverse = torch.cholesky_inverse(lower)
-            del lower  # of a wide layer it is large
-            upper, info = torch.linalg.cholesky_ex(inverse, upper=True)
+            torch.cholesky_inverse(found, out=found)
+            torch.linalg.cholesky_ex(found, upper=True, out=(found, info))
             if not info:
-                return torch.as_tensor(upper)
+                return found
         damp = max(2 * damp, 1e-10)
     raise ArgumentError(
         "hessian is not positive: it is no sum of products of inputs; accumulate X^T X"
     )
+
+
+def _info(like: Tensor) -> Tensor:
+    return torch.empty((), dtype=torch.int32, device=like.device)
 
 
 def start_from(weight: Tensor, hessian: Tensor, cross: Tensor, damp: float = 0.01) -> Tensor:
@@ -120,12 +125,12 @@ def start_from(weight: Tensor, hessian: Tensor, cross: Tensor, damp: float = 0.0
 
     Returns V, float64; W where Y is X.
     """
-    h, w = _damped(hessian, damp), weight.detach().double()
+    h, w, info = _damped(hessian, damp).mT, weight.detach().double(), _info(hessian)
     wanted = w @ cross.detach().double() + w * (h.diagonal() - hessian.detach().double().diagonal())
-    lower, info = torch.linalg.cholesky_ex(h)
+    torch.linalg.cholesky_ex(h, out=(h, info))
     if info:  # not definite by rounding
-        return torch.linalg.solve(h, wanted.T).T
-    return torch.cholesky_solve(wanted.T, lower).T
+        return torch.linalg.solve(_damped(hessian, damp), wanted.T).T
+    return torch.cholesky_solve(wanted.T, h).T
 
 
 def _carry(

@@ -69,7 +69,8 @@ def treat(
 
     Args:
         weight: of two or more dimensions.
-        seen: its inputs; None: they are taken for independent, which is rounding to nearest.
+        seen: its inputs, used up: their sums are scaled, and let go of; None: they are taken for
+            independent, which is rounding to nearest.
         how: what becomes of it.
         mask: of its shape, True where something may stay.
         bias: (outputs,), that is added to its products.
@@ -85,6 +86,8 @@ def treat(
     if not torch.count_nonzero(matrix):
         return {"density": 0.0, "error": 0.0, "bias": False, "unseen": 0, "left": ""}
     parts, of_rows, unseen = _metric(matrix, seen)
+    if seen is not None:
+        seen.clear()
     together, left = inputs_together(how.sparsity), ""
     if how.density is not None and any(len(p.hessian) % together for p in parts):
         left = f"not pruned: {matrix.shape[1]} inputs are no multiple of {together}"
@@ -142,7 +145,7 @@ def _metric(matrix: Tensor, seen: Moments | None) -> tuple[list[Part], Tensor | 
     power = _power(matrix, parts)
     if not power > 0:
         parts = []
-    parts = [replace(p, hessian=p.hessian / power, cross=p.cross / power) for p in parts]
+    _divide(parts, power)
     squares = matrix.square().sum(1)
     if seen is not None and seen.counts is not None:
         counts = seen.counts
@@ -164,9 +167,15 @@ def _metric(matrix: Tensor, seen: Moments | None) -> tuple[list[Part], Tensor | 
         if parts:
             mean = sum(float(p.hessian.diagonal().mean()) for p in parts) / len(parts)
         parts += [p for a, b in _gaps(reached) for p in _alone(matrix, a, b, mean)]
-    total = _power(matrix, parts)
-    parts = [replace(p, hessian=p.hessian / total, cross=p.cross / total) for p in parts]
+    _divide(parts, _power(matrix, parts))
     return sorted(parts, key=lambda p: int(p.rows.start)), None, unseen
+
+
+def _divide(parts: list[Part], by: float) -> None:
+    """In place: the sums of a wide layer are large. Parts may share them."""
+    every = [sums for p in parts for sums in (p.hessian, p.cross)]
+    for sums in {m.data_ptr(): m for m in every}.values():
+        sums /= by
 
 
 def _power(matrix: Tensor, parts: list[Part]) -> float:
@@ -212,8 +221,9 @@ def _solved(
     start, uppers = matrix.clone(), []
     for part in parts:
         here = part.rows, part.columns
-        if part.cross is not part.hessian:
+        if part.cross.data_ptr() != part.hessian.data_ptr():
             start[here] = start_from(matrix[here], part.hessian, part.cross, how.damp)
+            part.cross = part.hessian  # no more needed, and large
         uppers.append(factor(part.hessian, how.damp))
 
     def solved(make: Callable[[Part], Choice]) -> Tensor:

@@ -71,14 +71,14 @@ class Part:
 @dataclass
 class _Sums:
     """Of one range of rows: of each block of columns (groups, columns, columns); and (groups,
-    columns).
+    columns). ``cross`` is None where it is the Hessian.
     """
 
-    hessian: list[Tensor]
-    cross: list[Tensor]
     now: Tensor
     before: Tensor
-    count: int
+    count: int = 0
+    hessian: list[Tensor] = field(default_factory=list)
+    cross: list[Tensor] | None = None
 
 
 @dataclass
@@ -123,13 +123,17 @@ class Moments:
             raise ArgumentError("calibration inputs lead to NaN or infinity inside the network")
         self.paired &= before is not None
         into = self._held if held else self._sums
-        hessian = [] if held else _products(now, now)
-        cross = hessian if held or before is None else _products(now, before)
-        count = len(now.inputs[0]) if now.patches is None else now.patches.count
-        found = _Sums(hessian, cross, total, mean, count)
-        if (known := into.get(now.rows)) is not None:
-            found = _added(known, found)
-        into[now.rows] = found
+        known = into.setdefault(now.rows, _Sums(torch.zeros_like(total), torch.zeros_like(mean)))
+        known.now += total
+        known.before += mean
+        known.count += len(now.inputs[0]) if now.patches is None else now.patches.count
+        if held:
+            return
+        if before is not None and known.cross is None:  # until now, none or unpaired ones
+            known.cross = [m.clone() for m in known.hessian]
+        known.hessian = _summed(known.hessian, now, now)
+        if known.cross is not None:
+            known.cross = _summed(known.cross, now, now if before is None else before)
 
     def parts(self, rows: int) -> list[Part]:
         """Rows that meet the same inputs, in order, of all that were seen.
@@ -152,10 +156,15 @@ class Moments:
             found += [
                 Part(slice(begin, end), columns, hessian, cross, means, held)
                 for columns, hessian, cross in zip(
-                    blocks(len(mine.now)), mine.hessian, mine.cross, strict=True
+                    blocks(len(mine.now)), mine.hessian, mine.cross or mine.hessian, strict=True
                 )
             ]
         return found
+
+    def clear(self) -> None:
+        """Let go of the sums: those of a wide layer are large."""
+        self._sums.clear()
+        self._held.clear()
 
 
 def _total(use: Use) -> Tensor:
@@ -165,38 +174,54 @@ def _total(use: Use) -> Tensor:
     return torch.stack([i.float().sum(0).double() for i in use.inputs])
 
 
-def _products(now: Use, before: Use) -> list[Tensor]:
-    """X^T Y of each block of columns, (groups, columns, columns), X the inputs before.
+def _summed(sums: list[Tensor], now: Use, before: Use) -> list[Tensor]:
+    """Sums of each block of columns, (groups, columns, columns), with X^T Y added in place.
 
-    A batch is summed in float32: its rounding is far below the damping, and takes half the time.
+    X are the inputs before. A batch is summed in float32: its rounding is far below the damping,
+    and takes half the time.
     """
     cuts = blocks(now.inputs[0].shape[1] if now.patches is None else now.patches.columns)
     if len(cuts) == 1 and now.patches is not None and before.patches is not None:
-        return [now.patches.gram(before.patches).double()]
+        product = now.patches.gram(before.patches)
+        if not sums:
+            return [product.double()]
+        sums[0] += product
+        return sums
     pairs = [(x.float(), y.float()) for x, y in zip(before.inputs, now.inputs, strict=True)]
-    return [torch.stack([(x[:, c].mT @ y[:, c]).double() for x, y in pairs]) for c in cuts]
-
-
-def _added(a: _Sums, b: _Sums) -> _Sums:
-    return _Sums(
-        [one + other for one, other in zip(a.hessian, b.hessian, strict=True)],
-        [one + other for one, other in zip(a.cross, b.cross, strict=True)],
-        a.now + b.now,
-        a.before + b.before,
-        a.count + b.count,
-    )
+    if not sums:
+        sizes = [c.stop - c.start for c in cuts]
+        sums = [pairs[0][0].new_zeros((len(pairs), s, s), dtype=torch.float64) for s in sizes]
+    for total, c in zip(sums, cuts, strict=True):
+        for group, (x, y) in enumerate(pairs):
+            total[group] += x[:, c].mT @ y[:, c]
+    return sums
 
 
 def _over(sums: dict[tuple[int, int], _Sums], begin: int, end: int) -> _Sums | None:
     """Of all ranges that hold these rows; None where there is none."""
-    total: _Sums | None = None
+    mine: list[tuple[_Sums, int]] = []
     for (first, last), found in sums.items():
         if first <= begin and end <= last:
-            group = (begin - first) // ((last - first) // len(found.now))
-            hessian, cross = ([m[group] for m in each] for each in (found.hessian, found.cross))
-            one = _Sums(hessian, cross, found.now[group], found.before[group], found.count)
-            total = one if total is None else _added(total, one)
-    return total
+            mine.append((found, (begin - first) // ((last - first) // len(found.now))))
+    if not mine:
+        return None
+    paired = any(found.cross is not None for found, _ in mine)
+    hessian, cross = (
+        [sum(rest, first) for first, *rest in zip(*each, strict=True)]
+        for each in (
+            [[m[group] for m in found.hessian] for found, group in mine],
+            [[m[group] for m in found.cross or found.hessian] for found, group in mine],
+        )
+    )
+    now, before = (
+        sum(rest, first)
+        for first, *rest in (
+            [found.now[group] for found, group in mine],
+            [found.before[group] for found, group in mine],
+        )
+    )
+    count = sum(found.count for found, _ in mine)
+    return _Sums(now, before, count, hessian, cross if paired else None)
 
 
 def same(now: Use, before: Use | None) -> Use | None:

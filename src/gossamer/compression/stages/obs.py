@@ -25,7 +25,7 @@ from gossamer.training.layer_inputs import Reading, readers
 __all__ = ["Obs"]
 
 
-_MIDDLE, _LOWEST, _HIGHEST = 0.001, -10, 10  # rate: auto begins there; powers of two from there
+_MIDDLE, _LOWEST, _HIGHEST = 0.001, -20, 10  # rate: auto begins there; powers of two from there
 
 
 class Obs(LayerStage):
@@ -170,8 +170,7 @@ def _highest(
     start = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
     found: dict[int, bool] = {}
     best: tuple[int, Layers, dict[str, Any]] | None = None
-    power = 0
-    while power not in found and _LOWEST <= power <= _HIGHEST:
+    while (power := _next(found)) is not None:
         state.model.load_state_dict(start)
         rate = _MIDDLE * 2.0**power
         done = treated({n: replace(how, rate=rate) for n, how in wanted.items()}, f"{power:+d}")
@@ -187,10 +186,26 @@ def _highest(
         if kept or not any(found.values()):
             copies = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
             best = power, done, copies
-        power += 1 if kept else -1
     assert best is not None  # the first rate was tried
     state.model.load_state_dict(best[2])
     return _MIDDLE * 2.0 ** best[0], best[1]
+
+
+def _next(found: Mapping[int, bool]) -> int | None:
+    """The power of two to try next, of those tried with what kept the floor; None at the end.
+
+    In doubling steps until one keeps it and one does not, then between the two by halves.
+    """
+    if not found:
+        return 0
+    good = max((p for p, kept in found.items() if kept), default=None)
+    bad = min((p for p, kept in found.items() if not kept), default=None)
+    if good is None:  # 0, -1, -3, -7, ...
+        assert bad is not None
+        return max(2 * bad - 1, _LOWEST) if bad > _LOWEST else None
+    if bad is None:
+        return min(2 * good + 1, _HIGHEST) if good < _HIGHEST else None
+    return (good + bad) // 2 if bad - good > 1 else None
 
 
 def _tables(model: nn.Module) -> set[str]:
