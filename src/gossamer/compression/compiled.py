@@ -20,7 +20,6 @@ from gossamer.compression.records import load
 from gossamer.core import machine, nest
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.plain import copied
-from gossamer.runtime.plan import planfile
 from gossamer.runtime.plan.door import Engine, compile_network, recheck
 from gossamer.runtime.plan.kernels import KERNELS
 from gossamer.runtime.plan.plan import Plan
@@ -67,7 +66,7 @@ def compile(
     target = beside(file, key)
     if cache and target.is_file():
         try:
-            plan = planfile.read(target, key)
+            plan = Plan.load(target, key)
             recheck(plan, network, example_inputs)
         except (FormatError, ArgumentError) as e:
             say(f"the plan beside the file is made anew: {e}")
@@ -76,7 +75,7 @@ def compile(
     plan = compile_network(network, example_inputs, **given, **more)
     if cache:
         try:
-            planfile.write(plan, target, key)
+            plan.save(target, key)
         except (ArgumentError, OSError) as e:  # parts in torch, or a folder that cannot be written
             plan.facts.notes.append(f"no plan was left beside the file: {e}")
     return plan

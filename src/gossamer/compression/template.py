@@ -25,6 +25,7 @@ from typing import Any
 __all__ = ["run", "serve"]
 
 _MODULE = "gossamer.compression.fresh"
+_SERVES = f"import {_MODULE} as job; job.template.serve(job.main, job.__file__)"
 _FORKS = sys.platform == "linux"
 _LOCK = threading.Lock()
 _template: _Template | None = None
@@ -82,7 +83,7 @@ class _Template:
     def __init__(self, key: tuple[Any, ...]) -> None:
         self.key = key
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+            [sys.executable, "-c", _SERVES],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -129,10 +130,11 @@ class _Template:
                     pipe.close()
 
 
-def serve() -> None:
-    """Fork for each line of standard input, until it ends; answer with the exit status."""
-    from gossamer.compression import fresh
+def serve(main: Callable[[], None], file: str) -> None:
+    """Fork for each line of standard input, until it ends; answer with the exit status.
 
+    ``main``: the job, as a program: it reads its arguments. ``file``: its name.
+    """
     # the pipes are this process's alone: jobs have no input, and their output is files
     asked = os.fdopen(os.dup(0), "r")
     answers = os.fdopen(os.dup(1), "w")
@@ -140,7 +142,7 @@ def serve() -> None:
         job = json.loads(line)
         child = os.fork()
         if not child:
-            _become(job, fresh.main, str(fresh.__file__))
+            _become(job, main, file)
         _, status = os.waitpid(child, 0)
         try:
             answers.write(f"{os.waitstatus_to_exitcode(status)}\n")

@@ -19,6 +19,6 @@ def load(path: str | Path) -> Plan:
 
     Raises :class:`FormatError` for a file that is damaged, or no plan.
     """
-    from gossamer.runtime.plan.planfile import read
+    from gossamer.runtime.plan.plan import Plan
 
-    return read(path)
+    return Plan.load(path)

@@ -363,7 +363,7 @@ def test_a_file_s_plan_is_kept_beside_it_and_checked(file: Path, tmp_path: Path)
     with torch.no_grad():
         other[0].weight.add_(1)  # another network's plan under this one's name
     lie = compile_network(other, x, engine="plan", rounds=1)
-    planfile.write(lie, kept, planfile.header(kept)["key"])
+    lie.save(kept, planfile.header(kept)["key"])
     torch.testing.assert_close(compiled()(x), wanted)
     assert "gives something else than torch" in said[0]
     compiled(threads=2)

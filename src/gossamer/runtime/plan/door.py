@@ -23,11 +23,12 @@ from gossamer.runtime.plan.arrays import TOLERANCE
 from gossamer.runtime.plan.capture import Captured, capture
 from gossamer.runtime.plan.choose import Measured, cheapest, measure, overhead, timed
 from gossamer.runtime.plan.explain import describe
+from gossamer.runtime.plan.facts import Facts
 from gossamer.runtime.plan.forms import form_of, leaves
 from gossamer.runtime.plan.fuse import fused
 from gossamer.runtime.plan.graph import Graph, Node, Value
 from gossamer.runtime.plan.kernels import KERNELS, candidates
-from gossamer.runtime.plan.plan import Facts, Plan, Run
+from gossamer.runtime.plan.plan import Plan, Run
 from gossamer.runtime.plan.program import Program, steps_of
 from gossamer.runtime.plan.reference import batch_of
 

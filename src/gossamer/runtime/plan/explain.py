@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gossamer.core.columns import columns
+from gossamer.runtime.plan.facts import Facts
 from gossamer.runtime.plan.graph import Graph, Node
-
-if TYPE_CHECKING:
-    from gossamer.runtime.plan.plan import Facts
 
 __all__ = ["describe", "table"]
 

@@ -6,7 +6,6 @@ Nothing here needs torch: a plan that was read from a file takes and gives numpy
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,40 +13,16 @@ from typing import Any
 import numpy as np
 
 from gossamer.core.errors import ArgumentError
+from gossamer.runtime.plan import planfile
 from gossamer.runtime.plan.explain import table
+from gossamer.runtime.plan.facts import Contents, Facts, Probe
 from gossamer.runtime.plan.forms import built, leaves
 from gossamer.runtime.plan.graph import Graph
 from gossamer.runtime.plan.program import Program, steps_of
 
-__all__ = ["Facts", "Plan"]
+__all__ = ["Plan"]
 
 Run = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
-Probe = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]
-
-
-@dataclass
-class Facts:
-    """What a plan knows of itself, as plain values.
-
-    Attributes:
-        engine: what runs: ``plan``, or the engine that runs the whole network.
-        processor, threads, batch: where, and how, it was measured.
-        chosen: node's name -> its kernel; empty where torch runs the whole network.
-        rows: a row a node: layer, op, shape, density, kernel, ms, refused.
-        whole: whole network's candidate -> least milliseconds.
-        check: how near it is to torch, in words.
-        notes: what else is to be said.
-    """
-
-    engine: str
-    processor: str
-    threads: int
-    batch: int
-    chosen: dict[str, str] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    whole: dict[str, float] = field(default_factory=dict)
-    check: str = ""
-    notes: list[str] = field(default_factory=list)
 
 
 class Plan:
@@ -106,14 +81,29 @@ class Plan:
         chosen = {n.name: "torch" if n.op == "torch" else "numpy" for n in self.graph.nodes}
         return Program(self.graph, steps_of(self.graph, chosen, 1, self._islands))
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> Path:
         """Write the plan to a file that :func:`gossamer.runtime.load` runs without torch.
+
+        ``key``: what the plan was made of, kept in the file.
 
         Raises :class:`ArgumentError` where parts of it run in torch.
         """
-        from gossamer.runtime.plan.planfile import write  # it reads plans too
+        what = Contents(self.graph, self.facts, self.forms, self.names, self.probe)
+        return planfile.write(what, path, key)
 
-        return write(self, path)
+    @classmethod
+    def load(cls, path: str | Path, key: Mapping[str, Any] | None = None) -> Plan:
+        """The plan of a file, ready to run; torch is not needed.
+
+        ``key``: what it must have been made of; None: anything.
+
+        Raises :class:`~gossamer.core.errors.FormatError` as
+        :func:`gossamer.runtime.plan.planfile.read` does.
+        """
+        what, program = planfile.read(path, key)
+        plan = cls(what.graph, program, what.facts, *what.forms, what.names)
+        plan.probe = what.probe
+        return plan
 
     def explain(self) -> str:
         """Layer by layer: shape, density, kernel, every candidate's time, and what torch runs."""

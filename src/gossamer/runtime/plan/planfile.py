@@ -23,10 +23,10 @@ import numpy as np
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.files import write_chunks
 from gossamer.runtime.plan.arrays import LINE, TOLERANCE, difference
+from gossamer.runtime.plan.facts import Contents, Facts
 from gossamer.runtime.plan.forms import check as check_form
 from gossamer.runtime.plan.graph import DTYPES, Graph, Node, Value
 from gossamer.runtime.plan.kernels import KERNELS
-from gossamer.runtime.plan.plan import Facts, Plan
 from gossamer.runtime.plan.program import Program, steps_of
 from gossamer.runtime.plan.reference import batch_of
 
@@ -38,7 +38,7 @@ _MOST_HEADER = 64 << 20
 _MOST_PROBE = 4 << 20  # bytes of example inputs that are kept to try a plan with
 
 
-def write(plan: Plan, path: str | Path, key: Mapping[str, Any] | None = None) -> Path:
+def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None) -> Path:
     """Write a plan; atomic, so that a reader sees a whole file or the one before.
 
     ``key``: what the plan was made of, kept in the file (:func:`read`).
@@ -83,8 +83,8 @@ def write(plan: Plan, path: str | Path, key: Mapping[str, Any] | None = None) ->
     return Path(path)
 
 
-def read(path: str | Path, key: Mapping[str, Any] | None = None) -> Plan:
-    """The plan of a file, ready to run; torch is not needed.
+def read(path: str | Path, key: Mapping[str, Any] | None = None) -> tuple[Contents, Program]:
+    """The plan of a file, and what runs it; torch is not needed.
 
     A kernel that cannot be used here is replaced by the portable one, and the plan says so. Where
     the file holds an example, the plan is run on it and compared first.
@@ -128,7 +128,7 @@ def _opened(data: bytes, where: str) -> tuple[dict[str, Any], memoryview]:
     return found, memoryview(data)[start:-_DIGEST]
 
 
-def _read(data: bytes, where: str, key: Mapping[str, Any] | None) -> Plan:
+def _read(data: bytes, where: str, key: Mapping[str, Any] | None) -> tuple[Contents, Program]:
     header, body = _opened(data, where)
     if key is not None and header["key"] != dict(key):
         raise FormatError(f"{where} is a plan of something else")
@@ -148,10 +148,10 @@ def _read(data: bytes, where: str, key: Mapping[str, Any] | None) -> Plan:
     program = Program(graph, steps_of(graph, chosen, facts.threads))
     names = [str(n) for n in header["names"]]
     takes, gives = header["forms"]
-    plan = Plan(graph, program, facts, takes, gives, names)
-    plan.probe = tuple(probe[:given]), tuple(probe[given:])
+    example = tuple(probe[:given]), tuple(probe[given:])
+    plan = Contents(graph, facts, (takes, gives), names, example)
     _tried(plan, program, where)
-    return plan
+    return plan, program
 
 
 def _usable(graph: Graph, node: Node, facts: Facts) -> str:
@@ -167,7 +167,7 @@ def _usable(graph: Graph, node: Node, facts: Facts) -> str:
     return "numpy"
 
 
-def _tried(plan: Plan, program: Program, where: str) -> None:
+def _tried(plan: Contents, program: Program, where: str) -> None:
     """Run the example that the file holds; without one, bind the kernels at least."""
     given, wanted = plan.probe
     if not given and not wanted:

@@ -1,0 +1,60 @@
+"""What a plan knows of itself, and all of it that a file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gossamer.runtime.plan.graph import Graph
+
+__all__ = ["Contents", "Facts", "Probe"]
+
+Probe = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]
+"""An example: inputs, and what torch gave for them."""
+
+
+@dataclass
+class Facts:
+    """What a plan knows of itself, as plain values.
+
+    Attributes:
+        engine: what runs: ``plan``, or the engine that runs the whole network.
+        processor, threads, batch: where, and how, it was measured.
+        chosen: node's name -> its kernel; empty where torch runs the whole network.
+        rows: a row a node: layer, op, shape, density, kernel, ms, refused.
+        whole: whole network's candidate -> least milliseconds.
+        check: how near it is to torch, in words.
+        notes: what else is to be said.
+    """
+
+    engine: str
+    processor: str
+    threads: int
+    batch: int
+    chosen: dict[str, str] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    whole: dict[str, float] = field(default_factory=dict)
+    check: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A plan's parts.
+
+    Attributes:
+        graph: what is computed.
+        facts: what was measured.
+        forms: of what it takes and gives (:mod:`~gossamer.runtime.plan.forms`).
+        names: of the inputs.
+        probe: an example; of none, ``((), ())``.
+    """
+
+    graph: Graph
+    facts: Facts
+    forms: tuple[Any, Any]
+    names: Sequence[str]
+    probe: Probe
