@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -221,13 +222,19 @@ def test_the_rate_is_the_highest_that_keeps_the_floor(trained: nn.Module, tmp_pa
 
 
 @pytest.mark.parametrize("highest", range(-21, 11))
-def test_the_search_for_a_rate_is_short_and_exact(highest: int) -> None:
-    found: dict[int, bool] = {}
+@pytest.mark.parametrize("growth", [0.5, 1.0, 2.0, None])
+def test_the_search_for_a_rate_is_short_and_exact(highest: int, growth: float | None) -> None:
+    def lost(power: int) -> float:
+        if growth is None:  # a score that says nothing beside yes and no: better than before, NaN
+            return -1.0 if power <= highest else math.inf
+        return 2 ** (growth * (power - highest - 0.5))
+
+    found: dict[int, float] = {}
     while (power := _next(found)) is not None:
         assert power not in found
-        found[power] = power <= highest
-    assert len(found) <= 9
-    assert max((p for p, kept in found.items() if kept), default=-21) == highest
+        found[power] = lost(power)
+    assert len(found) <= (5 if growth == 1 else 11)
+    assert max((p for p, lost in found.items() if lost <= 1), default=-21) == highest
     assert min(found) >= -20  # none lower is tried where none keeps the floor
     assert max(found) <= 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,6 +26,7 @@ from gossamer.training.layer_inputs import Reading, readers
 __all__ = ["Obs"]
 
 
+_LEAP, _GUESSES = 4, 5  # powers at once upwards; trials that are guessed before halves are taken
 _MIDDLE, _LOWEST, _HIGHEST = 0.001, -20, 10  # rate: auto begins there; powers of two from there
 
 
@@ -168,22 +170,24 @@ def _highest(
 ) -> tuple[float, Layers]:
     """The network at the highest rate that keeps the floor; the lowest where none does."""
     start = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
-    found: dict[int, bool] = {}
+    found: dict[int, float] = {}
     best: tuple[int, Layers, dict[str, Any]] | None = None
     while (power := _next(found)) is not None:
         state.model.load_state_dict(start)
         rate = _MIDDLE * 2.0**power
         done = treated({n: replace(how, rate=rate) for n, how in wanted.items()}, f"{power:+d}")
         judged = state.judge()
-        kept = state.floor is None or judged.metric.keeps(
-            state.floor[0], judged.score, state.floor[1]
-        )
+        kept, lost = True, 0.0
+        if state.floor is not None:
+            reference, allowed = state.floor
+            kept = judged.metric.keeps(reference, judged.score, allowed)
+            lost = judged.metric.drop(reference, judged.score) / max(allowed, 1e-9)
         state.progress.say(
             f"  rate {rate:.3g}: validation {judged.metric.name} "
             f"{judged.metric.show(judged.score)}, {'kept' if kept else 'below the floor'}"
         )
-        found[power] = kept
-        if kept or not any(found.values()):
+        found[power] = min(lost, 1.0) if kept else lost if lost > 1 else math.inf  # NaN
+        if kept or min(found.values()) > 1:
             copies = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
             best = power, done, copies
     assert best is not None  # the first rate was tried
@@ -191,21 +195,31 @@ def _highest(
     return _MIDDLE * 2.0 ** best[0], best[1]
 
 
-def _next(found: Mapping[int, bool]) -> int | None:
-    """The power of two to try next, of those tried with what kept the floor; None at the end.
+def _next(found: Mapping[int, float]) -> int | None:
+    """The power of two to try next, of those tried with the drop as a part of what is allowed.
 
-    In doubling steps until one keeps it and one does not, then between the two by halves.
+    What is lost grows about as the rate does, so one trial says where the floor lies; then the
+    power is between the highest that kept it and the lowest that did not, until they are
+    neighbours. None: they are, or there is nothing left to try.
     """
     if not found:
         return 0
-    good = max((p for p, kept in found.items() if kept), default=None)
-    bad = min((p for p, kept in found.items() if not kept), default=None)
-    if good is None:  # 0, -1, -3, -7, ...
-        assert bad is not None
-        return max(2 * bad - 1, _LOWEST) if bad > _LOWEST else None
-    if bad is None:
-        return min(2 * good + 1, _HIGHEST) if good < _HIGHEST else None
-    return (good + bad) // 2 if bad - good > 1 else None
+    good = max((p for p, lost in found.items() if lost <= 1), default=_LOWEST - 1)
+    bad = min((p for p, lost in found.items() if lost > 1), default=_HIGHEST + 1)
+    if bad - good < 2:
+        return None
+    logs = {p: math.log2(lost) for p, lost in found.items() if 0 < lost < math.inf}
+    if good in logs and bad in logs:
+        guess = good - logs[good] * (bad - good) / (logs[bad] - logs[good])
+    elif bad not in found:
+        guess = good + min(_LEAP, -logs[good] if good in logs else max(1, good + 1))
+    elif good not in found:
+        guess = bad - logs[bad] if bad in logs else 2 * bad - 1
+    else:
+        guess = (good + bad) / 2
+    if len(found) > _GUESSES:
+        guess = (max(good, _LOWEST) + min(bad, _HIGHEST)) / 2
+    return min(max(math.floor(guess), good + 1), bad - 1)
 
 
 def _tables(model: nn.Module) -> set[str]:
