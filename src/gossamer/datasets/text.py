@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import repeat
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gossamer.core.errors import ArgumentError, DatasetError
@@ -87,7 +89,8 @@ def text(
     counts = Counter(tokens[: training * bptt])
     words = [w for w, _ in sorted(counts.items(), key=lambda wc: (-wc[1], wc[0]))[:limit]]
     known = {w: i for i, w in enumerate([UNKNOWN, *words])}
-    ids = torch.tensor([known.get(t, 0) for t in tokens[: windows * bptt + 1]])
+    number = windows * bptt + 1
+    ids = torch.from_numpy(np.fromiter(map(known.get, tokens, repeat(0)), np.int64, number))
     inputs, targets = ids[:-1].view(windows, bptt), ids[1:].view(windows, bptt)
 
     def part(first: int, last: int) -> Split:

@@ -19,6 +19,7 @@ from gossamer.training import TrainConfig, train
 __all__ = ["BITS", "NETWORK", "language_model", "shakespeare"]
 
 NETWORK: dict[str, Any] = {"context": 64, "width": 160, "layers": 4, "heads": 5, "tied": False}
+_SMALL = {**NETWORK, "width": 32, "layers": 2, "heads": 2}
 BITS = 1 / math.log(2)
 """Bits of a nat. Tiny Shakespeare is ASCII, so bits per character are bits per byte."""
 _EPOCHS = 2
@@ -32,7 +33,7 @@ def shakespeare(quick: bool) -> Dataset:
 def language_model(folder: Path, quick: bool) -> nn.Module:
     """The trained network, 1.27 M parameters, from ``folder`` where it is done or under way."""
     data = shakespeare(quick)
-    model = nets.build("gpt", classes=data.classes, seed=0, **NETWORK)
+    model = nets.build("gpt", classes=data.classes, seed=0, **(_SMALL if quick else NETWORK))
     config = TrainConfig(
         1 if quick else _EPOCHS,
         batch_size=16,

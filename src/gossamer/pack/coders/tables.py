@@ -5,6 +5,8 @@ Everything a decoder computes here is integer arithmetic, so tables mean the sam
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -121,18 +123,24 @@ def geometric_weights(parts: list[tuple[int, int]], alphabet: int, used: int) ->
     """
     out = np.zeros(used, np.int64)
     for share, t in parts:
-        # The density, and the chance to be beyond the symbols seen so far, both in 2**-30.
-        octaves, fraction = divmod(MIX_LIMIT - t, MIX_STEPS)
-        density = int(_POWERS[fraction * (LOG_STEPS // MIX_STEPS)]) << octaves
-        rest = 1 << 30
-        weights = []
-        for _ in range(used):
-            weights.append(rest * density >> 30)
-            rest -= weights[-1]
+        weights = _geometric(t, alphabet)[:used]
+        out += share * weights
         if used == alphabet:
-            weights[-1] += rest
-        out += share * np.array(weights, np.int64)
+            out[-1] += share * ((1 << 30) - int(weights.sum()))
     return (out >> 8) + 1
+
+
+@lru_cache(maxsize=2 * (MIX_LIMIT + 1))
+def _geometric(t: int, alphabet: int) -> Ints:
+    """Of the symbols 0 .. ``alphabet`` - 1, of 2**30 in all."""
+    # The density, and the chance to be beyond the symbols seen so far, both in 2**-30.
+    octaves, fraction = divmod(MIX_LIMIT - t, MIX_STEPS)
+    density = int(_POWERS[fraction * (LOG_STEPS // MIX_STEPS)]) << octaves
+    rest, weights = 1 << 30, []
+    for _ in range(alphabet):
+        weights.append(rest * density >> 30)
+        rest -= weights[-1]
+    return np.array(weights, np.int64)
 
 
 def normalise(weights: Ints, bits: int) -> Ints:
