@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gossamer.core.errors import ArgumentError
+from gossamer.core.obs import factor, solve
 from gossamer.quantize.layerwise import Treatment, treat
+from gossamer.quantize.obs import Rounded
 from gossamer.training.layer_inputs import Layout, readers
 from gossamer.training.moments import moments
 
@@ -161,10 +162,31 @@ def test_layers_without_power_are_rounded_all_the_same() -> None:
     assert row["density"] == 0
 
 
-def test_a_rate_beyond_all_codes_is_refused() -> None:
-    model = nn.Linear(4, 3)
-    with pytest.raises(ArgumentError, match=r"rate=1e-12 asks for .* codes"):
-        treat(model.weight, seen(model, [torch.randn(5, 4)]), Treatment(rate=1e-12))
+def test_a_rate_beyond_all_codes_keeps_what_float32_would() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 4)
+    before = layer.weight.detach().clone()
+    treat(layer.weight, None, Treatment(rate=1e-30))
+    assert (layer.weight - before).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_carried_errors_find_room_where_inputs_nearly_determine_each_other(bits: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(400, 3) @ torch.randn(3, 24) + 1e-3 * torch.randn(400, 24)
+    layer = nn.Linear(24, 6, bias=False)
+    before = layer.weight.detach().double().clone()
+    hessian = x.double().T @ x.double()
+
+    def off(values: Tensor) -> Tensor:
+        return ((before - values) @ hessian * (before - values)).sum(1)
+
+    first = off(solve(before, factor(hessian), Rounded(bits)).weight)
+    plain = off(solve(before, torch.eye(24).double(), Rounded(bits)).weight)
+    treat(layer.weight, seen(layer, [x]), Treatment(bits=bits))
+    found = off(layer.weight.detach().double())
+    assert (found <= torch.minimum(first, plain) * (1 + 1e-4)).all()
+    assert found.sum() < first.sum() / 2
 
 
 def test_a_layer_that_a_pattern_does_not_fit_is_left_and_named() -> None:

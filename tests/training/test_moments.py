@@ -125,3 +125,22 @@ def test_a_table_counts_its_rows_and_a_tied_one_is_both() -> None:
     flat = model.table(ids).detach().reshape(-1, 3).double()
     torch.testing.assert_close(found.parts(4)[0].hessian, flat.T @ flat, rtol=1e-5, atol=1e-6)
     assert not found.mixed
+
+
+def test_a_weight_that_a_pass_uses_again_is_taken_with_the_inputs_that_it_has_now() -> None:
+    torch.manual_seed(0)
+    original = nn.RNN(3, 4, batch_first=True)
+    model = copy.deepcopy(original)
+    with torch.no_grad():
+        model.weight_ih_l0 *= 1.5
+    x = torch.randn(2, 5, 3)
+    (part,) = moments(model, original, [x], "weight_hh_l0", [5]).parts(4)
+    assert torch.equal(part.cross, part.hessian)
+    (once,) = moments(model, original, [x[:, :1]], "weight_hh_l0", [1]).parts(4)
+    assert torch.equal(once.cross, once.hessian)  # its state is zero
+    twice = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    moved = copy.deepcopy(twice)
+    with torch.no_grad():
+        moved[0].weight *= 1.5
+    (part,) = moments(moved, twice, [x[0]], "1.weight", [1]).parts(3)
+    assert not torch.allclose(part.cross, part.hessian)

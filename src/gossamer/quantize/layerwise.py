@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gossamer.core.errors import ArgumentError
 from gossamer.core.obs import Choice, Kept, factor, solve, start_from
 from gossamer.pack import pack_bytes
 from gossamer.pack.format.values import to_bits
@@ -39,8 +38,9 @@ from gossamer.training.moments import Means, Moments, Part, blocks
 __all__ = ["Treatment", "treat"]
 
 _PASSES = 3  # over a rate-coded layer: the first prices codes as rounding to nearest has them
+_WIDER = (1.25, 1.6, 2.0)  # grids that are tried where carried errors are cut off
 _CODED = 1 << 18  # weights up to which prices are those of the real coder's bytes
-_MOST = 1 << 20  # codes of a rate-coded layer, on each side
+_MOST = 1 << 20  # codes of a rate-coded layer, on each side: as fine as float32
 _BIAS_BELOW = 1e-12  # of the mean square of the bias: smaller shifts are rounding
 
 
@@ -78,8 +78,6 @@ def treat(
     Returns ``density``, ``error`` (that of the outputs on the inputs, as a part of their power),
     ``bias``: whether the bias was corrected, ``unseen``: rows that no input reached, and ``left``:
     why it was not pruned though a density was given, else "".
-
-    Raises :class:`ArgumentError` for a rate that asks for more codes than there are.
     """
     layout = Layout() if seen is None or seen.layout is None else seen.layout
     matrix = layout.matrix(weight.detach()).double()
@@ -244,11 +242,9 @@ def _solved(
         price = how.rate / 1000
         step = step_for(torch.cat([u.diagonal() for u in uppers]), price)
         # errors that are carried may push a weight past the largest
-        most = math.ceil(2 * float(torch.maximum(start.abs().max(), matrix.abs().max())) / step) + 1
-        if most > _MOST:
-            raise ArgumentError(
-                f"rate={how.rate} asks for {most:,} codes on each side of zero; give a larger one"
-            )
+        largest = 2 * float(torch.maximum(start.abs().max(), matrix.abs().max()))
+        step = max(step, largest / (_MOST - 1))
+        most = math.ceil(largest / step) + 1
         found = start
         for _ in range(_PASSES):
             prices = _prices((found / step).round(), most, step, taken)
@@ -268,8 +264,45 @@ def _solved(
                 metric[p.rows, p.columns] = u.diagonal().square().reciprocal()
             fixed = float(scale_of(start.reshape(1, -1), how.bits, metric.reshape(-1)))
         bits = how.bits
-        return solved(lambda _: Rounded(bits, group, fixed))
+        found = solved(lambda _: Rounded(bits, group, fixed))
+        if how.group == "channel" and how.density in (None, 1) and within is None:
+            return _best_rows(
+                start,
+                parts,
+                bits,
+                found,
+                lambda wider: solved(lambda _: Rounded(bits, wider=wider)),
+            )
+        return found
     return solved(lambda _: Kept())
+
+
+def _best_rows(
+    start: Tensor, parts: list[Part], bits: int, found: Tensor, again: Callable[[float], Tensor]
+) -> Tensor:
+    """Row by row, what leaves least of what was found, of wider grids, and of the nearest values.
+
+    What is carried is cut off where the grid ends: where inputs nearly determine each other it is
+    much, and a wider grid does better, or carrying nothing.
+    """
+
+    def off(values: Tensor) -> Tensor:
+        """The error of each row."""
+        total = torch.zeros(len(start), dtype=torch.float64, device=start.device)
+        for p in parts:
+            d = start[p.rows, p.columns] - values[p.rows, p.columns]
+            total[p.rows] += (d @ p.hessian * d).sum(1)
+        return total
+
+    step = scale_of(start, bits)[:, None]
+    top = (1 << (bits - 1)) - 1
+    nearest = (start / step).round().clamp(-top, top) * step + 0.0
+    least = off(found)
+    for values in (nearest, *map(again, _WIDER)):
+        each = off(values)
+        better = each < least
+        found, least = values.where(better[:, None], found), each.where(better, least)
+    return found
 
 
 def _correct(bias: Tensor, before: Tensor, now: Tensor, parts: list[Part]) -> bool:

@@ -145,14 +145,17 @@ class Rounded(Choice):
         bits: values are -n..n times the step, n = 2^(bits - 1) - 1.
         group: columns that share a step in each row; None: all of a row.
         step: one for the tensor, in place of those that are found.
+        wider: than those of least squared error, by this factor: room for what is carried.
     """
 
-    def __init__(self, bits: int, group: int | None = None, step: float | None = None) -> None:
+    def __init__(
+        self, bits: int, group: int | None = None, step: float | None = None, wider: float = 1.0
+    ) -> None:
         if not 2 <= bits <= 16:
             raise ArgumentError(f"bits={bits} is outside 2 to 16")
         if group is not None and group < 1:
             raise ArgumentError(f"group={group} must be positive, or None (a row)")
-        self.bits, self.group, self._given = bits, group, step
+        self.bits, self.group, self._given, self._wider = bits, group, step, wider
         self.top = (1 << (bits - 1)) - 1
 
     def begin(self, weight: Tensor, diagonal: Tensor) -> None:
@@ -161,6 +164,7 @@ class Rounded(Choice):
             self._step = weight.new_full((len(weight),), self._given)
         elif self.group is None:
             self._step = scale_of(weight, self.bits, diagonal.square().reciprocal())
+            self._step = (self._wider * self._step).float().double()
         self._whole = weight
 
     def block(self, start: int, weight: Tensor, diagonal: Tensor) -> None:

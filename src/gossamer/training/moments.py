@@ -91,12 +91,16 @@ class Moments:
         mixed: it is read in two ways, of which only the first is measured.
         paired: the inputs of the two networks could be compared; else those of the network as it
             is count for both.
+        feedback: its inputs are taken as they are now for both networks: those of a weight that
+            one pass uses again hang on the weight itself, and making up for what became of them
+            would change them once more.
     """
 
     layout: Layout | None = None
     counts: Tensor | None = None
     mixed: bool = False
     paired: bool = True
+    feedback: bool = False
     _sums: dict[tuple[int, int], _Sums] = field(default_factory=dict)
     _held: dict[tuple[int, int], _Sums] = field(default_factory=dict)
 
@@ -118,7 +122,8 @@ class Moments:
         if self.layout != now.layout:
             self.mixed = True
             return
-        total, mean = _total(now), _total(now if before is None else before)
+        other = now if before is None or self.feedback else before
+        total, mean = _total(now), _total(other)
         if not torch.isfinite(total).all():
             raise ArgumentError("calibration inputs lead to NaN or infinity inside the network")
         self.paired &= before is not None
@@ -129,11 +134,11 @@ class Moments:
         known.count += len(now.inputs[0]) if now.patches is None else now.patches.count
         if held:
             return
-        if before is not None and known.cross is None:  # until now, none or unpaired ones
+        if other is not now and known.cross is None:  # until now, none or unpaired ones
             known.cross = [m.clone() for m in known.hessian]
         known.hessian = _summed(known.hessian, now, now)
         if known.cross is not None:
-            known.cross = _summed(known.cross, now, now if before is None else before)
+            known.cross = _summed(known.cross, now, other)
 
     def parts(self, rows: int) -> list[Part]:
         """Rows that meet the same inputs, in order, of all that were seen.
@@ -249,7 +254,7 @@ def moments(
 
     Raises :class:`ArgumentError` where inputs are not finite, or no batch reaches the weight.
     """
-    found = Moments()
+    found = Moments(feedback=max(uses, default=0) > 1)
     gathered(found, model, original, batches, name, uses, held=held)
     if found.layout is None:
         raise ArgumentError(f"no batch reaches {name}; give calibration inputs")

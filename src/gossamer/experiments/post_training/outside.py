@@ -82,8 +82,9 @@ def _speaker(count: int, generator: torch.Generator) -> tuple[nn.Module, Any]:
         _tones(count, 16_000, generator), 400, 160, window=torch.hann_window(400),
         return_complex=True,
     ).abs()  # fmt: skip
-    bands = F.adaptive_avg_pool1d(spectra.movedim(1, 2).reshape(-1, 1, 201), 40)
-    return network, (1e-3 * bands.square()).reshape(count, -1, 40)
+    bands = F.adaptive_avg_pool1d(spectra.square().movedim(1, 2).reshape(-1, 1, 201), 40)
+    # as the package has them: audio at -30 dBFS, triangles over hertz of unit area, bins of 40 Hz
+    return network, (bands * 1e-3 / 40).reshape(count, -1, 40)
 
 
 def _mtcnn(which: str, side: int) -> Callable[..., tuple[nn.Module, Any]]:
@@ -112,6 +113,18 @@ def _transformer(
         return getattr(package, kind)(getattr(package, config)(**sizes)), inputs(count, generator)
 
     return make
+
+
+def _normed(make: Callable[..., tuple[nn.Module, Any]]) -> Callable[..., tuple[nn.Module, Any]]:
+    """With batch-norms that know its inputs: without, 50 layers leave nothing of a signal."""
+
+    def made(count: int, generator: torch.Generator) -> tuple[nn.Module, Any]:
+        network, inputs = make(count, generator)
+        with torch.no_grad():
+            network.train()(**inputs)
+        return network, inputs
+
+    return made
 
 
 def _whisper(count: int, generator: torch.Generator) -> Any:
@@ -151,10 +164,10 @@ NETWORKS: dict[str, tuple[Callable[..., tuple[nn.Module, Any]], int]] = {
         ), _EXAMPLES,
     ),
     "MobileNetV2": (
-        _transformer(
+        _normed(_transformer(
             "MobileNetV2ForImageClassification", "MobileNetV2Config",
             lambda n, g: {"pixel_values": _images(n, 96, g)}, image_size=96,
-        ), 160,
+        )), 160,
     ),
     "ResNet-50-shaped, half as wide": (
         _transformer(
