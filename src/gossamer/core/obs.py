@@ -72,7 +72,7 @@ def _damped(hessian: Tensor, damp: float) -> Tensor:
     h = hessian.detach().double().clone()
     if h.ndim != 2 or h.shape[0] != h.shape[1]:
         raise ArgumentError(f"hessian has shape {tuple(h.shape)}; it must be square")
-    if not torch.isfinite(h).all():
+    if not torch.isfinite(h.sum()):  # of all, without a copy
         raise ArgumentError("hessian holds NaN or infinity; look at the calibration inputs")
     if not damp >= 0:
         raise ArgumentError(f"damp={damp} must be at least 0")
@@ -126,11 +126,14 @@ def start_from(weight: Tensor, hessian: Tensor, cross: Tensor, damp: float = 0.0
     Returns V, float64; W where Y is X.
     """
     h, w, info = _damped(hessian, damp).mT, weight.detach().double(), _info(hessian)
-    wanted = w @ cross.detach().double() + w * (h.diagonal() - hessian.detach().double().diagonal())
+    wanted = w @ cross.detach().double()
+    wanted.addcmul_(w, h.diagonal() - hessian.detach().double().diagonal())
     torch.linalg.cholesky_ex(h, out=(h, info))
     if info:  # not definite by rounding
         return torch.linalg.solve(_damped(hessian, damp), wanted.T).T
-    return torch.cholesky_solve(wanted.T, h).T
+    # as cholesky_solve, which would copy the factor
+    half = torch.linalg.solve_triangular(h, wanted.T, upper=False)
+    return torch.linalg.solve_triangular(h.mT, half, upper=True).T
 
 
 def _carry(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gossamer.core import access, names
 from gossamer.core.errors import ArgumentError
+from gossamer.core.memory import give_back
 from gossamer.core.plain import copied
 from gossamer.quantize.layerwise import Treatment, treat
 from gossamer.training.checkpoints import load_checkpoint, save_atomic
@@ -112,11 +113,13 @@ def treat_network(
             else:
                 row = {"name": name, "seen": seen is not None}
                 mask = None if masks is None else masks.get(name)
+                give_back()
                 row |= treat(weight, seen, wanted[name], mask=mask, bias=bias)
                 rows.append({**row, "note": _said(row, seen)})
                 if path is not None:
                     found = {"weight": weight.detach(), "row": rows[-1]}
                     save_atomic(found | ({} if bias is None else {"bias": bias.detach()}), path)
+            give_back()
             if progress is not None:
                 progress(done + 1, len(order), name)
     renewed = None

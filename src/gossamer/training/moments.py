@@ -190,7 +190,7 @@ def _summed(sums: list[Tensor], now: Use, before: Use) -> list[Tensor]:
         product = now.patches.gram(before.patches)
         if not sums:
             return [product.double()]
-        sums[0] += product
+        _add(sums[0], product)
         return sums
     pairs = [(x.float(), y.float()) for x, y in zip(before.inputs, now.inputs, strict=True)]
     if not sums:
@@ -198,8 +198,14 @@ def _summed(sums: list[Tensor], now: Use, before: Use) -> list[Tensor]:
         sums = [pairs[0][0].new_zeros((len(pairs), s, s), dtype=torch.float64) for s in sizes]
     for total, c in zip(sums, cuts, strict=True):
         for group, (x, y) in enumerate(pairs):
-            total[group] += x[:, c].mT @ y[:, c]
+            _add(total[group], x[:, c].mT @ y[:, c])
     return sums
+
+
+def _add(total: Tensor, product: Tensor) -> None:
+    """In place, some rows at a time: another type is copied whole before it is added."""
+    for to, of in zip(total.split(256, -2), product.split(256, -2), strict=True):
+        to += of
 
 
 def _over(sums: dict[tuple[int, int], _Sums], begin: int, end: int) -> _Sums | None:
