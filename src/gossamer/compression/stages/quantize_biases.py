@@ -15,8 +15,18 @@ from gossamer.quantize import uniform
 __all__ = ["QuantizeBiases"]
 
 
+_FINER = (12, 16, 32)
+
+
 class QuantizeBiases(Stage):
-    """Put what is not a weight (biases, batch-norm scales and shifts) on a uniform grid."""
+    """Put what is not a weight (biases, batch-norm scales and shifts) on a uniform grid.
+
+    Where that costs the run its floor, which it had before, a grid of 12 bits is taken, of 16, or
+    none: they are few, and those of a recurrent layer count once a step.
+
+    Attributes:
+        bits: of the grid.
+    """
 
     stage: Literal["quantize_biases"] = "quantize_biases"
     bits: Annotated[int, Field(ge=2, le=16)] = 8
@@ -33,5 +43,23 @@ class QuantizeBiases(Stage):
             if name not in weights and p.is_floating_point() and p.ndim <= 1
         }
         access.check_weights(state.model, found)
-        for name, p in found.items():
-            p.copy_(uniform(p, bits=self.bits, name=name).dequantize())
+        if not found:
+            return
+        before = {name: p.clone() for name, p in found.items()}
+
+        def kept(bits: int) -> bool:
+            """Set them to such a grid, of 32 bits to what they were: does the floor hold?"""
+            for name, p in found.items():
+                was = before[name]
+                p.copy_(was if bits == 32 else uniform(was, bits=bits, name=name).dequantize())
+            if state.floor is None:
+                return True
+            judged = state.judge()
+            return judged.metric.keeps(state.floor[0], judged.score, state.floor[1])
+
+        bits = next(filter(kept, (self.bits, *(b for b in _FINER if b > self.bits))), None)
+        if bits is None:  # the floor was lost before
+            kept(self.bits)
+        elif bits > self.bits:
+            what = "as they were" if bits == 32 else f"on a grid of {bits} bits"
+            state.progress.say(f"  biases stay {what}: {self.bits} bits cost the floor")
