@@ -15,17 +15,19 @@ from gossamer.compression.parts import examples
 from gossamer.compression.settings import ByLayer, LayerDensity, Positive, Price
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
-from gossamer.core import access, names
+from gossamer.core import access, names, nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
 from gossamer.quantize.layerwise import Treatment
 from gossamer.quantize.obs import Sparsity
 from gossamer.quantize.posttraining import Layers, treat_network
 from gossamer.training.layer_inputs import Reading, readers
+from gossamer.training.reach import reach
 
 __all__ = ["Obs"]
 
 
+_PROBES = 16  # examples that a layer's reach is measured on
 _LEAP, _GUESSES = 4, 5  # powers at once upwards; trials that are guessed before halves are taken
 _MIDDLE, _LOWEST, _HIGHEST = 0.001, -20, 10  # rate: auto begins there; powers of two from there
 
@@ -45,6 +47,10 @@ class Obs(LayerStage):
         rate: in place of ``bits``: what 1000 bits of the file may cost, as a part of the power of
             the layer's outputs; the step follows from it. ``auto``: the highest, by factors of
             two, at which the validation score keeps the run's floor (``max_drop``).
+        error_at: where ``rate`` counts a layer's error: at the ``layer``'s outputs, or at the
+            ``network``'s, as far as it reaches them (:mod:`gossamer.training.reach`). ``auto``: the
+            network's where a pass uses a weight again, as recurrent layers do: what their state is
+            off grows with their steps.
         damp: added to the Hessian's diagonal, as a part of its mean.
         calibration: how many examples are looked at.
         calibrate_on: of which split; labels are not read, the test split decides nothing.
@@ -59,6 +65,7 @@ class Obs(LayerStage):
     bits: ByLayer[Annotated[int, Field(ge=2, le=16)]] | None = None
     group: Literal["tensor", "channel"] | Annotated[int, Field(ge=8)] = "channel"
     rate: Price | None = None
+    error_at: Literal["auto", "layer", "network"] = "auto"
     damp: Positive = 0.01
     calibration: Annotated[int, Field(ge=1)] = 512
     calibrate_on: Literal["train", "validation"] = "train"
@@ -131,11 +138,20 @@ class Obs(LayerStage):
                 progress=lambda *now: state.progress.count(f"{state.name} layers", *now),
             )
 
+        far = self._reach(state, batches[0], [n for n, how in wanted.items() if how.rate], read)
+
+        def priced(rate: float | None) -> dict[str, Treatment]:
+            """Each layer's, at this rate for all or at its own."""
+            return {
+                n: replace(how, rate=(rate or how.rate) / far[n]) if how.rate else how
+                for n, how in wanted.items()
+            }
+
         rate = None
         if self.rate == "auto":
-            rate, done = _highest(state, wanted, treated)
+            rate, done = _highest(state, lambda rate, label: treated(priced(rate), label))
         else:
-            done = treated(wanted, "")
+            done = treated(priced(None), "")
         state.fixed -= set(wanted)
         pruned = {n for n in wanted if n in given["density"] or n in state.masks}
         state.masks.update(Masks.of({n: every[n] for n in pruned}))
@@ -151,6 +167,23 @@ class Obs(LayerStage):
             "examples": min(self.calibration, len(split)),
             "batch_norm": done.batch_norm,
         } | ({} if rate is None else {"rate": rate})
+        for row in done.rows:
+            row |= {"reach": far[row["name"]]} if far.get(row["name"], 1.0) != 1 else {}
+
+    def _reach(
+        self, state: State, batch: Any, coded: list[str], read: Mapping[str, Reading]
+    ) -> dict[str, float]:
+        """How much of the error of each rate-coded layer counts."""
+        again = any(n in read and max(read[n].uses) > 1 for n in coded)
+        if self.error_at == "layer" or (self.error_at == "auto" and not again):
+            return dict.fromkeys(coded, 1.0)
+        return reach(
+            state.model,
+            [nest.mapped(lambda t: t[:_PROBES], batch)],
+            coded,
+            generator=state.generator(96),
+            progress=lambda *now: state.progress.count(f"{state.name} reach", *now),
+        )
 
     def _found(self, model: nn.Module, read: Mapping[str, Reading]) -> list[str]:
         """What it acts on; besides the layers that are known, what a batch was multiplied with."""
@@ -163,11 +196,7 @@ class Obs(LayerStage):
         return [n for n in every if n in known]
 
 
-def _highest(
-    state: State,
-    wanted: Mapping[str, Treatment],
-    treated: Callable[[Mapping[str, Treatment], str], Layers],
-) -> tuple[float, Layers]:
+def _highest(state: State, treated: Callable[[float, str], Layers]) -> tuple[float, Layers]:
     """The network at the highest rate that keeps the floor; the lowest where none does."""
     start = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
     found: dict[int, float] = {}
@@ -175,7 +204,7 @@ def _highest(
     while (power := _next(found)) is not None:
         state.model.load_state_dict(start)
         rate = _MIDDLE * 2.0**power
-        done = treated({n: replace(how, rate=rate) for n, how in wanted.items()}, f"{power:+d}")
+        done = treated(rate, f"{power:+d}")
         judged = state.judge()
         kept, lost = True, 0.0
         if state.floor is not None:
