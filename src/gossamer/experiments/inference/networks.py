@@ -35,7 +35,16 @@ from gossamer.training import evaluate
 __all__ = ["cold", "network", "networks"]
 
 NETWORKS = ("alexnet", "resnet-20", "lenet-300-100", "lenet-5")
-ENGINES = ("gossamer", "torch", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-int8")
+ENGINES = (
+    "gossamer",
+    "gossamer-int8",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-int8",
+    "openvino",
+    "openvino-int8",
+)
+INT8 = ("onnxruntime-int8", "openvino-int8")
 FLOAT = ("torch", "onnxruntime", "openvino")
 _ALEXNET, _RESNET, _LENET = 0.1, 0.15, 1 / 12  # densities
 _TEST = 2000  # images
@@ -160,21 +169,28 @@ def _judge(raw: Mapping[str, Any]) -> list[Claim]:
         name, ms = row["name"], row["ms"]
         ours = ms["sparse"]["gossamer"]
         exact = min(ms["dense"][e] for e in FLOAT if e in ms["dense"])
-        eight = [ms["dense"][e] for e in ms["dense"] if e.endswith("int8")]
-        against = exact / ours, min(eight, default=float("nan")) / ours
+        eight = min((ms["dense"][e] for e in INT8 if e in ms["dense"]), default=float("nan"))
+        integers = ms["sparse"].get("gossamer-int8", float("inf"))  # where it was refused
         if name == "alexnet":
-            what = (
-                f"whole AlexNet at {100 * (1 - row['density']):.0f} %, float32 plan: times as fast"
-            )
+            what = f"whole AlexNet at {100 * (1 - row['density']):.0f} %"
             claims += [
-                Claim("inference.5", f"{what} as the best float32 engine", against[0], ">=", 4.0),
-                Claim("inference.5", f"{what} as the best int8 engine", against[1], ">=", 1.8),
+                Claim("inference.5", f"{what}, {plan} plan: times as fast as {engine}", a, ">=", b)
+                for plan, engine, a, b in (
+                    ("float32", "the best float32 engine", exact / ours, 4.0),
+                    ("int8", "the best float32 engine", exact / integers, 7.0),
+                    ("int8", "the best int8 engine", eight / integers, 1.8),
+                )
             ]
         elif name == "resnet-20":
-            what = f"trained ResNet-20, {100 * row['density']:.0f} % of its weights, float32 plan"
+            what = f"trained ResNet-20, {100 * row['density']:.0f} % of its weights"
             claims += [
-                Claim("inference.6", f"{what}: times as fast as float32", against[0], ">", 1.0),
-                Claim("inference.6", f"{what}: times as fast as int8", against[1], ">", 1.0),
+                Claim("inference.6", f"{what}, {plan} plan: times as fast as {engine}", a, ">", 1.0)
+                for plan, engine, a in (
+                    ("float32", "float32", exact / ours),
+                    ("int8", "int8", eight / integers),
+                )
+            ]
+            claims += [
                 Claim(
                     "inference.6",
                     f"{what}: points of test accuracy lost, one step, no training",
