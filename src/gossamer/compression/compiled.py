@@ -111,7 +111,7 @@ def _digest(calibration: Any, example: Any) -> str:
     for batch in batches_of(calibration, example, tensors):
         for tensor in batch:
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -181,7 +181,8 @@ class _Mixed:
     def _through(self, node: Node) -> None:
         """A pool, or a map flattened, in codes."""
         codes, name = self.coded[node.inputs[0]], f"{node.name}/codes"
-        kind, flat = _coded(self.graph.values[node.name]), ()
+        kind = _coded(self.graph.values[node.name])
+        flat: tuple[int, ...] = ()
         if node.op == "max_pool":
             made = Node("max_pool_int8", (codes.name,), (name,), dict(node.attributes))
         else:
