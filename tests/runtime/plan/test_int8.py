@@ -256,6 +256,25 @@ def test_a_network_without_integer_layers_is_refused() -> None:
         compile_network(nn.ReLU(), torch.ones(1, 2), precision="int8", calibration=torch.ones(1, 2))
 
 
+def test_a_batch_that_cannot_vary() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).reshape(2, -1)
+
+    settings = {"engine": "numpy", "precision": "int8"}
+    torch.manual_seed(0)
+    net, x = Fixed(), torch.randn(4, 3)
+    with pytest.raises(ArgumentError, match="the example's shapes alone"):
+        compile_network(net, x, calibration=[x[:1]], **settings)
+    made = compile_network(net, x, calibration=[x], **settings)
+    assert made.facts.precision == "int8"
+    assert not made.graph.free
+
+
 CHANGES = {
     "a scale": lambda h: h["nodes"][0][3].__setitem__("scale", 0.0),
     "a scale that is none": lambda h: h["nodes"][0][3].__setitem__("scale", "1"),

@@ -17,10 +17,11 @@ import numpy as np
 from gossamer.core.errors import ArgumentError
 from gossamer.runtime.kernels.eight_bits import Scale
 from gossamer.runtime.plan.choose import values_of
-from gossamer.runtime.plan.graph import Graph, Node
+from gossamer.runtime.plan.graph import Graph, Node, resolved
 from gossamer.runtime.plan.int8 import Lowering
 from gossamer.runtime.plan.kernels import candidates
 from gossamer.runtime.plan.program import Program, steps_of
+from gossamer.runtime.plan.reference import batch_of
 
 __all__ = ["FAR", "SMALL", "errors", "far", "scales"]
 
@@ -33,20 +34,22 @@ Arrays = Sequence[np.ndarray]
 
 def _chunks(graph: Graph, batches: Sequence[Arrays]) -> Iterator[tuple[Arrays, int]]:
     """Batches in parts of a few examples where the graph takes any number."""
+    firsts = [graph.values[name].shape[0] for name in graph.inputs if graph.values[name].shape]
     for arrays in batches:
-        if not graph.free:
-            yield arrays, 1
+        shapes = [resolved(graph.values[name].shape, 1) for name in graph.inputs]
+        if not graph.free and shapes != [a.shape for a in arrays]:
+            raise ArgumentError(
+                f"calibration holds a batch of {[a.shape for a in arrays]}; this network takes the "
+                f"example's shapes alone: {shapes}"
+            )
+        count = batch_of(graph, arrays)
+        if not graph.free or len(firsts) < len(arrays) or max(firsts) >= 0:
+            yield arrays, count
             continue
-        (sizes,) = {
-            len(a) // -graph.values[n].shape[0] for n, a in zip(graph.inputs, arrays, strict=True)
-        }
-        for start in range(0, sizes, _ROWS):
-            count = min(_ROWS, sizes - start)
-            parts = []
-            for name, array in zip(graph.inputs, arrays, strict=True):
-                each = -graph.values[name].shape[0]
-                parts.append(array[start * each : (start + count) * each])
-            yield parts, count
+        for start in range(0, count, _ROWS):
+            end = min(start + _ROWS, count)
+            parts = [a[start * -f : end * -f] for a, f in zip(arrays, firsts, strict=True)]
+            yield parts, end - start
 
 
 def scales(graph: Graph, islands: Sequence[object], batches: Sequence[Arrays]) -> dict[str, Scale]:

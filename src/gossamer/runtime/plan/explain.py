@@ -72,7 +72,8 @@ def _integers(facts: Facts) -> list[str]:
     """What int8 cost each layer, and which layers are float32."""
     if not facts.errors:
         return []
-    lines = [f"int8     {len(facts.errors) - len(facts.kept)} of {len(facts.errors)} layers"]
+    taken = f"{len(facts.errors) - len(facts.kept)} of {len(facts.errors)} layers"
+    lines = [f"int8     {taken if facts.precision == 'int8' else 'not taken: float32 runs'}"]
     for layer, error in facts.errors.items():
         why = f"; stays float32: {facts.kept[layer]}" if layer in facts.kept else ""
         lines.append(f"int8     {layer}: error {error:.2g} of its result{why}")
