@@ -93,6 +93,10 @@ def compile_(
     engine: Annotated[
         str, typer.Option(help="auto, plan (a kernel for each layer), onnxruntime, numpy or torch.")
     ] = "auto",
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Layers in eight bits where faster, calibrated on --data."),
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="At most, of each candidate.")] = 30,
     model: Given = None,
     weights: Weights = None,
@@ -103,6 +107,7 @@ def compile_(
     """Choose the fastest kernel of every layer on this machine, by measuring; show the plan.
 
     The plan is compared with torch on the example inputs; that of a .gsm file is kept beside it.
+    With --int8, what each layer and the whole network lose on the calibration inputs is shown.
     """
     from gossamer.compression.compiled import compile
 
@@ -117,6 +122,8 @@ def compile_(
             example(data, shape, batch),
             model=base if packed else None,
             engine=engine,  # type: ignore[arg-type]  # checked there
+            precision="int8" if int8 else "float32",
+            calibration=data.train if int8 and data is not None else None,
             threads=threads,
             rounds=rounds,
             say=show.say,

@@ -1,8 +1,9 @@
 """Networks and packed files compiled for this machine; a file's plan is kept beside it.
 
 The plan's file is named by the processor and by a hash of what it was made of: the packed file,
-the example's shapes, the threads and the engine. It is used where its digest is right, it was made
-of just that, and it gives what the network gives on the example; else it is made anew.
+the example's shapes, the threads, the engine, and for int8 the calibration inputs. It is used where
+its digest is right, it was made of just that, and it gives what the network gives on the example;
+else it is made anew.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer.compression.records import load
 from gossamer.core import machine, nest
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.plain import copied
+from gossamer.datasets import Split
+from gossamer.runtime.export import Precision, batches_of
 from gossamer.runtime.plan.door import Engine, compile_network, recheck
 from gossamer.runtime.plan.kernels import KERNELS
 from gossamer.runtime.plan.plan import Plan
@@ -33,6 +36,8 @@ def compile(
     *,
     model: nn.Module | None = None,
     engine: Engine = "auto",
+    precision: Precision = "float32",
+    calibration: Iterable[Any] | Split | None = None,
     threads: int = 1,
     rounds: int = 30,
     seconds: float = 0.2,
@@ -45,15 +50,18 @@ def compile(
         model_or_file: the network, or a ``.gsm`` file of its tensors.
         example_inputs: one batch as the network takes it.
         model: of a file: the network that it is of, which is left as it is.
-        engine, threads, rounds, seconds, say:
+        engine, precision, calibration, threads, rounds, seconds, say:
             as for :func:`gossamer.runtime.plan.door.compile_network`.
         cache: of a file: look for its plan beside it, and leave one there.
 
     Raises as :func:`gossamer.runtime.plan.door.compile_network` and :func:`gossamer.load`, and
     :class:`ArgumentError` for a file without its network.
     """
-    given: dict[str, Any] = {"engine": engine, "threads": threads}
+    if calibration is not None and not isinstance(calibration, (Tensor, Split)):
+        calibration = list(calibration)  # it is read twice
+    given: dict[str, Any] = {"engine": engine, "precision": precision, "threads": threads}
     more: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "say": say}
+    more["calibration"] = calibration
     if isinstance(model_or_file, nn.Module):
         if model is not None:
             raise ArgumentError("model= is of a file; model_or_file is a network already")
@@ -63,6 +71,8 @@ def compile(
         raise ArgumentError(f"{file} holds tensors; give the network that they are of: model=")
     network = load(file, copied(model))
     key = _key(file, network, example_inputs, given)
+    if precision == "int8" and calibration is not None:
+        key["calibration"] = _digest(calibration, example_inputs)
     target = beside(file, key)
     if cache and target.is_file():
         try:
@@ -92,6 +102,17 @@ def _key(file: Path, network: nn.Module, example: Any, given: dict[str, Any]) ->
         "kernels": sorted(KERNELS),
         **given,
     }
+
+
+def _digest(calibration: Any, example: Any) -> str:
+    """Of the calibration inputs, which an integer plan is made of too."""
+    digest = hashlib.sha256()
+    tensors = [t.float() if t.is_floating_point() else t for t in nest.leaves(example)]
+    for batch in batches_of(calibration, example, tensors):
+        for tensor in batch:
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def beside(file: Path, key: dict[str, Any]) -> Path:

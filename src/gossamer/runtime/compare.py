@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gossamer.core.errors import ArgumentError
 
-__all__ = ["Closeness", "altered", "closeness"]
+__all__ = ["Closeness", "altered", "closeness", "compared"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,25 @@ def closeness(wanted: Sequence[Tensor], got: Sequence[Tensor], who: str) -> Clos
         cosine = min(cosine, float(torch.where(same, torch.ones_like(each), each).mean()))
     first = wanted[0]
     return Closeness(relative, cosine, _agreement(first, got[0]), len(first) if first.ndim else 1)
+
+
+@torch.no_grad()
+def compared(
+    network: Callable[..., Sequence[Tensor]],
+    batches: Sequence[Sequence[Tensor]],
+    run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    who: str,
+) -> Closeness:
+    """A runtime beside torch over batches: the worst difference, the means of the rest."""
+    found = [closeness(network(*batch), run(batch), who) for batch in batches]
+    counts = sum(c.examples for c in found)
+    same = [(c.agreement, c.examples) for c in found if c.agreement is not None]
+    return Closeness(
+        max(c.relative for c in found),
+        sum(c.cosine * c.examples for c in found) / max(1, counts),
+        sum(a * n for a, n in same) / max(1, sum(n for _, n in same)) if same else None,
+        counts,
+    )
 
 
 def _agreement(wanted: Tensor, got: Tensor) -> float | None:

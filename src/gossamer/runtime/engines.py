@@ -196,10 +196,22 @@ def _executorch(subject: Subject, batch: Tensors, threads: int) -> Call:
     return Call(partial(method.execute, list(batch)), list)
 
 
-def _gossamer(subject: Subject, batch: Tensors, threads: int) -> Call:
-    plan = compile_network(subject.flat, tuple(batch), threads=threads)
-    arrays, count = [t.numpy() for t in batch], plan.batch([t.numpy() for t in batch])
-    return Call(lambda: plan.arrays(arrays, count), lambda out: [torch.from_numpy(a) for a in out])
+def _gossamer(precision: export.Precision) -> Callable[[Subject, Tensors, int], Call]:
+    def prepare(subject: Subject, batch: Tensors, threads: int) -> Call:
+        more: dict[str, Any] = {}
+        if precision == "int8":
+            given = subject.calibration or [subject.example]
+            flat = export.batches_of(given, subject.example, subject.tensors)
+            more = {"engine": "plan", "precision": "int8", "calibration": list(flat)}
+        plan = compile_network(subject.flat, tuple(batch), threads=threads, **more)
+        if more:
+            subject.notes.append(f"{subject.name} in an int8 plan: {plan.facts.check}")
+        arrays, count = [t.numpy() for t in batch], plan.batch([t.numpy() for t in batch])
+        return Call(
+            lambda: plan.arrays(arrays, count), lambda out: [torch.from_numpy(a) for a in out]
+        )
+
+    return prepare
 
 
 def _onnx_size(form: str) -> Callable[[Subject], int]:
@@ -223,7 +235,8 @@ ENGINES: Table[Engine] = Table(
         "openvino-int8": Engine(
             _openvino("int8"), (*_ORT, "openvino"), _openvino_size("int8"), exact=False
         ),
-        "gossamer": Engine(_gossamer, values=True),
+        "gossamer": Engine(_gossamer("float32"), values=True),
+        "gossamer-int8": Engine(_gossamer("int8"), exact=False, values=True),
         "executorch": Engine(_executorch, ("executorch", "ruamel")),
     },
 )

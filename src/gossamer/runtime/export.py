@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from gossamer.core import nest
@@ -24,7 +23,7 @@ from gossamer.quantize.emulated import Emulated
 from gossamer.quantize.network import FixedPoint
 from gossamer.runtime import executorch, onnx_float, onnx_int8, openvino, sessions
 from gossamer.runtime import onnx as fixed
-from gossamer.runtime.compare import Closeness, altered, closeness
+from gossamer.runtime.compare import Closeness, altered, compared
 from gossamer.runtime.flat import Flat, check_example, flatten
 from gossamer.runtime.onnx_int8 import Weights
 
@@ -140,7 +139,7 @@ def export(
     if kind == "ExecuTorch":
         held = executorch.program(flat, tensors)
         method = executorch.opened(held)
-        check = _compared(flat, [tensors], lambda x: executorch.run(method, x), "ExecuTorch")
+        check = compared(flat, [tensors], lambda x: executorch.run(method, x), "ExecuTorch")
         _float(check)
         shape = {n: _shown(t) for n, t in zip(flat.inputs, tensors, strict=True)}
         told.append("inputs have the example's shapes: ExecuTorch plans its memory for them")
@@ -155,7 +154,7 @@ def export(
     if kind == "OpenVINO":
         pieces = list(openvino.files(made))
         opened = openvino.compiled((pieces[0], pieces[1]))
-        check = _compared(flat, _probes(tensors, made), lambda x: openvino.run(opened, x), kind)
+        check = compared(flat, _probes(tensors, made), lambda x: openvino.run(opened, x), kind)
         _judged(check, precision, floor, kind)
     inputs, outputs = (
         {v.name: _typed(v) for v in some} for some in (made.graph.input, made.graph.output)
@@ -173,7 +172,7 @@ def float32(flat: Flat, tensors: Sequence[Tensor]) -> tuple[ModelProto, Closenes
         made, told = onnx_float.to_model(flat, tensors, free=free)
         opened = sessions.session(made)
         try:
-            check = _compared(flat, _probes(tensors, made), _runs(opened), "onnxruntime")
+            check = compared(flat, _probes(tensors, made), _runs(opened), "onnxruntime")
         except ArgumentError:  # a first dimension that is time: other sizes do not fit
             if not free:
                 raise
@@ -200,7 +199,7 @@ def eight_bits(
         raise ArgumentError(f"floor={floor} is a cosine between 0 and 1")
     made, told = onnx_int8.quantized(model, batches, weights=weights)
     opened = sessions.session(made)
-    check = _compared(flat, batches, _runs(opened), "onnxruntime")
+    check = compared(flat, batches, _runs(opened), "onnxruntime")
     _judged(check, "int8", floor, "onnxruntime")
     seen = sum(len(b[0]) for b in batches)
     told.append(f"activations are uint8, their ranges the extremes of {seen:,} calibration inputs")
@@ -270,22 +269,6 @@ def _probes(tensors: Sequence[Tensor], model: ModelProto) -> list[Sequence[Tenso
 
 def _runs(opened: Any) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     return partial(sessions.run, opened)
-
-
-@torch.no_grad()
-def _compared(flat: Flat, batches: Sequence[Sequence[Tensor]], run: Any, who: str) -> Closeness:
-    """The worst of the batches."""
-    worst: list[Closeness] = []
-    for batch in batches:
-        worst.append(closeness(flat(*batch), run(batch), who))
-    counts = [c.examples for c in worst]
-    same = [(c.agreement, c.examples) for c in worst if c.agreement is not None]
-    return Closeness(
-        max(c.relative for c in worst),
-        sum(c.cosine * c.examples for c in worst) / max(1, sum(counts)),
-        sum(a * n for a, n in same) / max(1, sum(n for _, n in same)) if same else None,
-        sum(counts),
-    )
 
 
 def _judged(check: Closeness, precision: str, floor: float, who: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import struct
 import subprocess
 import sys
 import threading
@@ -30,6 +28,7 @@ from gossamer.runtime.plan.fuse import fused
 from gossamer.runtime.plan.graph import Graph, Node, Value
 from gossamer.runtime.plan.plan import Plan
 from gossamer.runtime.plan.program import Step, layout
+from resealed import resealed
 
 
 class Block(nn.Module):
@@ -385,18 +384,6 @@ def test_a_plan_s_file_runs_without_torch(file: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "y.npy")), net(x))
-
-
-def resealed(data: bytes, change: object) -> bytes:
-    """The file with its header changed, and a digest that fits."""
-    (length,) = struct.unpack_from("<Q", data, 8)
-    header = json.loads(data[16 : 16 + length])
-    change(header)
-    text = json.dumps(header).encode()
-    start = data[:8] + struct.pack("<Q", len(text)) + text
-    end = 16 + length
-    body = start + bytes(-len(start) % 64) + data[end + -end % 64 : -32]
-    return body + hashlib.sha256(body).digest()
 
 
 CHANGES = {

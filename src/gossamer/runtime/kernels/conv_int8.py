@@ -38,7 +38,7 @@ from gossamer.runtime.kernels.conv import (
 )
 from gossamer.runtime.kernels.eight_bits import TOP, Scale, from_quads, to_quads
 
-__all__ = ["Int8Conv", "convolve_int8", "pack_conv_int8", "weight_codes"]
+__all__ = ["Int8Conv", "convolve_int8", "pack_codes", "pack_conv_int8", "weight_codes"]
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,55 @@ def pack_conv_int8(
 
     Raises :class:`ArgumentError` as :func:`gossamer.runtime.kernels.conv.pack_conv` does.
     """
-    one_of("element", element, ("auto", "quads", "pairs"))
     weight = weights("weight", weight, 4)
-    if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
-        raise ArgumentError(f"groups={groups!r} must divide {weight.shape[0]} output channels")
-    m, c = weight.shape[:2]
-    countable(weight[0].size)
     codes, scale = weight_codes(weight)
+    taps = pack_codes(
+        codes,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        element=element,
+        block=block,
+    )
+    m = len(codes)
+    step = scale * source.scale
+    offset = np.zeros(m) if bias is None else array("bias", bias, np.float32, (m,)).astype(float)
+    offset = offset - step * source.zero * codes.reshape(m, -1).sum(axis=1, dtype=np.int64)
+    if target is not None:
+        step, offset = step / target.scale, offset / target.scale + target.zero
+    return Int8Conv(
+        taps,
+        codes.shape[1] * groups,
+        source,
+        target,
+        frozen(step.astype(np.float32)),
+        frozen(offset.astype(np.float32)),
+    )
+
+
+def pack_codes(
+    codes: NDArray[np.int8],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    element: str = "auto",
+    block: int | None = None,
+) -> SparseConv:
+    """Pack a weight of bytes, (output channels, channels of a group, height, width), as they are.
+
+    Settings and errors as of :func:`pack_conv_int8`.
+    """
+    one_of("element", element, ("auto", "quads", "pairs"))
+    codes = array("codes", codes, np.int8, [None] * 4)
+    if not codes.size:
+        raise ArgumentError(f"codes are empty: shape {codes.shape}")
+    if not isinstance(groups, int) or groups < 1 or codes.shape[0] % groups:
+        raise ArgumentError(f"groups={groups!r} must divide {codes.shape[0]} output channels")
+    m, c = codes.shape[:2]
+    countable(codes[0].size)
     if groups > 1 and (c % 4 or (m // groups) % 4):
         apart = np.zeros((groups, m // groups, groups, *codes.shape[1:]), np.int8)
         each = np.arange(groups)
@@ -123,7 +165,7 @@ def pack_conv_int8(
     bits = np.ascontiguousarray(last.astype(kind)).view(np.uint32)[..., 0]
     count = -(-c // per)
     shape: tuple[int, int, int, int] = (m, c, *codes.shape[2:])
-    taps = SparseConv(
+    return SparseConv(
         shape=shape,
         stride=pair("stride", stride, 1),
         padding=paddings(padding),
@@ -131,19 +173,6 @@ def pack_conv_int8(
         groups=groups,
         element=element,
         **pack_taps((bits != 0)[:, :count], bits[:, :count], shape, element, groups, block),
-    )
-    step = scale * source.scale
-    offset = np.zeros(m) if bias is None else array("bias", bias, np.float32, (m,)).astype(float)
-    offset = offset - step * source.zero * codes.reshape(m, -1).sum(axis=1, dtype=np.int64)
-    if target is not None:
-        step, offset = step / target.scale, offset / target.scale + target.zero
-    return Int8Conv(
-        taps,
-        c * groups,
-        source,
-        target,
-        frozen(step.astype(np.float32)),
-        frozen(offset.astype(np.float32)),
     )
 
 

@@ -32,7 +32,7 @@ from gossamer.runtime.kernels.arrays import (
 )
 from gossamer.runtime.kernels.conv_int8 import weight_codes
 
-__all__ = ["SparseBytes", "book_codes", "linear_int8", "pack_bytes", "seven_bits"]
+__all__ = ["SparseBytes", "book_codes", "linear_int8", "pack_bytes", "pack_codes", "seven_bits"]
 
 WIDTHS = (32, 64, 128)
 _LANES = 16
@@ -146,19 +146,42 @@ def pack_bytes(
     """
     one_of("form", form, ("bytes", "book"))
     weight = weights("weight", weight, 2)
-    outputs, inputs = weight.shape
-    countable(inputs)
+    countable(weight.shape[1])
     book = None
     if form == "book":
         slots, values = book_codes(weight, 16)
         top = float(np.abs(values).max()) or 127.0
         book = np.zeros(16, np.int8)
         book[: len(values)] = np.rint(values / (top / 127))
-        codes, scale = book[slots], np.full(outputs, top / 127)
+        codes, scale = book[slots], np.full(len(weight), top / 127)
         live = slots != 0
     else:
         codes, scale = weight_codes(weight)
         slots, live = codes.view(np.uint8), codes != 0
+    return _packed(codes, scale, live, slots, book, width)
+
+
+def pack_codes(codes: NDArray[np.int8], *, width: int | None = None) -> SparseBytes:
+    """Pack a matrix of bytes as they are, every row's scale 1.
+
+    Raises :class:`ArgumentError` for another dtype or shape, and for too many inputs.
+    """
+    codes = array("codes", codes, np.int8, (None, None))
+    if not codes.size:
+        raise ArgumentError(f"codes are empty: shape {codes.shape}")
+    countable(codes.shape[1])
+    return _packed(codes, np.ones(len(codes)), codes != 0, codes.view(np.uint8), None, width)
+
+
+def _packed(
+    codes: NDArray[np.int8],
+    scale: NDArray[Any],
+    live: NDArray[np.bool_],
+    slots: NDArray[np.uint8],
+    book: NDArray[np.int8] | None,
+    width: int | None,
+) -> SparseBytes:
+    outputs, inputs = codes.shape
     if width is None:
         density = float(live.mean())
         width = 128 if dot_products() or density < 0.15 else 64 if density < 0.35 else 32

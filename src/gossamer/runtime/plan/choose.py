@@ -9,7 +9,7 @@ the choice is the cheapest path through the nodes, not the cheapest kernel of ea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,6 +63,7 @@ def measure(
     rounds: int,
     seconds: float,
     only: Callable[[str], bool] = lambda name: True,
+    nodes: Collection[str] | None = None,
 ) -> dict[str, Measured]:
     """Node's name -> its candidates, compared and timed.
 
@@ -71,11 +72,12 @@ def measure(
         threads: of each kernel.
         rounds, seconds: for each node, at most.
         only: which kernels are tried; the portable one stands in where none is left.
+        nodes: which are measured, by name; None: all.
     """
     values = values_of(graph, islands, inputs, batch)
     found: dict[str, Measured] = {}
     for node in graph.nodes:
-        if node.op in ("reshape", "torch"):
+        if node.op in ("reshape", "torch") or (nodes is not None and node.name not in nodes):
             continue
         row, calls = Measured(), {}
         for name, why in candidates(graph, node).items():
@@ -140,8 +142,10 @@ def overhead(threads: int) -> float:
     return timed([call], threads, 50, 1.0)[0]
 
 
-def cheapest(graph: Graph, found: Mapping[str, Measured], start: float) -> dict[str, str]:
-    """Node's name -> kernel, the path of least time.
+def cheapest(
+    graph: Graph, found: Mapping[str, Measured], start: float
+) -> tuple[dict[str, str], float]:
+    """Node's name -> kernel, the path of least time; and its milliseconds.
 
     ``start``: milliseconds that every run of a merging kernel costs, within each measured time.
     """
@@ -157,8 +161,8 @@ def cheapest(graph: Graph, found: Mapping[str, Measured], start: float) -> dict[
                 if key not in nexts or cost + paid < nexts[key][0]:
                     nexts[key] = cost + paid, (*chosen, kernel)
         paths = nexts
-    best = min(paths.values(), key=lambda p: p[0])[1]
-    return {node.name: kernel for node, kernel in zip(graph.nodes, best, strict=True)}
+    cost, best = min(paths.values(), key=lambda p: p[0])
+    return {node.name: kernel for node, kernel in zip(graph.nodes, best, strict=True)}, cost
 
 
 def _options(graph: Graph, node: Node, found: Mapping[str, Measured]) -> list[tuple[str, float]]:

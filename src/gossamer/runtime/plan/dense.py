@@ -14,11 +14,12 @@ import numpy as np
 
 from gossamer.runtime import sessions
 from gossamer.runtime.plan import wire
-from gossamer.runtime.plan.graph import OPERATORS, Graph, Node
+from gossamer.runtime.plan.graph import CODES, OPERATORS, Graph, Node
 
 __all__ = ["SERVES", "bind", "model", "pack", "refuses"]
 
-SERVES = frozenset(OPERATORS) - {"torch", "embedding"}  # its Gather takes indices below zero
+# its Gather takes indices below zero, and it rounds codes in another order
+SERVES = frozenset(OPERATORS) - {"torch", "embedding", "dequantize"} - CODES
 _MOST = 1 << 31  # bytes of a protobuf message
 
 

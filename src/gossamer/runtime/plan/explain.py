@@ -12,14 +12,16 @@ from gossamer.runtime.plan.graph import Graph, Node
 
 __all__ = ["describe", "table"]
 
+_LAYERS = {"conv": 3, "linear": 3, "conv_int8": 4, "linear_int8": 4}  # where the added value is
+
 
 def describe(graph: Graph, node: Node) -> dict[str, Any]:
     """A node's row: layer, operator, shape of the result, density and number of its weights."""
-    weight = graph.constants.get(node.inputs[1]) if node.op in ("conv", "linear") else None
+    weight = graph.constants.get(node.inputs[1]) if node.op in _LAYERS else None
     what = node.op if node.op != "torch" else f"torch: {', '.join(node.attributes['names'])}"
     if node.activation:
         what += f"+{node.activation[0]}"
-    if len(node.inputs) == 4 and node.inputs[3]:
+    if node.op in _LAYERS and node.inputs[_LAYERS[node.op] :] not in ((), ("",)):
         what += "+added"
     return {
         "layer": node.name if weight is None else _layer(node.inputs[1]),
@@ -57,9 +59,22 @@ def table(graph: Graph, facts: Facts) -> str:
         "whole    " + ", ".join(f"{name} {ms:.4f} ms" for name, ms in facts.whole.items()),
         f"runs     {facts.engine}",
         f"checked  {facts.check}",
+        *_integers(facts),
     ]
     for node in graph.islands:
         lines.append(
             f"torch    {', '.join(node.attributes['names'])} ({node.attributes['reason']})"
         )
     return "\n".join([*lines, *(f"note     {n}" for n in facts.notes)])
+
+
+def _integers(facts: Facts) -> list[str]:
+    """What int8 cost each layer, and which layers are float32."""
+    if not facts.errors:
+        return []
+    taken = f"{len(facts.errors) - len(facts.kept)} of {len(facts.errors)} layers"
+    lines = [f"int8     {taken if facts.precision == 'int8' else 'not taken: float32 runs'}"]
+    for layer, error in facts.errors.items():
+        why = f"; stays float32: {facts.kept[layer]}" if layer in facts.kept else ""
+        lines.append(f"int8     {layer}: error {error:.2g} of its result{why}")
+    return lines

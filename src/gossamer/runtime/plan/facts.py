@@ -24,10 +24,14 @@ class Facts:
         engine: what runs: ``plan``, or the engine that runs the whole network.
         processor, threads, batch: where, and how, it was measured.
         chosen: node's name -> its kernel; empty where torch runs the whole network.
-        rows: a row a node: layer, op, shape, density, kernel, ms, refused.
+        rows: a row a node: layer, op, shape, density, weights, kernel, ms, refused.
         whole: whole network's candidate -> least milliseconds.
         check: how near it is to torch, in words.
         notes: what else is to be said.
+        precision: ``int8`` where layers of what runs compute in integers.
+        errors: layer -> its error in integers on the calibration inputs
+            (:mod:`gossamer.runtime.plan.calibration`); empty where none were asked for.
+        kept: layer that stays float32 -> why.
     """
 
     engine: str
@@ -39,6 +43,9 @@ class Facts:
     whole: dict[str, float] = field(default_factory=dict)
     check: str = ""
     notes: list[str] = field(default_factory=list)
+    precision: str = "float32"
+    errors: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

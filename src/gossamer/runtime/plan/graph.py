@@ -15,7 +15,17 @@ import numpy as np
 
 from gossamer.core.errors import FormatError
 
-__all__ = ["ACTIVATIONS", "DTYPES", "OPERATORS", "Graph", "Node", "Value", "resolved", "users"]
+__all__ = [
+    "ACTIVATIONS",
+    "CODES",
+    "DTYPES",
+    "OPERATORS",
+    "Graph",
+    "Node",
+    "Value",
+    "resolved",
+    "users",
+]
 
 OPERATORS: Mapping[str, tuple[int, frozenset[str]]] = {
     name: (inputs, frozenset(attributes.split()))
@@ -38,6 +48,13 @@ OPERATORS: Mapping[str, tuple[int, frozenset[str]]] = {
         ("embedding", 2, ""),  # weight, indices
         ("matmul", 2, ""),
         ("torch", -1, "island names reason sizes"),  # an exported subgraph, run in torch
+        # codes of seven bits: maps in quads (N, quads, H, W, 4), rows (N, features)
+        ("quantize", 1, "scale zero"),
+        ("dequantize", 1, "scale zero channels"),
+        # codes, weight (int8), factor and shift of each channel, added
+        ("conv_int8", 5, "stride padding dilation groups zero step low high"),
+        ("linear_int8", 4, "low high"),  # codes, weight (int8), factor, shift
+        ("max_pool_int8", 1, "kernel stride padding dilation"),
     )
 }
 """Operator -> number of inputs (-1: any) and names of its attributes."""
@@ -48,6 +65,9 @@ ACTIVATIONS: Mapping[str, int] = {
     "abs": 0, "rsqrt": 0,
 }  # fmt: skip
 """Functions of one value -> how many parameters follow the name: ``["clamp", 0, 6]``."""
+
+CODES = frozenset({"quantize", "conv_int8", "linear_int8", "max_pool_int8"})
+"""Operators whose uint8 results are codes of seven bits (:mod:`..kernels.eight_bits`)."""
 
 FUNCTIONS = ("add", "sub", "mul", "div", "maximum", "minimum")
 DTYPES = ("float32", "int64", "int32", "bool", "float64", "uint8", "int8", "int16")
@@ -154,6 +174,7 @@ class Graph:
                 raise FormatError(f"value {name!r} is {value}")
             if abs(int(np.prod([float(d) for d in value.shape]))) > _MOST:
                 raise FormatError(f"value {name!r} of {value} is larger than can be")
+        _check_codes(self)
         if missing := [name for name in self.outputs if name not in known]:
             raise FormatError(f"output {missing[0]!r} is computed nowhere")
         return self
@@ -177,6 +198,23 @@ def _check_node(node: Node) -> None:
         raise FormatError(f"{node.op} {node.name!r}: activation {found} is unknown")
     if node.attributes.get("function", "add") not in FUNCTIONS:
         raise FormatError(f"{node.name!r}: function {node.attributes['function']!r} is unknown")
+
+
+def _check_codes(graph: Graph) -> None:
+    """Integer operators read codes of seven bits: bytes beyond saturate on some processors."""
+    codes: set[str] = set()
+    for node in graph.nodes:
+        if node.op in CODES or (node.op == "reshape" and node.inputs[0] in codes):
+            codes |= {n for n in node.outputs if graph.values[n].dtype == "uint8"}
+        if node.op not in (*CODES, "dequantize") or node.op == "quantize":
+            continue
+        added = [n for n in node.inputs[4:] if n and graph.kind(n).dtype != "float32"]
+        if bad := [n for n in (node.inputs[0], *added) if n not in codes]:
+            raise FormatError(f"{node.op} {node.name!r} reads {bad[0]!r}, which is no codes")
+        for name in node.inputs[1:4]:
+            wanted = "int8" if name == node.inputs[1] else "float32"
+            if name not in graph.constants or str(graph.constants[name].dtype) != wanted:
+                raise FormatError(f"{node.op} {node.name!r}: {name!r} is no constant of {wanted}")
 
 
 def resolved(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.core.tables import Table
-from gossamer.runtime.plan import dense, island, portable, sparse
+from gossamer.runtime.plan import dense, island, portable, sparse, sparse_int8
 from gossamer.runtime.plan.graph import Graph, Node
 
 __all__ = ["KERNELS", "Call", "Kernel", "candidates"]
@@ -57,6 +57,12 @@ KERNELS: Table[Kernel] = Table(
         "onnxruntime": Kernel(dense.SERVES, dense.pack, dense.bind, dense.refuses, merges=True),
         "sparse": Kernel(sparse.LAYERS, sparse.pack, sparse.bind, sparse.refuses),
         "sparse-rows": Kernel(sparse.ROWS, sparse.pack_rows, sparse.bind_rows, sparse.refuses_rows),
+        "sparse-int8": Kernel(
+            sparse_int8.SERVES, sparse_int8.pack, sparse_int8.bind, sparse_int8.refuses
+        ),
+        "sparse-int8-pairs": Kernel(
+            sparse_int8.PAIRS, sparse_int8.pack_pairs, sparse_int8.bind, sparse_int8.refuses
+        ),
         "torch": Kernel(frozenset({"torch"}), island.pack, island.bind),
     },
 )

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from gossamer.runtime.plan import portable_int8
+from gossamer.runtime.plan.frames import framed, taps
 from gossamer.runtime.plan.graph import OPERATORS, Graph, Node
 
 __all__ = ["SERVES", "bind", "blas_threads", "finished", "pack", "refuses"]
@@ -134,37 +136,13 @@ def finished(a: Mapping[str, Any], y: Array, *added: Array | None) -> Call:
     return call
 
 
-def _framed(x: Array, padding: Sequence[Sequence[int]], fill: float) -> tuple[Array, Call]:
-    """An array with a border around the map, and what copies the map into it."""
-    if not any(map(any, padding)):
-        return x, lambda: None
-    sizes = [s + sum(p) for s, p in zip(x.shape[2:], padding, strict=True)]
-    frame = np.full((*x.shape[:2], *sizes), fill, x.dtype)
-    inner = tuple(slice(p[0], p[0] + s) for s, p in zip(x.shape[2:], padding, strict=True))
-    inside = frame[(slice(None), slice(None), *inner)]
-    return frame, lambda: np.copyto(inside, x)
-
-
-def _taps(frame: Array, a: Mapping[str, Any], places: Sequence[int]) -> list[Array]:
-    """For each place in the window, what all windows see there: (N, C, *places) each."""
-    spread = a.get("dilation", [1] * len(places))
-    found = []
-    for at in np.ndindex(*a["kernel"]):
-        parts = tuple(
-            slice(i * d, i * d + (p - 1) * s + 1, s)
-            for i, d, p, s in zip(at, spread, places, a["stride"], strict=True)
-        )
-        found.append(frame[(slice(None), slice(None), *parts)])
-    return found
-
-
 def _conv(
     a: Mapping[str, Any], y: Array, x: Array, w: Array, b: Array | None, more: Array | None
 ) -> Call:
     groups, (n, c), places = a["groups"], x.shape[:2], y.shape[2:]
-    frame, fill = _framed(x, a["padding"], 0.0)
-    taps = _taps(frame, {**a, "kernel": w.shape[2:]}, places)
-    columns = np.empty((c, len(taps), *places), np.float32)  # of one example: bounded memory
+    frame, fill = framed(x, a["padding"], 0.0)
+    seen = taps(frame, {**a, "kernel": w.shape[2:]}, places)
+    columns = np.empty((c, len(seen), *places), np.float32)  # of one example: bounded memory
     matrix = w.reshape(groups, len(w) // groups, -1)
     unrolled = columns.reshape(groups, -1, math.prod(places))
     result = y.reshape(n, groups, len(w) // groups, -1)
@@ -174,7 +152,7 @@ def _conv(
     def call() -> None:
         fill()
         for example in range(n):
-            for i, tap in enumerate(taps):
+            for i, tap in enumerate(seen):
                 columns[:, i] = tap[example]
             np.matmul(matrix, unrolled, out=result[example])
         finish()
@@ -228,8 +206,8 @@ def _binary(a: Mapping[str, Any], y: Array, one: Array, other: Array) -> Call:
 
 
 def _max_pool(a: Mapping[str, Any], y: Array, x: Array) -> Call:
-    frame, fill = _framed(x, a["padding"], -np.inf)
-    first, *rest = _taps(frame, a, y.shape[2:])
+    frame, fill = framed(x, a["padding"], -np.inf)
+    first, *rest = taps(frame, a, y.shape[2:])
 
     def call() -> None:
         fill()
@@ -241,13 +219,13 @@ def _max_pool(a: Mapping[str, Any], y: Array, x: Array) -> Call:
 
 
 def _avg_pool(a: Mapping[str, Any], y: Array, x: Array) -> Call:
-    frame, fill = _framed(x, a["padding"], 0.0)
-    first, *rest = _taps(frame, a, y.shape[2:])
+    frame, fill = framed(x, a["padding"], 0.0)
+    first, *rest = taps(frame, a, y.shape[2:])
     factor: Any = np.float32(1 / math.prod(a["kernel"]))
     if not a["counted"]:
-        ones, paint = _framed(np.ones((1, 1, *x.shape[2:]), np.float32), a["padding"], 0.0)
+        ones, paint = framed(np.ones((1, 1, *x.shape[2:]), np.float32), a["padding"], 0.0)
         paint()
-        factor = 1 / sum(_taps(ones, a, y.shape[2:]))
+        factor = 1 / sum(taps(ones, a, y.shape[2:]))
 
     def call() -> None:
         fill()
@@ -324,6 +302,7 @@ def _embedding(a: Mapping[str, Any], y: Array, w: Array, indices: Array) -> Call
 
 
 _RULES: Mapping[str, Callable[..., Call]] = {
+    **portable_int8.RULES,
     "conv": _conv,
     "linear": _linear,
     "affine": _affine,

@@ -105,7 +105,8 @@ def _affine(a: Mapping[str, Any], x: Array, scale: Array, shift: Array) -> Array
 
 def _max_pool(a: Mapping[str, Any], x: Array) -> Array:
     rank = x.ndim - 2
-    seen = windows(x, a["kernel"], a["stride"], a["padding"], a["dilation"], -np.inf)
+    fill = -np.inf if x.dtype.kind == "f" else 0  # the least code
+    seen = windows(x, a["kernel"], a["stride"], a["padding"], a["dilation"], fill)
     return seen.max(tuple(range(2 + rank, 2 + 2 * rank)))
 
 
@@ -132,7 +133,64 @@ def _layer_norm(a: Mapping[str, Any], x: Array, scale: Array | None, shift: Arra
     return y if shift is None else y + shift
 
 
+def _quads(x: Array) -> Array:
+    """(N, C, H, W) to (N, quads, H, W, 4), filled up with zeros; rows stay."""
+    if x.ndim == 2:
+        return x
+    full = np.pad(x, [(0, 0), (0, -x.shape[1] % 4), (0, 0), (0, 0)])
+    n, c, h, w = full.shape
+    return full.reshape(n, c // 4, 4, h, w).transpose(0, 1, 3, 4, 2)
+
+
+def _planes(x: Array, channels: int) -> Array:
+    """What :func:`_quads` was given."""
+    if x.ndim == 2:
+        return x
+    n, q, h, w, _ = x.shape
+    return x.transpose(0, 1, 4, 2, 3).reshape(n, 4 * q, h, w)[:, :channels]
+
+
+def _codes(a: Mapping[str, Any], x: Array) -> Array:
+    inverse, zero = np.float32(1 / a["scale"]), np.float32(a["zero"])
+    return _quads(np.rint(x.astype(np.float32) * inverse + zero).clip(0, 127).astype(np.uint8))
+
+
+def _from_codes(a: Mapping[str, Any], x: Array) -> Array:
+    codes = _planes(x, a["channels"]).astype(np.float32)
+    return codes * np.float32(a["scale"]) + np.float32(-a["zero"] * a["scale"])
+
+
+def _ended(a: Mapping[str, Any], sums: Array, factor: Array, shift: Array, more: Any) -> Array:
+    """Integer sums to results, each operation in float32."""
+    form = (-1, *[1] * (sums.ndim - 2))
+    f, s = (v.astype(np.float32).reshape(form) for v in (factor, shift))
+    y = sums.astype(np.int32).astype(np.float32) * f + s
+    if more is not None:
+        y = y + more.astype(np.float32) * np.float32(a["step"])
+    return np.minimum(np.maximum(y, np.float32(a["low"])), np.float32(a["high"]))
+
+
+def _conv_int8(a: Mapping[str, Any], x: Array, w: Array, factor: Array, shift: Array,
+               more: Array | None) -> Array:  # fmt: skip
+    codes = _planes(x, w.shape[1] * a["groups"]).astype(np.int64)
+    seen = windows(codes, w.shape[2:], a["stride"], a["padding"], a["dilation"], a["zero"])
+    rows, parts = len(w) // a["groups"], []
+    for g in range(a["groups"]):
+        mine = seen[:, g * w.shape[1] : (g + 1) * w.shape[1]]
+        parts.append(np.einsum("nchwyx,ocyx->nohw", mine, w[g * rows :][:rows].astype(np.int64)))
+    whole = more is not None and more.dtype == np.uint8
+    added = _planes(more, len(w)) if more is not None and whole else more
+    return _ended(a, np.concatenate(parts, 1), factor, shift, added)
+
+
 _RULES: Mapping[str, Callable[..., Array]] = {
+    "quantize": _codes,
+    "dequantize": _from_codes,
+    "conv_int8": _conv_int8,
+    "linear_int8": lambda a, x, w, f, s: _ended(
+        a, x.astype(np.int64) @ w.astype(np.int64).T, f, s, None
+    ),
+    "max_pool_int8": lambda a, x: _quads(_max_pool(a, _planes(x, 4 * x.shape[1]))),
     "conv": _conv,
     "linear": _linear,
     "affine": _affine,
@@ -177,7 +235,11 @@ def run(graph: Graph, inputs: Sequence[Array]) -> dict[str, Array]:
     for node in graph.nodes:
         found = evaluate(node, [held[n] if n else None for n in node.inputs], batch)
         with np.errstate(over="ignore"):
-            held[node.name] = found.astype(graph.values[node.name].dtype)
+            kind = graph.values[node.name]
+            if kind.dtype == "uint8" and found.dtype != np.uint8:  # results of integer operators
+                found = np.rint(found)
+                found = _quads(found) if found.ndim == 4 else found
+            held[node.name] = found.astype(kind.dtype)
     return {name: held[name] for name in graph.values if name in held}
 
 
