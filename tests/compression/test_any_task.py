@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -163,8 +164,26 @@ def test_nothing_to_learn_from_is_refused(tmp_path):
         gossamer.compress(made(), X, recipe=recipe, out=tmp_path / "r", progress=False)
 
 
+@dataclass
+class Answer:
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class Answering(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.below, self.above = nn.Linear(X.shape[1], 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        hidden = torch.relu(self.below(x))
+        return Answer(self.above(hidden), hidden)
+
+
 KINDS = {
     "tensor": (made, X),
+    "dataclass": (Answering, X),
+    "dataclass with labels": (Answering, [(X, torch.arange(40) % 4)]),
     "labels": (made, [(X, torch.arange(40) % 4)]),
     "float targets": (made, [(X, torch.randn(40, 4))]),
     "dictionary": (Tokens, {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}),

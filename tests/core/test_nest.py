@@ -1,6 +1,7 @@
 """Tensors in tuples, lists and mappings."""
 
 from collections import namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -50,3 +51,21 @@ def test_mappings_go_in_by_name_and_tuples_in_order():
     assert nest.feed(Sum(), one).item() == 1
     assert nest.feed(Sum(), (one, two)).item() == 7
     assert nest.feed(Sum(), {"second": one, "first": two}).item() == 5
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+    more: tuple[torch.Tensor, ...] = ()
+    words: str = ""
+
+
+def test_a_dataclass_is_a_nest() -> None:
+    made = Answer(torch.zeros(2, 3), (torch.ones(2),), "x")
+    assert [tuple(t.shape) for t in nest.leaves(made)] == [(2, 3), (2,)]
+    back = nest.mapped(lambda t: t + 1, made)
+    assert isinstance(back, Answer)
+    assert back.words == "x"
+    assert float(back.logits.sum()) == 6
+    assert float(back.more[0].sum()) == 4
+    assert nest.leaves(Answer) == []

@@ -1,8 +1,9 @@
-"""Tensors in tuples, lists and mappings: what networks take, and what they give."""
+"""Tensors in tuples, lists, mappings and dataclasses: what networks take, and what they give."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ def leaves(value: Any) -> list[Tensor]:
     """
     if isinstance(value, Tensor):
         return [value]
-    parts = value.values() if isinstance(value, Mapping) else value
-    if isinstance(value, (Mapping, tuple, list)):
-        return [t for part in parts for t in leaves(part)]
-    return []
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = tuple(getattr(value, f.name) for f in fields(value))
+    return [t for part in value for t in leaves(part)] if isinstance(value, (tuple, list)) else []
 
 
 def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
@@ -37,6 +39,9 @@ def mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
         return type(value)(*(mapped(change, part) for part in value))
     if isinstance(value, (tuple, list)):
         return type(value)(mapped(change, part) for part in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: mapped(change, getattr(value, f.name)) for f in fields(value) if f.init}
+        return replace(value, **own)
     return value
 
 
