@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Callable
+from typing import Any
 
 
-def resealed(data: bytes, change: object) -> bytes:
+def resealed(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
     """The file with its header changed, and a digest that fits."""
     (length,) = struct.unpack_from("<Q", data, 8)
     header = json.loads(data[16 : 16 + length])

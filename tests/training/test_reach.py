@@ -1,10 +1,12 @@
 """How much of a layer's error reaches the outputs."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from gossamer.training.reach import reach
+from gossamer.training.reach import _even, _noise, reach
 
 X = [torch.randn(12, 6, generator=torch.Generator().manual_seed(0))]
 
@@ -61,3 +63,17 @@ def test_a_table_is_measured_where_it_is_looked_up() -> None:
     net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3))
     found = reach(net, [torch.arange(8).reshape(2, 4)], ["0.weight", "1.weight"], generator=drawn())
     assert all(f > 0 for f in found.values())
+
+
+def test_a_half_type_is_moved_by_what_it_holds() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(40, 50).bfloat16()
+    moved = _noise(weight, drawn())
+    assert torch.equal((weight.float() + moved).bfloat16().float(), weight.float() + moved)
+    assert float(moved.square().mean().sqrt()) == pytest.approx(0.01, rel=0.3)
+
+
+def test_what_bursts_counts_most_and_what_fades_least() -> None:
+    sizes = dict.fromkeys("abcd", 1)
+    found = _even({"a": 1.0, "b": math.inf, "c": 0.0, "d": None}, sizes)
+    assert found == {"a": 1.0, "b": pytest.approx(1e4), "c": pytest.approx(1e-4), "d": 1.0}

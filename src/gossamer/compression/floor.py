@@ -49,8 +49,7 @@ class Rounds:
         state = self.state
         if self.count < 2 or state.floor is None:
             return
-        before, most = state.floor
-        self.reached = state.task.metric.keeps(before, state.judge().score, most)
+        self.reached = state.keeps_floor()
         if self.reached and number < self.count:
             copies = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
             masks = Masks({n: m.clone() for n, m in state.masks.items()})

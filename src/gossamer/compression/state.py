@@ -112,6 +112,13 @@ class State:
         """The task's figures of a network (None: the present one) on the validation split."""
         return evaluate(model or self.model, self.data.validation, task=self.task)
 
+    def keeps_floor(self) -> bool:
+        """Whether the present network keeps the run's floor on validation; without one, True."""
+        if self.floor is None:
+            return True
+        judged = self.judge()
+        return judged.metric.keeps(self.floor[0], judged.score, self.floor[1])
+
     @contextmanager
     def _held(self) -> Iterator[None]:
         """Few-bit weights of earlier stages get no gradient, and so no step."""

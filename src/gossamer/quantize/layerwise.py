@@ -270,6 +270,7 @@ def _solved(
                 start,
                 parts,
                 bits,
+                dtype,
                 found,
                 lambda wider: solved(lambda _: Rounded(bits, wider=wider)),
             )
@@ -278,7 +279,12 @@ def _solved(
 
 
 def _best_rows(
-    start: Tensor, parts: list[Part], bits: int, found: Tensor, again: Callable[[float], Tensor]
+    start: Tensor,
+    parts: list[Part],
+    bits: int,
+    dtype: torch.dtype,
+    found: Tensor,
+    again: Callable[[float], Tensor],
 ) -> Tensor:
     """Row by row, what leaves least of what was found, of wider grids, and of the nearest values.
 
@@ -297,6 +303,7 @@ def _best_rows(
     step = scale_of(start, bits)[:, None]
     top = (1 << (bits - 1)) - 1
     nearest = (start / step).round().clamp(-top, top) * step + 0.0
+    nearest = nearest.to(dtype).double()  # as it is stored
     least = off(found)
     for values in (nearest, *map(again, _WIDER)):
         each = off(values)

@@ -48,17 +48,13 @@ def reach(
     """
     every = names.parameters(model)
     weights = {n: every[n] for n in include}
-    noise = {
-        n: _NOISE * w.float().square().mean().sqrt().cpu()
-        * math.sqrt(12) * (torch.rand(w.shape, generator=generator) - 0.5)
-        for n, w in weights.items()
-    }  # fmt: skip
+    noise = {n: _noise(w, generator) for n, w in weights.items()}
     own: dict[str, tuple[float, float]] = {}
 
     def see(use: Use) -> None:
         w, e = (
             use.layout.matrix(t.float())[slice(*use.rows)]
-            for t in (weights[use.name], noise[use.name].to(weights[use.name].device))
+            for t in (weights[use.name], noise[use.name])
         )
         changed, power = own.get(use.name, (0.0, 0.0))
         if use.ids is not None:
@@ -83,7 +79,7 @@ def reach(
             changed, power = own.get(name, (0.0, 0.0))
             if changed > 0 and power > 0:
                 kept = w.detach().clone()
-                w.add_(noise[name].to(w))
+                w.copy_(w.float() + noise[name])
                 try:
                     now = [_outputs(model, b) for b in batches]
                 finally:
@@ -92,6 +88,14 @@ def reach(
             if progress is not None:
                 progress(number + 1, len(weights), name)
     return _even({n: found.get(n) for n in weights}, {n: w.numel() for n, w in weights.items()})
+
+
+def _noise(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Of a weight's shape, float32: such that the weight's own type holds the sum."""
+    w = weight.detach().float()
+    drawn = (torch.rand(w.shape, generator=generator) - 0.5).to(w.device)
+    moved = w + _NOISE * math.sqrt(12) * w.square().mean().sqrt() * drawn
+    return moved.to(weight.dtype).float() - w
 
 
 def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:
@@ -115,5 +119,6 @@ def _even(found: Mapping[str, float | None], sizes: Mapping[str, int]) -> dict[s
     mean = sum(sizes[n] * v for n, v in logs.items()) / sum(sizes[n] for n in logs)
     limit = math.log(_MOST)
     even = {n: math.exp(min(limit, max(-limit, v - mean))) for n, v in logs.items()}
-    silent = math.exp(-limit)  # nothing arrived
-    return {n: 1.0 if f is None else even.get(n, silent) for n, f in found.items()}
+    # nothing arrived, or more than there are numbers for
+    ends = {n: math.exp(-limit if f == 0 else limit) for n, f in found.items() if f is not None}
+    return {n: 1.0 if f is None else even.get(n, ends[n]) for n, f in found.items()}

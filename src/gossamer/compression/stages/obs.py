@@ -157,6 +157,9 @@ class Obs(LayerStage):
         state.masks.update(Masks.of({n: every[n] for n in pruned}))
         if self.shares:
             state.fixed |= {n for n in wanted if n in given["bits"] or n in given["rate"]}
+        for row in done.rows:
+            if far.get(row["name"], 1.0) != 1:
+                row["reach"] = far[row["name"]]
         outside = _outside(state.model, wanted, read)
         for row in (*done.rows, *outside):
             if row["note"]:
@@ -167,8 +170,6 @@ class Obs(LayerStage):
             "examples": min(self.calibration, len(split)),
             "batch_norm": done.batch_norm,
         } | ({} if rate is None else {"rate": rate})
-        for row in done.rows:
-            row |= {"reach": far[row["name"]]} if far.get(row["name"], 1.0) != 1 else {}
 
     def _reach(
         self, state: State, batch: Any, coded: list[str], read: Mapping[str, Reading]

@@ -47,19 +47,18 @@ class QuantizeBiases(Stage):
             return
         before = {name: p.clone() for name, p in found.items()}
 
-        def kept(bits: int) -> bool:
-            """Set them to such a grid, of 32 bits to what they were: does the floor hold?"""
+        def rounded(bits: int) -> None:
+            """Set them to such a grid; of 32 bits: to what they were."""
             for name, p in found.items():
                 was = before[name]
                 p.copy_(was if bits == 32 else uniform(was, bits=bits, name=name).dequantize())
-            if state.floor is None:
-                return True
-            judged = state.judge()
-            return judged.metric.keeps(state.floor[0], judged.score, state.floor[1])
 
-        bits = next(filter(kept, (self.bits, *(b for b in _FINER if b > self.bits))), None)
-        if bits is None:  # the floor was lost before
-            kept(self.bits)
-        elif bits > self.bits:
+        for bits in (self.bits, *(b for b in _FINER if b > self.bits)):
+            rounded(bits)
+            if state.keeps_floor():
+                break
+        else:  # the floor was lost before
+            rounded(bits := self.bits)
+        if bits > self.bits:
             what = "as they were" if bits == 32 else f"on a grid of {bits} bits"
             state.progress.say(f"  biases stay {what}: {self.bits} bits cost the floor")

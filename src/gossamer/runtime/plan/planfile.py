@@ -190,9 +190,8 @@ def _tried(plan: Contents, program: Program, where: str) -> None:
 def _coded(array: np.ndarray) -> tuple[str, bytes]:
     array = np.ascontiguousarray(array)
     if str(array.dtype) in _SPARSE and array.size >= 64:
-        bits = array.view(_SPARSE[str(array.dtype)]).reshape(
-            -1
-        )  # zeros of both signs are told apart
+        # by their bits: zeros of both signs are told apart
+        bits = array.view(_SPARSE[str(array.dtype)]).reshape(-1)
         if 2 * np.count_nonzero(bits) < bits.size:
             return "sparse", np.packbits(bits != 0).tobytes() + bits[bits != 0].tobytes()
     return "dense", array.tobytes()
