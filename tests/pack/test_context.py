@@ -41,6 +41,17 @@ def test_compiled_and_plain_agree(rows, cols, kernel_size, largest):
         np.testing.assert_array_equal(plain(context.decode, data, rows, cols), values)
 
 
+@pytest.mark.parametrize("kernel_size", [1, 9])
+def test_agree_after_rows_of_zeros(kernel_size):
+    # They bring counters into states that no other row does.
+    for seed in range(4):
+        values = np.random.default_rng(seed).integers(-8, 7, (8, 45)).astype(np.int32)
+        values[3] = values[5, :40] = 0
+        data = context.encode(values, kernel_size)
+        assert plain(context.encode, values, kernel_size) == data
+        np.testing.assert_array_equal(plain(context.decode, data, 8, 45), values)
+
+
 def test_agree_where_the_statistics_have_settled():
     values = ranks(1, 60, 144, 0.3, 40)
     values[:, ::3] = 0

@@ -32,6 +32,7 @@ def test_there_are_files() -> None:
         "huffman",
         "layouts",
         "names",
+        "scaled",
         "seeded",
     }
 
@@ -56,4 +57,4 @@ def test_golden_bytes_are_those_specified(path: Path) -> None:
     # The fixed part of the header, straight from docs/format.md.
     data = path.read_bytes()
     assert data[:4] == b"\x89GSM"
-    assert data[4] == {"seeded": 2, "names": 3}.get(path.stem, 1)
+    assert data[4] == {"seeded": 2, "names": 3, "scaled": 3}.get(path.stem, 1)

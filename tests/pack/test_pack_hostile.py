@@ -32,8 +32,10 @@ from gossamer.pack.write.layouts import (
     gaps_section,
     paper_section,
     row_scan,
+    scaled_section,
     transposed,
 )
+from gossamer.pack.write.scales import find_scales
 from toy_coder import Toy
 
 F32 = BY_TORCH[torch.float32]
@@ -282,6 +284,12 @@ def sections() -> list[tuple[bytes, np.ndarray, tuple[int, ...]]]:
         made += [b"\x07\x00" + encode_lzma(bits.tobytes(), 4)]
         out += [(bytes(m), bits, (12, 40)) for m in made]
     with toy_registered():  # a symbol coder told by its name
+        made = torch.randint(-7, 8, (12, 40), generator=torch.Generator().manual_seed(0))
+        dtype, bits = to_bits("t", made * torch.arange(1.0, 13).sqrt()[:, None])
+        scales, codes = find_scales(bits, dtype, (12, 40)) or pytest.fail("they have scales")
+        v = analyse(codes, scales.codes, (12, 40))
+        for inner in (context_section(v), bytes(gaps_section(v, s, row_scan(v), None))):
+            out.append((scaled_section(scales, inner), bits, (12, 40)))
         v, toy = analyse(*reversed(to_bits("t", tensor)), (12, 40)), Settings(coders=("toy",))
         for section in (gaps_section, dense_section):
             out.append((bytes(section(v, toy, row_scan(v), classes)), v.bits, (12, 40)))

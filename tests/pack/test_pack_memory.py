@@ -187,6 +187,11 @@ def tiny(kind: str) -> tuple[DType, tuple[int, ...], bytes, int]:
         case "grid":
             step = np.array([1], "<f4").tobytes()
             return F16, (n // 2,), bytes([RAW, 3]) + step + b"\0\0", 0
+        case "scaled":
+            scales = np.full(4, 0.5, "<f4").tobytes()
+            head = b"\x07\1\4\0" + varint(n // 16) + varint(len(scales) + 1) + b"\0" + scales
+            codes = bytes([DENSE | ZERO]) + b"\0" + book + one_symbol(0)
+            return F32, (4, n // 16), head + codes, 0
         case _:
             head = bytes([SEEDED, 2]) + bytes(9) + np.array([1], "<f4").tobytes()
             mask = bytes([DENSE | ZERO]) + b"\0" + book + one_symbol(0)
@@ -208,6 +213,7 @@ def tiny(kind: str) -> tuple[DType, tuple[int, ...], bytes, int]:
         "planes",
         "lzma",
         "grid",
+        "scaled",
         "seeded",
     ],
 )

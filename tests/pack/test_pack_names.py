@@ -175,7 +175,7 @@ LZMA_1_2 = encode_lzma(np.float32([1, 2]).tobytes(), 4)
     ("payload", "message"),
     [
         (b"\x07", "further layout needs 1 bytes"),
-        (b"\x07\x01" + LZMA_1_2, "layout 8 is not known here; install the gossamer release"),
+        (b"\x07\x02" + LZMA_1_2, "layout 9 is not known here; install the gossamer release"),
         (b"\x07" + varint(1 << 62), "layout 4611686018427387911 is not known here"),
         (b"\x07\x80\x00", "further layout is not in its shortest form"),
         (b"\x0f\x00" + LZMA_1_2, "layout byte 0x0f is unknown"),

@@ -36,6 +36,7 @@ _PARTS = {
     "tables": "coder tables",
     "classes": "column classes",
     "raw": "raw values",
+    "scales": "scales of rows or groups",
     "framing": "framing",
     "metadata": "metadata",
     "header": "header",

@@ -28,9 +28,11 @@ from gossamer.pack.write.layouts import (
     gaps_section,
     paper_section,
     row_scan,
+    scaled_section,
     seeded_section,
     transposed,
 )
+from gossamer.pack.write.scales import find_scales
 from toy_coder import Toy
 
 HERE = Path(__file__).parent
@@ -168,6 +170,38 @@ def names() -> bytes:
     return b"".join(file_chunks(header, [bytes(section) for _, section in made.values()]))
 
 
+def scaled() -> bytes:
+    """Codes of every type, scales of rows, columns and groups, in every float type."""
+    g = torch.Generator().manual_seed(3)
+    rows, columns = torch.rand(12, 1, generator=g) + 0.01, torch.linspace(0.01, 3, 40)
+    groups = (torch.rand(12, 3, generator=g) + 0.01).repeat_interleave(16, 1)[:, :40]
+    codes = torch.randint(-7, 8, (12, 40), generator=g)
+    wide = torch.randint(-2000, 2000, (12, 40), generator=g)
+    zeros = torch.where(codes == 1, -0.0, codes * rows)
+    zeros[3] = 0
+    made = {
+        "rows": codes * rows,
+        "wide": wide * rows,
+        "minus": zeros,
+        "columns": codes * columns,
+        "groups": codes * groups,
+        "float16": (codes * rows).half(),
+        "bfloat16": (codes * rows).bfloat16(),
+        "float64": codes * rows.double() / 3,
+    }
+    entries, payloads = [], []
+    for name, tensor in made.items():
+        dtype, bits = to_bits(name, tensor)
+        found = find_scales(bits, dtype, (12, 40))
+        assert found is not None
+        scales, inner = found
+        v, s = analyse(inner, scales.codes, (12, 40)), Settings()
+        section = gaps_section(v, s, row_scan(v), None) if name == "wide" else context_section(v)
+        entries.append(Entry(name, dtype, (12, 40), OWN))
+        payloads.append(scaled_section(scales, bytes(section)))
+    return b"".join(file_chunks(Header(entries, [], False, "golden", version=3), payloads))
+
+
 FILES = {
     "grids": grids,
     "fast": lambda: pack_bytes(
@@ -178,6 +212,7 @@ FILES = {
     "context": lambda: layouts(context=True),
     "seeded": seeded,
     "names": names,
+    "scaled": scaled,
 }
 
 

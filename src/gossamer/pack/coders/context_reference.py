@@ -364,7 +364,7 @@ class _Model:
             self.cell("row column", got, a, d)
             self.cell("position", got, kq)
             self.cell("left above", got, W, N)
-            self.cell("kernel", got, U, C)
+            self.cell("size kernel", got, U, C)
             self.cell("guess", got, min(15, guess >> 6))
             self.used.append(base)
             rate = s.size_rate + s.size_boost * 64 // (64 + (self.steps >> 2))

@@ -191,7 +191,7 @@ def _decode_rice(reader: Reader, kind: DType, count: int) -> list[int]:
 # Uniform grids: k * step ----------------------------------------------------------------------
 
 
-def grid_values(k: NDArray[np.int64], step: float, dtype: DType) -> Bits:
+def grid_values(k: NDArray[np.generic], step: float | NDArray[np.float64], dtype: DType) -> Bits:
     """``k * step`` in double precision, rounded once to the dtype (bfloat16: through float32)."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         product = k.astype(np.float64) * step

@@ -14,6 +14,7 @@ from gossamer.pack.coders.bits import as_symbols, histogram
 from gossamer.pack.coders.limits import NAMES, SEEDS, Reader
 from gossamer.pack.coders.table import CODERS, NAMED, NUMBERED, named
 from gossamer.pack.format.book import decode_book
+from gossamer.pack.format.scales import Scales, read_scales
 from gossamer.pack.format.values import BY_TORCH, Bits, DType
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "PAPER",
     "RAW",
     "RAW_VALUES",
+    "SCALED",
     "SEEDED",
     "TRANSPOSED",
     "ZERO",
@@ -38,8 +40,8 @@ __all__ = [
     "symbols",
 ]
 
-RAW, DENSE, GAPS, BITMAP, PAPER, CONTEXT, SEEDED, LZMA = range(8)
-LAYOUTS = ("raw", "dense", "gaps", "bitmap", "fixed gaps", "context", "seeded", "lzma")
+RAW, DENSE, GAPS, BITMAP, PAPER, CONTEXT, SEEDED, LZMA, SCALED = range(9)
+LAYOUTS = ("raw", "dense", "gaps", "bitmap", "fixed gaps", "context", "seeded", "lzma", "scaled")
 
 FURTHER = 7
 """In the first byte: what the layout exceeds this by follows as a varint."""
@@ -76,7 +78,7 @@ class Section:
     """A coded tensor before decoding.
 
     Attributes:
-        layout: one of ``RAW .. LZMA``; of a seeded tensor its mask's.
+        layout: one of ``RAW .. LZMA``; of a seeded tensor its mask's, of a scaled one its codes'.
         flags: the first byte's flags.
         shape: rows and columns of the scanned matrix (transposed already).
         kept: non-zero entries, per column class.
@@ -89,6 +91,7 @@ class Section:
         raw: bytes with another coding (raw values, context coding, LZMA).
         index_bits: of the fixed gaps.
         seed: where the values come from; everything else is then the mask's.
+        scales: what the codes are to be multiplied by; everything else is then the codes'.
         parts: bytes by purpose; they add up to the section.
     """
 
@@ -105,13 +108,15 @@ class Section:
     raw: memoryview = field(default_factory=lambda: memoryview(b""))
     index_bits: int = 0
     seed: Seed | None = None
+    scales: Scales | None = None
     parts: dict[str, int] = field(default_factory=dict)
 
     @property
     def version(self) -> int:
         """The oldest version of a file that can hold it."""
         coders = {s.coder for s in (self.classed, *self.positions, self.codes) if s}
-        if self.layout >= FURTHER or not coders <= set(NUMBERED):
+        further = self.layout >= FURTHER or self.scales is not None
+        if further or not coders <= set(NUMBERED):
             return NAMES
         return 1 if self.seed is None else SEEDS
 
@@ -124,6 +129,8 @@ class Section:
             names[0] += f"({','.join(used)})"
         if self.seed is not None:
             names.insert(0, f"seeded({self.seed.scheme})")
+        if self.scales is not None:
+            names.insert(0, f"scaled({self.scales.group})")
         if self.flags & TRANSPOSED:
             names.append("columns")
         if self.flags & CLASSES:
@@ -166,6 +173,8 @@ def parse(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> S
         raise reader.fail(f"layout {LAYOUTS[layout]} cannot hold an empty tensor")
     if layout == SEEDED:
         return _seeded(reader, dtype, shape, numel)
+    if layout == SCALED:
+        return _scaled(reader, dtype, shape, numel)
     if layout == LZMA:
         section.raw = reader.rest()
         section.parts = {"raw": len(section.raw), "framing": reader.at - before - len(section.raw)}
@@ -209,12 +218,34 @@ def _seeded(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) ->
     scale = _between(reader, "scale", SCALES)
     factor = _between(reader, "factor", FACTORS) if form & FACTOR else 1.0
     spent = reader.at  # the layout byte and the seed
-    if reader.left and reader.data[spent] & 7 == SEEDED:
-        raise reader.fail("a mask that is itself seeded")
+    _check_plain(reader, "a mask that is itself")
     section = parse(reader, BY_TORCH[torch.bool], shape, numel)
     section.seed = Seed(SCHEMES[form & ~FACTOR], seed, stream, scale, factor)
     section.parts["seed"] = spent
     return section
+
+
+def _scaled(reader: Reader, dtype: DType, shape: tuple[int, ...], numel: int) -> Section:
+    """The scales, and the codes' section."""
+    scales = read_scales(reader, dtype, shape)
+    spent = reader.at  # the layout and the scales
+    _check_plain(reader, "codes that are themselves")
+    section = parse(reader, scales.codes, shape, numel)
+    section.scales = scales
+    section.parts["scales"] = spent
+    return section
+
+
+def _check_plain(reader: Reader, what: str) -> None:
+    """A section inside another is neither seeded nor scaled."""
+    inner = Reader(reader.data[reader.at :], reader.where)
+    if not inner.left:
+        return
+    layout = inner.u8("layout") & 7
+    if layout == FURTHER and inner.left:
+        layout += inner.varint("further layout")
+    if layout in (SEEDED, SCALED):
+        raise reader.fail(f"{what} {LAYOUTS[layout]}")
 
 
 def _between(reader: Reader, what: str, bounds: tuple[float, float]) -> float:

@@ -270,7 +270,7 @@ class Archive:
                 reader,
                 section,
                 entry.dtype,
-                entry.numel,
+                entry.shape,
                 out,
                 allowed=lambda work: self.trusted or self._allowance.take(work, index),
             )

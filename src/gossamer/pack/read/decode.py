@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +17,7 @@ from gossamer.pack.coders.gaps import bitmap_runs, fixed_runs, gap_runs
 from gossamer.pack.coders.limits import VERSION, Allowance, Reader
 from gossamer.pack.format.lzma_bytes import decode_lzma
 from gossamer.pack.format.raw import decode_raw
+from gossamer.pack.format.scales import CODES, Scales, scaled
 from gossamer.pack.format.section import (
     BITMAP,
     CONTEXT,
@@ -65,23 +67,26 @@ def decode_section(
     """
     reader = Reader(data, where, version)
     section = parse(reader, dtype, shape, numel)
-    return decode_parsed(reader, section, dtype, numel, out, allowed=allowed)
+    return decode_parsed(reader, section, dtype, shape, out, allowed=allowed)
 
 
 def decode_parsed(
     reader: Reader,
     section: Section,
     dtype: DType,
-    numel: int,
+    shape: tuple[int, ...],
     out: Bits | None = None,
     *,
     allowed: Callable[[int], bool] | None = None,
 ) -> Bits:
     """:func:`decode_section` of a section that was taken apart."""
+    numel = math.prod(shape)
     if section.layout == CONTEXT:
         _check_work(reader, section, dtype.size, allowed or Allowance().take)
     if section.seed is not None:
         return _seeded(reader, section, section.seed, numel, out)
+    if section.scales is not None:
+        return _scaled(reader, section, section.scales, dtype, shape, out)
     if can_fuse(section, dtype):
         target = np.empty(numel, dtype.bits) if out is None else out
         expand_fused(reader, section, dtype, target)
@@ -118,6 +123,24 @@ def _seeded(reader: Reader, section: Section, seed: Seed, numel: int, out: Bits 
     fill(seed, values)
     bits = values.view(np.uint32)
     bits[mask == 0] = 0
+    return bits
+
+
+def _scaled(
+    reader: Reader,
+    section: Section,
+    scales: Scales,
+    dtype: DType,
+    shape: tuple[int, ...],
+    out: Bits | None,
+) -> Bits:
+    """The codes times their scales."""
+    numel = math.prod(shape)
+    codes = expand(reader, section, scales.codes, numel)
+    if scales.codes.kind == "float" and not np.isfinite(codes.view(CODES[scales.codes.code])).all():
+        raise reader.fail("a code is not finite")
+    bits = np.empty(numel, dtype.bits) if out is None else out
+    scaled(scales, codes, dtype, shape, bits)
     return bits
 
 

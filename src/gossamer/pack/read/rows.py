@@ -24,8 +24,8 @@ class Row(TypedDict):
     ``density`` is the fraction of non-zeros; ``distinct`` counts values, zero included;
     ``bytes`` is its share of the file outside the header, and the sum of ``parts`` (among
     ``positions``, ``codes``, ``context`` for both together, ``codebook``, ``tables``,
-    ``classes``, ``raw``, ``seed`` and ``framing``); ``tied_to`` names the tensor an alias
-    stands for.
+    ``classes``, ``raw``, ``seed``, ``scales`` and ``framing``); ``tied_to`` names the tensor an
+    alias stands for.
     """
 
     name: str
@@ -45,7 +45,9 @@ class Row(TypedDict):
 def own_row(entry: Entry, section: Section, decoded: Callable[[], Bits]) -> Row:
     """A tensor with a section of its own; ``decoded`` is asked for what that does not tell."""
     parts = own_parts(section)
-    if section.book is None or section.seed is not None:  # a seeded one's book is the mask's
+    # the book of a seeded tensor is its mask's, that of a scaled one its codes'
+    other = section.seed is not None or section.scales is not None
+    if section.book is None or other:
         return _counted(entry, decoded(), section.chain, parts)
     nonzeros = sum(section.kept)
     distinct = len(section.book) + (nonzeros < entry.numel)

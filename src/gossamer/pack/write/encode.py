@@ -7,7 +7,7 @@ to the byte; only those that may be the smallest are written, and the smallest w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from gossamer.pack.coders.bits import histogram
 from gossamer.pack.coders.gaps import to_bitmap, to_gaps
 from gossamer.pack.coders.limits import varint
 from gossamer.pack.coders.table import CODERS, RANS, entropy_bytes
-from gossamer.pack.format.book import encode_book
+from gossamer.pack.format.book import encode_book, find_grid
 from gossamer.pack.format.lzma_bytes import encode_lzma
 from gossamer.pack.format.raw import compress, encode_raw
 from gossamer.pack.format.section import FURTHER, LZMA, RAW
@@ -36,8 +36,10 @@ from gossamer.pack.write.layouts import (
     gaps_section,
     paper_section,
     row_scan,
+    scaled_section,
     transposed,
 )
+from gossamer.pack.write.scales import find_scales
 
 __all__ = ["context_bytes", "encode_section"]
 
@@ -47,6 +49,7 @@ _SURE = 1 << 17  # entries up to which the context coder is tried without a look
 _PART = 1 << 14  # entries of the sample
 _LEARNING = 1.1
 _WINDOW = 1 << 20  # bytes of the part that zstd looks at, for repeats across rows
+_FEW = 16  # values of a tensor that one code book serves as well as one for each row
 _LENGTHS = 8  # bytes of lengths and counts in a section, about
 
 
@@ -71,6 +74,9 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     built = [bytes(draft) for draft in drafts if small or draft.size <= edge]
     tried = len(bits) <= s.context and kernel("context") is not None
     book = values.book
+    found = _scaled(values, s) if s.scales else None
+    if found is not None and len(found) * (1 + s.gain) < min(map(len, built)):
+        return found  # the values' own structure is the codes', which were tried every way
     if tried and book is not None and len(book) and _context_pays(values, min(map(len, built))):
         section = context_section(values)
         grid = (values.rows, values.cols)
@@ -81,6 +87,19 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
         head = bytes([FURTHER]) + varint(LZMA - FURTHER)
         built.append(head + encode_lzma(bits.tobytes(), dtype.size))
     return min(built, key=len)
+
+
+def _scaled(v: Values, s: Settings) -> bytes | None:
+    """Codes apart from the scales of their rows or groups, where they have such."""
+    if v.book is not None and (len(v.book) <= _FEW or find_grid(v.book, v.dtype) is not None):
+        return None  # one scale for all is the code book's affair
+    found = find_scales(v.bits, v.dtype, v.shape)
+    if found is None:
+        return None
+    scales, codes = found
+    return scaled_section(
+        scales, encode_section(codes, scales.codes, v.shape, replace(s, scales=False))
+    )
 
 
 def context_bytes(bits: Bits, dtype: DType, shape: tuple[int, ...]) -> int | None:

@@ -16,16 +16,19 @@ from gossamer.pack.coders.limits import varint
 from gossamer.pack.coders.table import FIXED, HUFFMAN, RANS
 from gossamer.pack.format.book import encode_book
 from gossamer.pack.format.raw import encode_raw
+from gossamer.pack.format.scales import Scales
 from gossamer.pack.format.section import (
     BITMAP,
     CLASSES,
     CONTEXT,
     DENSE,
     FACTOR,
+    FURTHER,
     GAPS,
     PAPER,
     RAW,
     RAW_VALUES,
+    SCALED,
     SEEDED,
     TRANSPOSED,
     ZERO,
@@ -42,6 +45,7 @@ __all__ = [
     "gaps_section",
     "paper_section",
     "row_scan",
+    "scaled_section",
     "seeded_section",
     "transposed",
 ]
@@ -62,6 +66,7 @@ class Settings:
         slack: candidates estimated within this fraction of the best are drafted.
         gain: a layout that decodes slower must save this fraction.
         lzma: whether the tensor's bytes are tried with LZMA.
+        scales: whether codes are told apart from the scales of their rows or groups.
     """
 
     coders: tuple[str, ...] = (FIXED, HUFFMAN, RANS)
@@ -72,6 +77,7 @@ class Settings:
     slack: float = 0.1
     gain: float = 0.0
     lzma: bool = True
+    scales: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,6 +260,11 @@ def seeded_section(seed: Seed, mask: bytes) -> bytes:
     out = bytes([SEEDED, form]) + seed.seed.to_bytes(8, "little") + varint(seed.stream)
     out += np.array([seed.scale, seed.factor][: 1 + bool(form & FACTOR)], "<f4").tobytes()
     return out + mask
+
+
+def scaled_section(scales: Scales, codes: bytes) -> bytes:
+    """Scales, and ``codes``, the section of the integers that they multiply."""
+    return bytes([FURTHER]) + varint(SCALED - FURTHER) + bytes(scales) + codes
 
 
 def _head(layout: int, v: Values, classes: Classes | None, s: Settings) -> Draft:
