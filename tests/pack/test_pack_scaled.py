@@ -148,6 +148,16 @@ def test_what_has_no_scales_or_strange_ones_is_stored_as_ever(weight: torch.Tens
     assert same(unpack(pack_bytes({"w": weight}, allow_nonfinite=True))["w"], weight)
 
 
+def test_scales_of_few_digits_are_no_grid() -> None:
+    scales = torch.tensor([129, 139, 151, 163, 179, 193, 211, 233])[:, None] / 256
+    codes = torch.randint(-7, 8, (8, 400), generator=torch.Generator().manual_seed(0))
+    data = pack_bytes({"w": codes * scales})
+    assert same(unpack(data)["w"], codes * scales)
+    assert len(data) < 8 * 400 * 4 / 8 + 100
+    with Archive(data) as archive:
+        assert archive.info("w")["codec"].startswith("scaled(400)")
+
+
 def test_one_scale_for_all_is_left_to_the_code_book(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("a grid serves all rows")

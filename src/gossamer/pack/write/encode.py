@@ -50,6 +50,7 @@ _PART = 1 << 14  # entries of the sample
 _LEARNING = 1.1
 _WINDOW = 1 << 20  # bytes of the part that zstd looks at, for repeats across rows
 _FEW = 16  # values of a tensor that one code book serves as well as one for each row
+_SPARSE = 4  # multiples for each value of a grid that may have come of rounding at one step
 _LENGTHS = 8  # bytes of lengths and counts in a section, about
 
 
@@ -91,15 +92,20 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
 
 def _scaled(v: Values, s: Settings) -> bytes | None:
     """Codes apart from the scales of their rows or groups, where they have such."""
-    if v.book is not None and (len(v.book) <= _FEW or find_grid(v.book, v.dtype) is not None):
+    if v.book is not None and (len(v.book) <= _FEW or _is_grid(v.book, v.dtype)):
         return None  # one scale for all is the code book's affair
     found = find_scales(v.bits, v.dtype, v.shape)
-    if found is None:
+    if found is None or not np.ptp(found[0].values):
         return None
     scales, codes = found
-    return scaled_section(
-        scales, encode_section(codes, scales.codes, v.shape, replace(s, scales=False))
-    )
+    inner = encode_section(codes, scales.codes, v.shape, replace(s, scales=False))
+    return scaled_section(scales, inner)
+
+
+def _is_grid(book: Bits, dtype: DType) -> bool:
+    """Whether most multiples of one step are there; sparse ones are those of several steps."""
+    found = find_grid(book, dtype)
+    return found is not None and int(np.ptp(found[0])) <= _SPARSE * len(book)
 
 
 def context_bytes(bits: Bits, dtype: DType, shape: tuple[int, ...]) -> int | None:
