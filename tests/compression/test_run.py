@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 import gossamer
 from gossamer import compression, datasets, nets
-from gossamer.compression import folder, fresh, inputs, measure
+from gossamer.compression import eight_bits, folder, fresh, inputs, measure
 from gossamer.compression.progress import Lines
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError, RecipeError
 from gossamer.core.masks import Masks
 from gossamer.datasets import Dataset, Split
 from gossamer.pack import unpack
+from gossamer.training import evaluate
 from killed import run_until
 
 FAST = {"epochs": 2, "lr": 0.05}
@@ -371,3 +372,31 @@ def test_plans_are_timed_where_that_is_asked() -> None:
     assert found["rows"][0]["ratio"] is None
     assert found["ratio"] > 0
     assert told == []
+
+
+def test_a_plan_of_eight_bits_is_timed_against_the_dense_network_in_eight_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(eight_bits, "installed", lambda name: False)
+    data = datasets.load("digits", subset=40)
+    dense, sparse = nets.build("mlp-64-16-10", seed=0), nets.build("mlp-64-16-10", seed=0)
+    found, told = measure.latency(dense, sparse, data, exported=False, planned="int8")
+    assert told == []
+    assert found is not None
+    assert found["engine"].startswith("gossamer-int8 before, after ")
+    assert not found["same_operations"]
+    assert found["ratio"] > 0
+    scored = found["eight_bits"]
+    assert scored["of"] == len(data.test)
+    assert scored["score"] == pytest.approx(evaluate(dense, data.test).score, abs=0.05)
+
+
+def test_what_has_no_eight_bits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eight_bits, "installed", lambda name: False)
+    data = datasets.load("digits", subset=40)
+    plain = nn.Sequential(nn.Flatten(), nn.Softmax(-1))
+    found, told = measure.latency(plain, plain, data, exported=False, planned="int8")
+    assert found is not None
+    assert "eight_bits" not in found
+    assert len(told) == 1
+    assert told[0].startswith("latency of the plans was not measured: ")

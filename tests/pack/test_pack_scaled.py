@@ -14,7 +14,6 @@ from gossamer.pack.coders.limits import varint
 from gossamer.pack.format.container import OWN, Entry, Header, file_chunks
 from gossamer.pack.format.scales import CODES
 from gossamer.pack.format.values import BY_TORCH, to_bits
-from gossamer.pack.write import encode
 from gossamer.pack.write.scales import find_scales
 
 F32 = BY_TORCH[torch.float32]
@@ -158,14 +157,14 @@ def test_scales_of_few_digits_are_no_grid() -> None:
         assert archive.info("w")["codec"].startswith("scaled(400)")
 
 
-def test_one_scale_for_all_is_left_to_the_code_book(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object) -> None:
-        raise AssertionError("a grid serves all rows")
-
-    monkeypatch.setattr(encode, "find_scales", never)
-    pack_bytes(
-        {"w": torch.round(drawn(30, 40) * 30 + 0.0) * 0.01 + 0.0, "t": drawn(30, 40).sign() * 0.3}
-    )
+@pytest.mark.parametrize("sparse", [False, True])
+def test_one_scale_for_all_is_left_to_the_code_book(sparse: bool) -> None:
+    codes = torch.round(drawn(30, 40) * 30) * (drawn(30, 40, seed=2) > sparse)
+    for weight in (codes * 0.01, drawn(30, 40).sign() * 0.3):
+        data = pack_bytes({"w": weight})
+        assert same(unpack(data)["w"], weight)
+        with Archive(data) as archive:
+            assert not archive.info("w")["codec"].startswith("scaled")
 
 
 # By hand, from docs/format.md ------------------------------------------------------------------

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from gossamer.compression import eight_bits
 from gossamer.core import flops, machine, names, nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.modes import device_of, modes_kept
@@ -25,6 +26,7 @@ from gossamer.quantize.emulated import Emulated
 from gossamer.report import tables
 from gossamer.runtime.engines import ENGINES, Subject, installed
 from gossamer.runtime.plan.door import compile_network
+from gossamer.training.tasks import Task
 
 __all__ = [
     "density",
@@ -54,7 +56,8 @@ def latency(
     data: Dataset,
     *,
     exported: bool | None = None,
-    planned: bool = False,
+    planned: bool | Literal["int8"] = False,
+    task: Task | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Milliseconds of one forward pass, batch 1, of both networks in the same engine, and notes.
@@ -67,9 +70,12 @@ def latency(
     torch, which emulates it; None where there is no other engine.
 
     Args:
+        task: what the score of an int8 plan is; None: by the targets.
         exported: whether to ask onnxruntime; None: where it is installed.
         planned: compile both networks too (:mod:`gossamer.runtime.plan`); zeros are left out
-            there, so that the figures are of that, whatever the operations are.
+            there, so that the figures are of that, whatever the operations are. ``int8``: the
+            decoded one as an int8 plan, the dense one in eight bits
+            (:mod:`gossamer.compression.eight_bits`).
     """
     device = device_of(decoded)
     example = nest.moved(data.test.batch(slice(0, 1))[0], device)
@@ -100,16 +106,21 @@ def latency(
             rows.append(_row("onnxruntime", _exported(dense, decoded, example, clock), same))
         except ArgumentError as e:
             told.append(f"latency in onnxruntime was not measured: {str(e)[:300]}")
+    small: dict[str, Any] = {}
     if planned and not emulated and device.type == "cpu":
         try:
-            rows.append(_row("gossamer plan", _planned(dense, decoded, example, clock), False))
+            if planned == "int8":
+                name, found, small = eight_bits.timed(dense, decoded, data, task, _timing(clock))
+                rows.append(_row(name, found, False))
+            else:
+                rows.append(_row("gossamer plan", _planned(dense, decoded, example, clock), False))
             same = False
         except ArgumentError as e:
             told.append(f"latency of the plans was not measured: {str(e)[:300]}")
     if not rows:
         return None, told
     last = rows[-1]
-    return {
+    return small | {
         "same_operations": same,
         "dense_ms": last["before_ms"],
         "compressed_ms": last["after_ms"],
@@ -128,7 +139,12 @@ def _exported(
         engine = "onnxruntime-int8" if isinstance(model, Emulated) else "onnxruntime"
         subject = Subject(name, model, example)
         calls.append(ENGINES[engine].prepare(subject, subject.rows(1), 1).run)
-    return paired(*calls, pairs=_MOST_PAIRS, seconds=_MOST_SECONDS, clock=clock)
+    return _timing(clock)(*calls)
+
+
+def _timing(clock: Callable[[], float]) -> Callable[..., Paired]:
+    """Pairs of calls, so many and no longer."""
+    return partial(paired, pairs=_MOST_PAIRS, seconds=_MOST_SECONDS, clock=clock)
 
 
 def _planned(
@@ -138,7 +154,7 @@ def _planned(
     plans = [compile_network(model, example) for model in (dense, decoded)]
     arrays = [t.numpy() for t in nest.leaves(example)]
     calls = [partial(plan.arrays, arrays, plan.batch(arrays)) for plan in plans]
-    return paired(calls[0], calls[1], pairs=_MOST_PAIRS, seconds=_MOST_SECONDS, clock=clock)
+    return _timing(clock)(*calls)
 
 
 def _row(engine: str, found: Paired, same: bool) -> dict[str, Any]:

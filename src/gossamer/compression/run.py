@@ -370,7 +370,7 @@ class _Job:
             dense.load_state_dict(state.reference)
             try:
                 timing, more = measure.latency(
-                    dense, decoded, self.data, planned=self.recipe.evaluate.plan
+                    dense, decoded, self.data, planned=self.recipe.evaluate.plan, task=self.task
                 )
                 self.notes += more
                 macs, more = measure.operations(dense, decoded, self.data)

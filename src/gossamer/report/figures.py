@@ -343,6 +343,12 @@ class _Operations(_Part):
     after: _Macs
 
 
+class _EightBits(_Part):
+    check: Text
+    score: Number
+    of: Count
+
+
 class _Latency(_Part):
     dense_ms: Size
     compressed_ms: Size
@@ -354,6 +360,7 @@ class _Latency(_Part):
     pairs: Count | None = None
     rows: list[_Engine] | None = None
     note: Text | None = None
+    eight_bits: _EightBits | None = None
 
 
 class _Epoch(_Part):

@@ -29,7 +29,7 @@ def latency(run: Run) -> Section | None:
         label = f"{found[key]:.3f} ms"
         rows.append((name, label, Markup(plots.bar(found[key] / slowest, label=label))))
     return {
-        "said": words.speed(found),
+        "said": words.speed(found) + _eight_bits(run, found.get("eight_bits")),
         "note": found.get("note"),
         "engine": found.get("engine"),
         "batch": found.get("batch"),
@@ -41,6 +41,15 @@ def latency(run: Run) -> Section | None:
         },
         "macs": _macs(run.get("macs")),
     }
+
+
+def _eight_bits(run: Run, found: Mapping[str, Any] | None) -> str:
+    """What the plan scores that may take eight bits, in a sentence."""
+    if not found:
+        return ""
+    of = words.metric(run)
+    told = f" The plan's test {of.name}: {words.score(of, found['score'])}"
+    return f"{told} ({found['of']:,} examples); {found['check']}."
 
 
 def _engine(row: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -19,7 +19,7 @@ from gossamer.pack.coders.bits import histogram
 from gossamer.pack.coders.gaps import to_bitmap, to_gaps
 from gossamer.pack.coders.limits import varint
 from gossamer.pack.coders.table import CODERS, RANS, entropy_bytes
-from gossamer.pack.format.book import encode_book, find_grid
+from gossamer.pack.format.book import encode_book
 from gossamer.pack.format.lzma_bytes import encode_lzma
 from gossamer.pack.format.raw import compress, encode_raw
 from gossamer.pack.format.section import FURTHER, LZMA, RAW
@@ -50,7 +50,6 @@ _PART = 1 << 14  # entries of the sample
 _LEARNING = 1.1
 _WINDOW = 1 << 20  # bytes of the part that zstd looks at, for repeats across rows
 _FEW = 16  # values of a tensor that one code book serves as well as one for each row
-_SPARSE = 4  # multiples for each value of a grid that may have come of rounding at one step
 _LENGTHS = 8  # bytes of lengths and counts in a section, about
 
 
@@ -75,7 +74,7 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     built = [bytes(draft) for draft in drafts if small or draft.size <= edge]
     tried = len(bits) <= s.context and kernel("context") is not None
     book = values.book
-    found = _scaled(values, s) if s.scales else None
+    found = _scaled(values, s, min(map(len, built))) if s.scales else None
     if found is not None and len(found) * (1 + s.gain) < min(map(len, built)):
         return found  # the values' own structure is the codes', which were tried every way
     if tried and book is not None and len(book) and _context_pays(values, min(map(len, built))):
@@ -90,22 +89,22 @@ def encode_section(bits: Bits, dtype: DType, shape: tuple[int, ...], s: Settings
     return min(built, key=len)
 
 
-def _scaled(v: Values, s: Settings) -> bytes | None:
-    """Codes apart from the scales of their rows or groups, where they have such."""
-    if v.book is not None and (len(v.book) <= _FEW or _is_grid(v.book, v.dtype)):
-        return None  # one scale for all is the code book's affair
+def _scaled(v: Values, s: Settings, least: int) -> bytes | None:
+    """Codes apart from the scales of their rows or groups, where that may take less than ``least``.
+
+    One scale for all is the code book's affair.
+    """
+    if v.book is not None and len(v.book) <= _FEW:
+        return None
     found = find_scales(v.bits, v.dtype, v.shape)
     if found is None or not np.ptp(found[0].values):
         return None
     scales, codes = found
+    counts = np.unique(codes, return_counts=True)[1]
+    if entropy_bytes(counts) + scales.values.size > least:  # a byte each at the very least
+        return None
     inner = encode_section(codes, scales.codes, v.shape, replace(s, scales=False))
     return scaled_section(scales, inner)
-
-
-def _is_grid(book: Bits, dtype: DType) -> bool:
-    """Whether most multiples of one step are there; sparse ones are those of several steps."""
-    found = find_grid(book, dtype)
-    return found is not None and int(np.ptp(found[0])) <= _SPARSE * len(book)
 
 
 def context_bytes(bits: Bits, dtype: DType, shape: tuple[int, ...]) -> int | None:
