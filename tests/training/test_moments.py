@@ -142,3 +142,25 @@ def test_a_weight_that_a_pass_uses_again_is_taken_with_the_inputs_that_it_has_no
         moved[0].weight *= 1.5
     (part,) = moments(moved, twice, [x[0]], "1.weight", [1]).parts(3)
     assert not torch.allclose(part.cross, part.hessian)
+
+
+@pytest.mark.parametrize("kernel", [(3, 1), (3, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_blocks_of_a_wide_convolution_are_those_of_the_whole(
+    kernel: tuple[int, int], stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, kernel, stride, 1), nn.ReLU(), nn.Conv2d(6, 5, kernel))
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed[0].weight.mul_(0.5)
+    batches = [torch.randn(3, 4, 9, 9), torch.randn(2, 4, 9, 9)]
+    (whole,) = moments(changed, model, batches, "2.weight", [1, 1]).parts(5)
+    monkeypatch.setattr("gossamer.training.moments.WIDE", 8)
+    found = moments(changed, model, batches, "2.weight", [1, 1]).parts(5)
+    assert len(found) > 1
+    for part in found:
+        c = part.columns
+        assert c.stop - c.start <= 8
+        torch.testing.assert_close(part.hessian, whole.hessian[c, c], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(part.cross, whole.cross[c, c], rtol=1e-5, atol=1e-5)

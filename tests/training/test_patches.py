@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gossamer.training import patches
 from gossamer.training.patches import Patches
 
 SHAPES = [  # sizes, kernel, stride, dilation, before, after, groups
@@ -40,6 +41,22 @@ def test_products_and_sums_are_those_of_the_rows(shape: tuple) -> None:
     torch.testing.assert_close(one.sums(), y.double().sum(1), **near)
     at = torch.tensor([4, 0, one.count - 1])
     assert torch.equal(torch.stack(one.some(at)), y[:, at])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_of_some_columns_and_of_some_images_at_a_time(
+    shape: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = both(shape)
+    whole = one.gram(two)
+    monkeypatch.setattr(patches, "_AT_ONCE", 1)
+    near = {"rtol": 1e-5, "atol": 1e-4}
+    torch.testing.assert_close(one.gram(two), whole, **near)
+    half = one.columns // 2
+    for part in (slice(0, half), slice(half, one.columns), slice(0, one.columns)):
+        torch.testing.assert_close(one.gram(two, part), whole[:, part, part], **near)
+        mine = one.gram(one)[:, part, part]
+        torch.testing.assert_close(one.gram(one, part), mine, **near)
 
 
 def test_rows_are_those_of_unfold() -> None:

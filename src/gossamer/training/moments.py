@@ -186,11 +186,13 @@ def _summed(sums: list[Tensor], now: Use, before: Use) -> list[Tensor]:
     and takes half the time.
     """
     cuts = blocks(now.inputs[0].shape[1] if now.patches is None else now.patches.columns)
-    if len(cuts) == 1 and now.patches is not None and before.patches is not None:
-        product = now.patches.gram(before.patches)
-        if not sums:
-            return [product.double()]
-        _add(sums[0], product)
+    if now.patches is not None and before.patches is not None:
+        for number, c in enumerate(cuts):
+            product = now.patches.gram(before.patches, c)
+            if len(sums) == number:
+                sums.append(product.double())
+            else:
+                _add(sums[number], product)
         return sums
     pairs = [(x.float(), y.float()) for x, y in zip(before.inputs, now.inputs, strict=True)]
     if not sums:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["Patches"]
+
+_AT_ONCE = 1 << 24  # entries of rows that are copied at once
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,19 @@ class Patches:
         small = replace(self, x=self.x.float().sum(0, keepdim=True).double())
         return torch.stack([r.sum(0) for r in small.rows()])
 
-    def gram(self, other: Patches) -> Tensor:
+    def gram(self, other: Patches, columns: slice | None = None) -> Tensor:
         """The other's rows, transposed, times these: (groups, columns, columns), float32.
 
         Args:
             other: of the same shapes; may be ``self``.
+            columns: these alone, start and stop given; None: all.
 
         Rows of the map that two places of the kernel meet are multiplied once for all pairs of
         places that are as far apart, and where the windows end for each pair alone: of a kernel of
         three rows a third of the products, of two different maps five ninths.
         """
+        if columns is not None and (columns.start, columns.stop) != (0, self.columns):
+            return self._gram_of(other, columns)
         if len(self.kernel) != 2 or self.stride[0] != 1 or self.turned:
             return _products(self, other)
         (high, wide), step = self.kernel, self.dilation[0]
@@ -117,6 +123,24 @@ class Patches:
         found = found.view(groups, high, high, channels, wide, channels, wide)
         return found.permute(0, 3, 1, 4, 5, 2, 6).reshape(groups, self.columns, self.columns)
 
+    def _gram_of(self, other: Patches, columns: slice) -> Tensor:
+        """:meth:`gram` of some columns: of the channels that they are of, and no others."""
+        size, each = math.prod(self.kernel), self.x.shape[1] // self.groups
+        first, last = columns.start // size, -(-columns.stop // size)
+        picked = torch.arange(self.groups)[:, None] * each + torch.arange(first, last)
+        picked = picked.flatten().to(self.x.device)
+        mine = replace(self, x=self.x[:, picked])
+        theirs = mine if other is self else replace(other, x=other.x[:, picked])
+        inside = slice(columns.start - first * size, columns.stop - first * size)
+        return mine.gram(theirs)[:, inside, inside]
+
+    def split(self) -> Iterator[Patches]:
+        """Some images at a time, so that rows take little memory."""
+        entries = self.count * self.columns * self.groups
+        step = max(1, len(self.x) * _AT_ONCE // max(1, entries))
+        for x in self.x.split(step):
+            yield replace(self, x=x)
+
     def _padded(self) -> Tensor:
         pads = [
             p
@@ -143,6 +167,11 @@ class Patches:
 
 
 def _products(one: Patches, other: Patches) -> Tensor:
-    mine = one.rows()
-    theirs = mine if other is one else other.rows()
-    return torch.stack([x.float().mT @ y.float() for x, y in zip(theirs, mine, strict=True)])
+    found: Tensor | None = None
+    for mine, theirs in zip(one.split(), other.split(), strict=True):
+        rows = [r.float() for r in mine.rows()]
+        others = rows if other is one else [r.float() for r in theirs.rows()]
+        part = torch.stack([x.mT @ y for x, y in zip(others, rows, strict=True)])
+        found = part if found is None else found.add_(part)
+    assert found is not None  # there is an image
+    return found
