@@ -4,6 +4,8 @@ Skipped where transformers is not installed (the extra ``gossamer[transformers]`
 """
 
 import copy
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import gossamer
 import no_torchvision
-from gossamer import nets
+from gossamer import datasets, nets
+from gossamer.compression import fresh, proof
 from gossamer.core import names
-from gossamer.core.errors import ArgumentError
+from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.plain import copied, plain
 from gossamer.quantize.layerwise import Treatment
 from gossamer.quantize.posttraining import treat_network
 from gossamer.training.layer_inputs import readers
 from gossamer.training.renorm import distance
+from gossamer.training.tasks import Classification
 
 no_torchvision.hide()
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other libraries, as they are
@@ -119,3 +124,48 @@ def test_adapters_are_merged_into_a_copy(library: Any) -> None:
     made, told = plain(copied(inner))
     torch.testing.assert_close(made["a"](ids).logits, before, rtol=1e-4, atol=1e-4)
     assert not any("lora" in n for n in names.parameters(made))
+
+
+def test_buffers_that_no_file_holds_are_made_by_the_class_again(
+    library: Any, tmp_path: Path
+) -> None:
+    if sys.modules.get("torchvision", sys) is None:
+        pytest.skip("a torchvision that does not import stands in the way of other processes")
+    torch.manual_seed(0)
+    net, ids = bert(library).eval(), torch.randint(0, 64, (60, 12))
+    recipe = {"name": "b", "stages": [{"obs": {"bits": 8}}, "pack"]}
+    reloaded = gossamer.compress(net, ids, recipe=recipe, out=tmp_path / "run").run["bytes"]
+    assert reloaded["reloaded"]["not_proved"] is None
+    assert reloaded["reloaded"]["same_outputs"]
+    built = reloaded["reloaded"]["built"]
+    assert built == "BertForMaskedLM of transformers, by its configuration"
+
+
+def test_what_the_class_does_not_make_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tempfile.TemporaryDirectory()
+    builder = proof.Builder(None, {}, nn.Linear(2, 2), configured=folder)
+    before = proof._Found({"carried": ["ids"], "built": "its modules"})
+    data = datasets.load("digits", subset=20)
+
+    def by_class(figures: Any) -> Any:
+        def check(*_: Any, **__: Any) -> Any:
+            if isinstance(figures, Exception):
+                raise figures
+            return figures
+
+        monkeypatch.setattr(fresh, "check", check)
+        arguments = (Path("net.gsm"), data.test, Classification(), [])
+        return proof._by_class(builder, *arguments, before)
+
+    for bad in (
+        FormatError("it has other tensors"),
+        {"digest": "0", "unbuilt": "it is not installed"},
+        {"digest": "0", "test": {}, "same": False, "carried": []},
+        {"digest": "0", "test": {}, "same": True, "carried": ["ids"]},
+        {"digest": "0", "failed": "it does not fit"},
+    ):
+        assert by_class(bad) is before
+    good = by_class({"digest": "0", "test": {}, "same": True, "carried": []})
+    assert good.problem is None
+    assert good.figures["built"] == "Linear of transformers, by its configuration"
+    folder.cleanup()

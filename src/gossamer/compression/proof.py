@@ -7,6 +7,7 @@ cannot be proved by then is said, and the file, the figures and the page are lef
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Mapping
@@ -45,12 +46,15 @@ class Builder:
             that only exists as an object.
         origin: the network as it was before any stage.
         seconds: that building it took.
+        configured: a folder with the configuration of a network of transformers that only exists
+            as an object: its class makes the buffers that no file of it holds.
     """
 
     source: str | None
     options: Mapping[str, Any]
     origin: nn.Module
     seconds: float = 0.0
+    configured: tempfile.TemporaryDirectory[str] | None = None
 
 
 @dataclass
@@ -115,7 +119,7 @@ def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Build
     if isinstance(source, nn.Module):
         inner, told = unwrapped(source)  # first: a process group cannot be copied
         network, more = plain(copied(inner))
-        return Builder(None, {}, network), [*told, *more]
+        return Builder(None, {}, network, configured=_configured(network)), [*told, *more]
     begun = time.monotonic()
     given: dict[str, Any] = {"seed": recipe.seed, "pretrained": recipe.pretrained}
     network, told = plain(
@@ -125,6 +129,21 @@ def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Build
     if not nets.is_own(source):
         options["pretrained"] = False  # all values come from the file
     return Builder(source, options, network, time.monotonic() - begun), told
+
+
+def _configured(network: nn.Module) -> tempfile.TemporaryDirectory[str] | None:
+    """The configuration of a network of transformers, written down."""
+    package = type(network).__module__.partition(".")[0]
+    if package != "transformers" or not hasattr(network, "config"):
+        return None
+    config: Any = copy.deepcopy(network.config)
+    config.architectures = [type(network).__name__]
+    folder = tempfile.TemporaryDirectory(prefix="gossamer-")
+    try:
+        config.save_pretrained(folder.name)
+    except Exception:  # it is only tried
+        return None
+    return folder
 
 
 def preflight(
@@ -160,9 +179,11 @@ def preflight(
         pack(model, file, profile="fast", allow_nonfinite=infinite_buffers(model)).close()
         if trains:
             progress.say("check: the untouched network is packed, built anew and compared")
+        elsewhere = trains or builder.configured is not None
         found = _attempts(
-            builder, file, few, few, task, expected, elsewhere=trains, call=builder.seconds < _LONG
-        )
+            builder, file, few, few, task, expected,
+            elsewhere=elsewhere, call=builder.seconds < _LONG,
+        )  # fmt: skip
     steady = _same_twice(model, few, task, expected)
     if found.problem and not found.figures.get("carried") and steady:
         raise ArgumentError(
@@ -261,7 +282,10 @@ def _attempts(
             break
         if not figures.get("unbuilt"):
             what = made if isinstance(made, str) else "its modules, without any value"
-            return _Found({**figures, "built": what}, notes=notes)
+            done = _Found({**figures, "built": what}, notes=notes)
+            if figures.get("carried") and builder.configured is not None:
+                return _by_class(builder, file, split, task, expected, done)
+            return done
         what = f"{made} cannot be called" if isinstance(made, str) else "the network cannot be made"
         notes.append(f"{what} in another process: {figures['unbuilt']}")
     here: dict[str, Any] = {"built": "its modules, without any value"}
@@ -272,3 +296,34 @@ def _attempts(
     except Exception as e:  # the user's network may raise anything
         here["failed"] = f"{type(e).__name__}: {str(e)[:300]}"
     return _Found(here, HERE, notes)
+
+
+def _by_class(
+    builder: Builder,
+    file: Path,
+    split: Split | str,
+    task: Task,
+    expected: list[Tensor],
+    otherwise: _Found,
+) -> _Found:
+    """What its class makes of its configuration, in a fresh process; where that fails, as it was.
+
+    The network may have been changed since it was made, so that a failure says nothing of the file.
+    """
+    assert builder.configured is not None
+    try:
+        figures = fresh.check(
+            file,
+            "gossamer.nets.sources:blank",
+            split,
+            task=task,
+            threads=torch.get_num_threads(),
+            model_options={"folder": builder.configured.name},
+            expected=expected,
+        )
+    except GossamerError:
+        return otherwise
+    what = f"{type(builder.origin).__name__} of transformers, by its configuration"
+    found = _Found({**figures, "built": what}, notes=otherwise.notes)
+    good = "test" in figures and found.problem is None
+    return found if good else otherwise

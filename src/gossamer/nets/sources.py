@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.made import Scripted, mark
 
-__all__ = ["SUFFIXES", "is_own", "is_source", "open_source"]
+__all__ = ["SUFFIXES", "blank", "is_own", "is_source", "open_source"]
 
 SUFFIXES = (".pt2", ".pt", ".pth", ".ts", ".jit", ".torchscript")
 """Of files that are networks, not only tensors."""
@@ -118,7 +118,39 @@ def _scripted(path: Path) -> nn.Module:
     return Scripted(script).eval()
 
 
+def blank(folder: str) -> nn.Module:
+    """A network of transformers by its ``config.json``, with random weights; evaluation mode.
+
+    Args:
+        folder: that holds it.
+
+    Raises :class:`ArgumentError` without the package, without the file, and for an architecture
+    that the package does not have.
+    """
+    kind, config, _, _ = _configuration(folder)
+    return kind(config).eval()
+
+
 def _pretrained(where: str) -> nn.Module:
+    kind, _, source, options = _configuration(where)
+    try:
+        model, told = kind.from_pretrained(  # type: ignore[attr-defined]
+            source, **options, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as e:
+        raise ArgumentError(f"network 'hf:{where}' cannot be loaded: {_first(e)}") from e
+    absent = [*told.get("missing_keys", ()), *told.get("mismatched_keys", ())]
+    if absent:
+        raise ArgumentError(
+            f"network 'hf:{where}': its files do not hold {', '.join(map(str, absent[:4]))} of "
+            f"{kind.__name__}, which would be random; fine-tune and save it first"
+        )
+    assert isinstance(model, nn.Module)
+    return model.eval()
+
+
+def _configuration(where: str) -> tuple[type[nn.Module], Any, str, dict[str, Any]]:
+    """Class and configuration of a folder or name, where it lies, and how it is to be opened."""
     try:
         import transformers
     except ImportError as e:
@@ -146,20 +178,7 @@ def _pretrained(where: str) -> nn.Module:
             f"{transformers.__version__} does not have; code that comes with weights is not run, "
             "so build it yourself: --model file.py:function"
         )
-    try:
-        model, told = kind.from_pretrained(  # type: ignore[attr-defined]
-            source, **options, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as e:
-        raise ArgumentError(f"network 'hf:{where}' cannot be loaded: {_first(e)}") from e
-    absent = [*told.get("missing_keys", ()), *told.get("mismatched_keys", ())]
-    if absent:
-        raise ArgumentError(
-            f"network 'hf:{where}': its files do not hold {', '.join(map(str, absent[:4]))} of "
-            f"{named}, which would be random; fine-tune and save it first"
-        )
-    assert isinstance(model, nn.Module)
-    return model.eval()
+    return kind, config, source, options
 
 
 def _first(e: Exception) -> str:
