@@ -88,6 +88,20 @@ inline size_t conv_results(const SparseConv& c) {
   return size_t(c.images * written * c.oh * c.ow);
 }
 
+// Elements of a block's copies for `rows` rows of the map.
+inline int64_t conv_copies(const SparseConv& c, int64_t rows, int64_t width) {
+  return c.block * c.kw * c.sy * (rows + c.dy * (c.kh - 1) / c.sy) * width;
+}
+
+// Bytes that a worker takes for itself, about.
+inline double conv_scratch(const SparseConv& c) {
+  if (!conv_results(c)) return 0;
+  const Tiling t = GOSSAMER_PICK(isa(), tiling)(c, kSumsBytes);
+  const int64_t width = t.vectors * GOSSAMER_PICK(isa(), lanes)();
+  const int64_t rows = std::min(c.oh, t.tiles * t.tile_rows);
+  return 4 * (double(conv_copies(c, rows, width)) + double(c.rows * rows * width));
+}
+
 // All arrays are there, as long as the sizes say, and checked.
 inline void run_conv(SparseConv c, size_t threads) {
   if (!conv_results(c)) return;
@@ -95,7 +109,6 @@ inline void run_conv(SparseConv c, size_t threads) {
     c.w = c.ow = c.h * c.w;  // one long row
     c.h = c.oh = 1;
   }
-
   const Isa level = isa();
   const int64_t lanes = GOSSAMER_PICK(level, lanes)();
   const Tiling t = GOSSAMER_PICK(level, tiling)(c, kSumsBytes);
@@ -110,7 +123,7 @@ inline void run_conv(SparseConv c, size_t threads) {
   const int64_t wanted = int64_t(std::max<size_t>(threads, 1));
   const int64_t shares = regions >= 2 * wanted ? 1 : std::min(chunks, wanted);
   const int64_t per_share = (chunks + shares - 1) / shares * c.chunk;
-  const int64_t copies_size = c.block * c.kw * c.sy * base_rows(high_rows) * width;
+  const int64_t copies_size = conv_copies(c, high_rows, width);
   const int64_t sums_size = std::min(per_share, c.rows) * high_rows * width;
   const size_t workers = std::min(std::max<size_t>(threads, 1), size_t(regions * shares));
   struct Own {
