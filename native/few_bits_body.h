@@ -11,6 +11,9 @@ GOSSAMER_INLINE void ahead(const uint8_t* code) {
 }
 
 GOSSAMER_INLINE int32_t total(I v) {
+#if defined(GOSSAMER_LANES_NEON)
+  return vaddvq_s32((int32x4_t)v);
+#endif
   int32_t all[kLanes], sum = 0;
   __builtin_memcpy(all, &v, sizeof all);
   for (int i = 0; i < kLanes; i++) sum += all[i];

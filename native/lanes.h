@@ -47,6 +47,8 @@ GOSSAMER_INLINE F madd(F acc, F w, F x) {
   return (F)_mm512_fmadd_ps((__m512)w, (__m512)x, (__m512)acc);
 #elif defined(GOSSAMER_LANES_AVX2)
   return (F)_mm256_fmadd_ps((__m256)w, (__m256)x, (__m256)acc);
+#elif defined(GOSSAMER_LANES_NEON)
+  return (F)vfmaq_f32((float32x4_t)acc, (float32x4_t)w, (float32x4_t)x);
 #else
   return acc + w * x;
 #endif
@@ -59,6 +61,12 @@ GOSSAMER_INLINE I dot4(I acc, I x, I w) {
 #elif defined(GOSSAMER_LANES_AVX2)
   const __m256i pairs = _mm256_maddubs_epi16((__m256i)x, (__m256i)w);
   return acc + (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(GOSSAMER_LANES_NEON_DOT)
+  return (I)vdotq_s32((int32x4_t)acc, (int8x16_t)x, (int8x16_t)w);
+#elif defined(GOSSAMER_LANES_NEON)
+  const int8x16_t a = (int8x16_t)x, b = (int8x16_t)w;
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_high_s8(a, b);
+  return acc + (I)vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
 #else
   // In 16 bits: two products of seven by eight bits, summed, fit.
   typedef int16_t H __attribute__((vector_size(4 * GOSSAMER_LANES)));
@@ -74,6 +82,9 @@ GOSSAMER_INLINE I dot2(I acc, I x, I w) {
   return (I)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
 #elif defined(GOSSAMER_LANES_AVX2)
   return acc + (I)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+#elif defined(GOSSAMER_LANES_NEON)
+  const int16x8_t a = (int16x8_t)x, b = (int16x8_t)w;
+  return acc + (I)vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
 #elif defined(GOSSAMER_X86) && GOSSAMER_LANES == 4
   return acc + (I)_mm_madd_epi16((__m128i)x, (__m128i)w);
 #else
@@ -143,6 +154,8 @@ GOSSAMER_INLINE I look_up(const int8_t* book, I code) {
 #elif defined(GOSSAMER_LANES_AVX2)
   const __m256i b = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)book));
   return (I)_mm256_shuffle_epi8(b, (__m256i)code);
+#elif defined(GOSSAMER_LANES_NEON)
+  return (I)vqtbl1q_s8(vld1q_s8(book), (uint8x16_t)code);
 #else
   uint8_t at[4 * kLanes];
   __builtin_memcpy(at, &code, sizeof at);

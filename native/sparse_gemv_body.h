@@ -40,6 +40,26 @@ struct Table {
     if constexpr (Width == 128) v[0] = _mm256_blendv_epi8(v[0], v[1], _mm256_slli_epi16(at, 1));
     return (I)v[0];
   }
+#elif defined(GOSSAMER_LANES_NEON)
+  uint8x16x4_t low, high;  // of 64 columns each
+  GOSSAMER_INLINE Table of(const uint8_t* x) {
+    Table t;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) t.low.val[i] = vld1q_u8(x + 16 * (Width == 32 ? i % 2 : i));
+    if constexpr (Width == 128) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) t.high.val[i] = vld1q_u8(x + 64 + 16 * i);
+    }
+    return t;
+  }
+  // An index beyond its table gives 0, or leaves what is there.
+  inline __attribute__((always_inline)) I pick(I index) const {
+    const uint8x16_t at = (uint8x16_t)index;
+    if constexpr (Width == 32) return (I)vqtbl2q_u8({{low.val[0], low.val[1]}}, at);
+    uint8x16_t v = vqtbl4q_u8(low, at);
+    if constexpr (Width == 128) v = vqtbx4q_u8(v, high, vsubq_u8(at, vdupq_n_u8(64)));
+    return (I)v;
+  }
 #else
   const uint8_t* x;
   GOSSAMER_INLINE Table of(const uint8_t* x) { return {x}; }
@@ -144,7 +164,7 @@ static void float_rows(const int32_t* starts, const uint16_t* columns, const flo
 }
 
 // Codes of seven bits of a row: scale and zero point from its extremes. False: not finite.
-static bool seven_bits(const float* x, int64_t n, uint8_t* code, float* scale, int32_t* zero) {
+[[maybe_unused]] static bool seven_bits(const float* x, int64_t n, uint8_t* code, float* scale, int32_t* zero) {
   float low = 0, high = 0;
   bool finite = true;
   for (int64_t i = 0; i < n; i++) {

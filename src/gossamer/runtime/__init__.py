@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gossamer.runtime.plan.plan import Plan
 
-__all__ = ["load"]
+__all__ = ["include", "load"]
 
 
 def load(path: str | Path) -> Plan:
@@ -22,3 +22,25 @@ def load(path: str | Path) -> Plan:
     from gossamer.runtime.plan.plan import Plan
 
     return Plan.load(path)
+
+
+def include() -> Path:
+    """The folder of ``gossamer.h`` and ``gossamer.cpp``, which run a plan's file from C.
+
+    ``gossamer.cpp`` is all there is to compile, for any processor; docs: Deploy, "From C".
+
+    >>> sorted(path.name for path in include().glob("gossamer.*"))
+    ['gossamer.cpp', 'gossamer.h']
+
+    Raises :class:`FileNotFoundError` where the package was installed without its native sources.
+    """
+    from gossamer import _native
+
+    folders = [Path(p) / "c" for p in _native.__path__]
+    folders.append(Path(__file__).parents[3] / "native" / "c")  # a checkout that runs in place
+    for folder in folders:
+        if (folder / "gossamer.h").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"gossamer.h is in none of {', '.join(map(str, folders))}: install the package anew"
+    )

@@ -4,7 +4,8 @@ Layout: ``GSMPLAN1``; the length of the header (8 bytes, little-endian); the hea
 zeros to a multiple of 64; the arrays, each at a multiple of 64; the SHA-256 of all before it.
 An array of few values that are not zero is a bitmap and those values. A file holds no code: what
 it names are operators and kernels of this library, and nothing of it is trusted before the digest
-and every part's fit are checked.
+and every part's fit are checked. The format in full, which ``native/c``
+reads too: docs/plan-format.md.
 """
 
 from __future__ import annotations

@@ -1,0 +1,169 @@
+// Checks and runs a direct sparse convolution: included behind each_isa.h with sparse_conv_body.h.
+#pragma once
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "parallel.h"
+#include "sparse_conv.h"
+
+namespace gossamer {
+
+constexpr int64_t kSumsBytes = 192 << 10;  // of one worker, or those of one tile where they are more
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+// Room for `count` elements at a multiple of 64 bytes.
+inline std::unique_ptr<uint32_t[], Free> room(int64_t count) {
+  void* p = std::aligned_alloc(64, (size_t(count) * 4 + 127) / 64 * 64);
+  if (!p) throw std::bad_alloc();
+  return std::unique_ptr<uint32_t[], Free>(static_cast<uint32_t*>(p));
+}
+
+// Nothing outside the arrays can be reached, whatever they hold.
+inline void check_conv(const SparseConv& c, size_t starts, size_t order, size_t taps, size_t values) {
+  const int64_t panels = c.groups * c.blocks;
+  if (int64_t(starts) != panels * (c.rows + 1) || int64_t(order) != panels * c.rows)
+    throw std::invalid_argument("starts or order has another length than groups, blocks and rows say");
+  if (taps != values) throw std::invalid_argument("taps and values differ in length");
+  const int64_t kernel = c.kh * c.kw;
+  const auto greatest = GOSSAMER_PICK(isa(), greatest);
+  for (int64_t q = 0; q < panels; q++) {
+    const int32_t* s = c.starts + q * (c.rows + 1);
+    const int32_t* o = c.order + q * c.rows;
+    bool good = s[0] >= 0 && s[c.rows] <= int64_t(taps);
+    for (int64_t p = 0; p < c.rows; p++) {
+      const int64_t low = p / c.chunk * c.chunk, high = std::min(low + c.chunk, c.rows);
+      good &= s[p] <= s[p + 1] && o[p] >= low && o[p] < high;
+    }
+    if (!good) throw std::invalid_argument("starts do not ascend inside taps, or order leaves its chunk");
+    const int64_t planes = std::min(c.block, c.planes - q % c.blocks * c.block);
+    const uint16_t most = greatest(c.taps + s[0], s[c.rows] - s[0]);
+    if (s[c.rows] > s[0] && most >= planes * kernel)
+      throw std::invalid_argument("a tap lies outside its block of channels");
+  }
+}
+
+struct ConvSizes {  // as Python gives them, in this order
+  int64_t element, images, groups, channels, planes, h, w, rows, kh, kw, oh, ow, sy, sx, top, left, dy,
+      dx, block, chunk;
+};
+
+// The sizes as a convolution, without any array yet.
+inline SparseConv conv_of(const ConvSizes& s, bool quads_out) {
+  int64_t all[sizeof s / 8];
+  std::memcpy(all, &s, sizeof s);
+  for (int64_t v : all)
+    if (v < 0 || v >= int64_t(1) << 31) throw std::invalid_argument("a size is not in [0, 2^31)");
+  SparseConv c{};
+  c.element = Element(s.element);
+  c.images = s.images, c.groups = s.groups, c.channels = s.channels, c.planes = s.planes;
+  c.h = s.h, c.w = s.w, c.rows = s.rows, c.kh = s.kh, c.kw = s.kw, c.oh = s.oh, c.ow = s.ow;
+  c.sy = s.sy, c.sx = s.sx, c.top = s.top, c.left = s.left, c.dy = s.dy, c.dx = s.dx;
+  c.block = s.block, c.chunk = s.chunk;
+  if (s.element > 2 || !c.groups || !c.planes || !c.rows || !c.kh || !c.kw || !c.sy || !c.sx || !c.dy ||
+      !c.dx || !c.block || !c.chunk)
+    throw std::invalid_argument("a size that must be positive is zero");
+  const int64_t per = c.element == Element::kPair ? 2 : 1;
+  if (c.planes > c.channels * per) throw std::invalid_argument("there are more planes than channels");
+  if (c.chunk % 4 || (quads_out && c.groups > 1 && c.rows % 4))
+    throw std::invalid_argument("chunks, and groups that end in quads, need multiples of four rows");
+  if (c.block * c.kh * c.kw > 65536) throw std::invalid_argument("a block has more than 65536 taps");
+  c.blocks = (c.planes + c.block - 1) / c.block;
+  c.quads_out = quads_out;
+  return c;
+}
+
+// How many elements its input and its result have.
+inline size_t conv_input(const SparseConv& c) {
+  return size_t(c.images * c.groups * c.channels * c.h * c.w);
+}
+inline size_t conv_results(const SparseConv& c) {
+  const int64_t all = c.groups * c.rows, written = c.quads_out ? (all + 3) / 4 : all;
+  return size_t(c.images * written * c.oh * c.ow);
+}
+
+// Elements of a block's copies for `rows` rows of the map.
+inline int64_t conv_copies(const SparseConv& c, int64_t rows, int64_t width) {
+  return c.block * c.kw * c.sy * (rows + c.dy * (c.kh - 1) / c.sy) * width;
+}
+
+// Bytes that a worker takes for itself, about.
+inline double conv_scratch(const SparseConv& c) {
+  if (!conv_results(c)) return 0;
+  const Tiling t = GOSSAMER_PICK(isa(), tiling)(c, kSumsBytes);
+  const int64_t width = t.vectors * GOSSAMER_PICK(isa(), lanes)();
+  const int64_t rows = std::min(c.oh, t.tiles * t.tile_rows);
+  return 4 * (double(conv_copies(c, rows, width)) + double(c.rows * rows * width));
+}
+
+// All arrays are there, as long as the sizes say, and checked.
+inline void run_conv(SparseConv c, size_t threads) {
+  if (!conv_results(c)) return;
+  if (c.kh * c.kw == 1 && c.sy * c.sx == 1 && c.oh == c.h && c.ow == c.w && !c.top && !c.left) {
+    c.w = c.ow = c.h * c.w;  // one long row
+    c.h = c.oh = 1;
+  }
+  const Isa level = isa();
+  const int64_t lanes = GOSSAMER_PICK(level, lanes)();
+  const Tiling t = GOSSAMER_PICK(level, tiling)(c, kSumsBytes);
+  const auto any_region = GOSSAMER_PICK(level, any_region);
+  const int64_t width = t.vectors * lanes, high_rows = std::min(c.oh, t.tiles * t.tile_rows);
+  const auto base_rows = [&](int64_t rows) { return rows + c.dy * (c.kh - 1) / c.sy; };
+  std::unique_ptr<bool[]> phases(new bool[size_t(c.sy)]());
+  for (int64_t y = 0; y < c.kh; y++) phases[size_t(c.dy * y % c.sy)] = true;
+  // Whole regions, and shares of the rows where there are fewer regions than threads.
+  const int64_t chunks = (c.rows + c.chunk - 1) / c.chunk;
+  const int64_t regions = c.images * c.groups * t.regions * t.columns;
+  const int64_t wanted = int64_t(std::max<size_t>(threads, 1));
+  const int64_t shares = regions >= 2 * wanted ? 1 : std::min(chunks, wanted);
+  const int64_t per_share = (chunks + shares - 1) / shares * c.chunk;
+  const int64_t copies_size = conv_copies(c, high_rows, width);
+  const int64_t sums_size = std::min(per_share, c.rows) * high_rows * width;
+  const size_t workers = std::min(std::max<size_t>(threads, 1), size_t(regions * shares));
+  struct Own {
+    std::unique_ptr<uint32_t[], Free> line, copies, sums;
+    std::vector<uint32_t> offsets;
+    int64_t rows = -1;  // that the offsets are for
+  };
+  std::vector<Own> own(workers);
+  for (Own& o : own) {
+    o.line = room(width + c.dx * c.kw + 2 * lanes);
+    o.copies = room(copies_size), o.sums = room(sums_size);
+  }
+  parallel(size_t(regions * shares), workers, [&](size_t worker, size_t item) {
+    int64_t left = int64_t(item);
+    const auto next = [&](int64_t of) {
+      const int64_t at = left % of;
+      left /= of;
+      return at;
+    };
+    const int64_t share = next(shares), column = next(t.columns), down = next(t.regions);
+    const int64_t group = next(c.groups), image = next(c.images);
+    const int64_t y0 = down * high_rows, rows = std::min(high_rows, c.oh - y0);
+    const int64_t row0 = share * per_share, row1 = std::min(row0 + per_share, c.rows);
+    if (row0 >= row1) return;
+    Own& o = own[worker];
+    if (o.rows != rows) {
+      o.offsets.resize(size_t(c.block * c.kh * c.kw));
+      size_t at = 0;
+      for (int64_t p = 0; p < c.block; p++)
+        for (int64_t y = 0; y < c.kh; y++)
+          for (int64_t x = 0; x < c.kw; x++) {
+            const int64_t phase = c.dy * y % c.sy, row = c.dy * y / c.sy;
+            o.offsets[at++] =
+                uint32_t((((p * c.kw + x) * c.sy + phase) * base_rows(rows) + row) * width);
+          }
+      o.rows = rows;
+    }
+    any_region(c, t, {image, group, y0, rows, column * width, width, base_rows(rows)}, row0, row1,
+               o.offsets.data(), phases.get(), o.line.get(), o.copies.get(), o.sums.get());
+  });
+}
+
+}  // namespace gossamer
