@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.core.tables import Table
-from gossamer.runtime.plan import dense, island, portable, sparse, sparse_int8
+from gossamer.runtime.plan import dense, few_bits, island, portable, sparse, sparse_int8
 from gossamer.runtime.plan.graph import Graph, Node
 
 __all__ = ["KERNELS", "Call", "Kernel", "candidates"]
@@ -62,6 +62,10 @@ KERNELS: Table[Kernel] = Table(
         ),
         "sparse-int8-pairs": Kernel(
             sparse_int8.PAIRS, sparse_int8.pack_pairs, sparse_int8.bind, sparse_int8.refuses
+        ),
+        "few-bits": Kernel(few_bits.FLOATS, few_bits.pack, few_bits.bind, few_bits.refuses),
+        "few-bits-int8": Kernel(
+            few_bits.BYTES, few_bits.pack_bytes, few_bits.bind_bytes, few_bits.refuses
         ),
         "torch": Kernel(frozenset({"torch"}), island.pack, island.bind),
     },
