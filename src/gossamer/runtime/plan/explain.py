@@ -12,7 +12,8 @@ from gossamer.runtime.plan.graph import Graph, Node
 
 __all__ = ["describe", "table"]
 
-_LAYERS = {"conv": 3, "linear": 3, "conv_int8": 4, "linear_int8": 4}  # where the added value is
+_LAYERS = {"conv": 3, "linear": 3, "conv_int8": 4, "linear_int8": 4, "lstm": 4, "gru": 4}
+"""Operators with a weight -> where the added value is."""
 
 
 def describe(graph: Graph, node: Node) -> dict[str, Any]:

@@ -47,6 +47,10 @@ OPERATORS: Mapping[str, tuple[int, frozenset[str]]] = {
         ("layer_norm", 3, "rank eps"),
         ("embedding", 2, ""),  # weight, indices
         ("matmul", 2, ""),
+        ("fill", 0, "shape value"),
+        # the inputs' part (T, N, gates * H), weight (gates * H, H); gives (T, N, H)
+        ("lstm", 4, "reverse"),  # first state and cell (N, H); and in row T the final cell
+        ("gru", 4, "reverse"),  # bias (H) of the state's part of n, first state
         ("torch", -1, "island names reason sizes"),  # an exported subgraph, run in torch
         # codes of seven bits: maps in quads (N, quads, H, W, 4), rows (N, features)
         ("quantize", 1, "scale zero"),

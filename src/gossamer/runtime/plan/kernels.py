@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.core.tables import Table
-from gossamer.runtime.plan import dense, few_bits, island, portable, sparse, sparse_int8
+from gossamer.runtime.plan import dense, few_bits, island, portable, recurrent, sparse, sparse_int8
 from gossamer.runtime.plan.graph import Graph, Node
 
 __all__ = ["KERNELS", "Call", "Kernel", "candidates"]
@@ -67,6 +67,16 @@ KERNELS: Table[Kernel] = Table(
         "few-bits-int8": Kernel(
             few_bits.BYTES, few_bits.pack_bytes, few_bits.bind_bytes, few_bits.refuses
         ),
+        **{
+            name: Kernel(
+                recurrent.SERVES, recurrent.packer(form), recurrent.bind, recurrent.refuses(form)
+            )
+            for name, form in (
+                ("recurrent", "dense"),
+                ("recurrent-rows", "rows"),
+                ("recurrent-few-bits", "few"),
+            )
+        },
         "torch": Kernel(frozenset({"torch"}), island.pack, island.bind),
     },
 )
