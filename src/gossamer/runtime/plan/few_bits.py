@@ -23,7 +23,7 @@ from gossamer.runtime.plan.portable_int8 import clamps
 from gossamer.runtime.plan.sparse import bias_of, ends
 from gossamer.runtime.plan.sparse_int8 import rows_of_codes
 
-__all__ = ["BYTES", "FLOATS", "bind", "bind_bytes", "pack", "pack_bytes", "refuses"]
+__all__ = ["BYTES", "FLOATS", "bind", "bind_bytes", "pack", "pack_bytes", "refuses", "work"]
 
 Array = np.ndarray
 Call = Callable[[], object]
@@ -50,6 +50,12 @@ def refuses(graph: Graph, node: Node) -> str:
     ):
         return f"of {kind} and {weight.dtype}"
     return "" if row_values(weight, 16, _SAMPLE) else "a row has more than 16 values"
+
+
+def work(weight: Array) -> tuple[float, float]:
+    """Entries, and bytes of their codes, by the values of the first rows."""
+    found = row_values(weight, 4, _SAMPLE)
+    return weight.size, weight.size / (2 if found is None else 4)
 
 
 def pack(

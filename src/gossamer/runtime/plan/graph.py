@@ -19,6 +19,7 @@ __all__ = [
     "ACTIVATIONS",
     "CODES",
     "DTYPES",
+    "LAYERS",
     "OPERATORS",
     "Graph",
     "Node",
@@ -69,6 +70,11 @@ ACTIVATIONS: Mapping[str, int] = {
     "abs": 0, "rsqrt": 0,
 }  # fmt: skip
 """Functions of one value -> how many parameters follow the name: ``["clamp", 0, 6]``."""
+
+LAYERS: Mapping[str, int] = {
+    "conv": 3, "linear": 3, "conv_int8": 4, "linear_int8": 4, "lstm": 4, "gru": 4,
+}  # fmt: skip
+"""Operators with a weight, their second input -> where the added value is."""
 
 CODES = frozenset({"quantize", "conv_int8", "linear_int8", "max_pool_int8"})
 """Operators whose uint8 results are codes of seven bits (:mod:`..kernels.eight_bits`)."""
