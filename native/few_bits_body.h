@@ -110,3 +110,149 @@ static bool signed_bytes(const float* x, int64_t n, int8_t* code, float* scale, 
   *sum = all;
   return true;
 }
+
+// A row's own values, 4 or 16 of them, by codes of 2 or 4 bits.
+template <int BITS>
+struct Values {
+#if defined(GOSSAMER_LANES_AVX512)
+  __m512 all;
+#elif defined(GOSSAMER_LANES_AVX2)
+  __m256 low, high;  // of 2 bits: the same four in both halves
+#else
+  const float* all;
+#endif
+};
+
+template <int BITS>
+GOSSAMER_INLINE Values<BITS> values(const float* book) {
+#if defined(GOSSAMER_LANES_AVX512)
+  if constexpr (BITS == 2) return {_mm512_broadcast_f32x4(_mm_loadu_ps(book))};
+  else return {_mm512_loadu_ps(book)};
+#elif defined(GOSSAMER_LANES_AVX2)
+  if constexpr (BITS == 2) {
+    const __m256 four = _mm256_broadcast_ps((const __m128*)book);
+    return {four, four};
+  } else return {_mm256_loadu_ps(book), _mm256_loadu_ps(book + 8)};
+#else
+  return {book};
+#endif
+}
+
+// What the BITS bits of each lane from `shift` on stand for.
+template <int BITS>
+GOSSAMER_INLINE F value(const Values<BITS>& of, I code, int shift) {
+  const I at = (I)((U)code >> shift);
+#if defined(GOSSAMER_LANES_AVX512)
+  return (F)_mm512_permutexvar_ps((__m512i)at, of.all);  // the low four bits
+#elif defined(GOSSAMER_LANES_AVX2)
+  if constexpr (BITS == 2) return (F)_mm256_permutevar_ps(of.low, (__m256i)at);  // the low two
+  const __m256 low = _mm256_permutevar8x32_ps(of.low, (__m256i)at);  // the low three
+  const __m256 high = _mm256_permutevar8x32_ps(of.high, (__m256i)at);
+  return (F)_mm256_blendv_ps(low, high, (__m256)((U)code << (28 - shift)));
+#else
+  F v;
+  for (int i = 0; i < kLanes; i++) v[i] = of.all[at[i] & ((1 << BITS) - 1)];
+  return v;
+#endif
+}
+
+// Float32 activations in the order in which lanes meet them: of a chunk's field k, byte b of each of
+// its sixteen 32-bit words is column 64 k + 4 j + b. Columns beyond the last are zero.
+template <int BITS>
+static void reorder(const float* x, int64_t n, int64_t chunks, float* to) {
+  for (int64_t field = 0; field < chunks * (8 / BITS); field++, x += 64, n -= 64)
+    for (int b = 0; b < 4; b++)
+      for (int j = 0; j < 16; j++, to++) *to = 4 * j + b < n ? x[4 * j + b] : 0.0f;
+}
+
+// R of the four rows that lie together, on S samples `apart` floats from each other; y: (S, R).
+template <int BITS, int R, int S>
+GOSSAMER_INLINE void valued(const uint8_t* code, int64_t chunks, const float* book, const float* x,
+                            int64_t apart, float* y) {
+  F sum[S][R];
+  Values<BITS> of[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++) {
+    of[r] = values<BITS>(book + (r << BITS));
+#pragma GCC unroll 4
+    for (int s = 0; s < S; s++) sum[s][r] = F{};
+  }
+  for (int64_t c = 0; c < chunks; c++, x += 512 / BITS, code += 64 * kRows) {
+    ahead(code);
+    for (int v = 0; v < 16; v += kLanes)
+#pragma GCC unroll 16
+      for (int f = 0; f < 32 / BITS; f++) {
+        const int shift = 8 * (f % 4) + BITS * (f / 4);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+          const F w = value(of[r], load<I>(code + 64 * r + 4 * v), shift);
+#pragma GCC unroll 4
+          for (int s = 0; s < S; s++)
+            sum[s][r] = madd(sum[s][r], w, load<F>(x + s * apart + 16 * f + v));
+        }
+      }
+  }
+  for (int s = 0; s < S; s++)
+    for (int r = 0; r < R; r++) {
+      float all = 0;
+      for (int i = 0; i < kLanes; i++) all += sum[s][r][i];
+      y[s * R + r] = all;
+    }
+}
+
+// Rows from .. to, from a multiple of four, of `samples` samples in the order of `reorder`.
+template <int BITS>
+static void valued_rows(const RowBooks& f, int64_t from, int64_t to, const float* x,
+                        int64_t samples, float* out, int64_t rows) {
+  constexpr int kOne = BITS == 2 ? 4 : 2, kTwo = 2;  // as many as the registers of AVX2 hold
+  const int64_t columns = f.chunks * (512 / BITS);
+  float y[2 * kRows];
+  for (; from < to; from += kRows) {
+    const uint8_t* code = f.codes + from * f.chunks * 64;
+    const float* book = (const float*)f.book + (from << BITS);
+    int64_t n = 0;
+    for (; n + 4 <= samples; n += 4)
+      for (int r = 0; r < kRows; r += kTwo) {
+        valued<BITS, kTwo, 4>(code + 64 * r, f.chunks, book + (r << BITS), x + n * columns, columns, y);
+        for (int i = 0; i < 4 * kTwo; i++)
+          if (from + r + i % kTwo < to) out[(n + i / kTwo) * rows + from + r + i % kTwo] = y[i];
+      }
+    for (; n < samples; n++)
+      for (int r = 0; r < kRows; r += kOne) {
+        valued<BITS, kOne, 1>(code + 64 * r, f.chunks, book + (r << BITS), x + n * columns, 0, y);
+        for (int i = 0; i < kOne; i++)
+          if (from + r + i < to) out[n * rows + from + r + i] = y[i];
+      }
+  }
+}
+
+// The same on bytes of seven bits, one sample: exact sums; y has room for a multiple of four.
+template <int BITS>
+static void coded_rows(const RowBooks& f, int64_t from, int64_t to, const uint8_t* x, int32_t* y) {
+  for (; from < to; from += kRows, y += kRows) {
+    const uint8_t* code = f.codes + from * f.chunks * 64;
+    const int8_t* book = (const int8_t*)f.book + (from << BITS);
+    int8_t wide[kRows][16];  // of 2 bits: four times, so that the field above does not matter
+    for (int i = 0; i < kRows * 16; i++)
+      wide[i / 16][i % 16] = book[(i / 16 << BITS) + (i & ((1 << BITS) - 1))];
+    I s[kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; r++) s[r] = I{};
+    const uint8_t* at = x;
+    for (int64_t c = 0; c < f.chunks; c++, at += 512 / BITS, code += 64 * kRows) {
+      ahead(code);
+      for (int i = 0; i < 64; i += kStep)
+#pragma GCC unroll 4
+        for (int k = 0; k < 8 / BITS; k++) {
+          const I bytes = load<I>(at + 64 * k + i);
+#pragma GCC unroll 4
+          for (int r = 0; r < kRows; r++) {
+            const I v = load<I>(code + 64 * r + i);
+            s[r] = dot4(s[r], bytes, look_up(wide[r], (I)((U)v >> (BITS * k))));
+          }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; r++) y[r] = total(s[r]);
+  }
+}

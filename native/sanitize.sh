@@ -34,6 +34,6 @@ import pytest
 assert "build/asan" in gossamer.__file__, gossamer.__file__
 tests = [f"pack/test_{t}" for t in ("bits", "huffman", "ans", "gaps", "context", "pack", "pack_hostile")]
 tests += ["quantize/test_kmeans", "distribute/test_exchange_codecs"]
-tests += ["runtime/kernels/test_conv", "runtime/kernels/test_gemv"]
+tests += [f"runtime/kernels/test_{t}" for t in ("conv", "gemv", "row_books")]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *[f"tests/{t}.py" for t in tests]]))
 PY

@@ -11,6 +11,7 @@ the same bits where sums are integers, equal to rounding where they are floats.
 :mod:`.gemv`        float32 sparse linear layer, one sample
 :mod:`.gemv_int8`   8-bit sparse linear layer by byte permutes
 :mod:`.few_bits`    2-bit ternary and 4-bit code-book linear layers
+:mod:`.row_books`   2- and 4-bit linear layers, each row with values of its own, float32 activations
 :mod:`.eight_bits`  8-bit activations: scales, zero points, quads of channels
 ==================  ==============================================================================
 

@@ -27,7 +27,7 @@ from gossamer.runtime.kernels.arrays import (
 )
 from gossamer.runtime.kernels.gemv_int8 import book_codes, ended, seven_bits
 
-__all__ = ["FewBits", "linear_few_bits", "pack_book", "pack_ternary", "signed_bytes"]
+__all__ = ["FewBits", "fields", "linear_few_bits", "pack_book", "pack_ternary", "signed_bytes"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class FewBits(Packed):
         return full.reshape(self.shape[0], -1)[:, : self.shape[1]]
 
 
-def _fields(codes: NDArray[Any], count: int, filling: int) -> NDArray[np.uint8]:
+def fields(codes: NDArray[Any], count: int, filling: int) -> NDArray[np.uint8]:
     """Codes (outputs, inputs) packed ``count`` to a byte, chunks of 64 bytes, rows by fours."""
     rows, inputs = -(-len(codes) // 4) * 4, codes.shape[1]
     full = np.full((rows, -(-inputs // (64 * count)) * 64 * count), filling, np.uint8)
@@ -124,7 +124,7 @@ def pack_ternary(weight: NDArray[np.float32]) -> FewBits:
     # the activations beyond the last column are zero, whatever the weight
     return FewBits(
         shape,
-        _fields(codes, 4, 1),
+        fields(codes, 4, 1),
         None,
         frozen(scale),
         frozen(np.ones(len(weight), np.int32)),
@@ -147,7 +147,7 @@ def pack_book(weight: NDArray[np.float32]) -> FewBits:
     shape: tuple[int, int] = weight.shape
     return FewBits(
         shape,
-        _fields(slots, 2, 0),
+        fields(slots, 2, 0),
         frozen(book),
         frozen(np.full(len(weight), top / 127, np.float32)),
         frozen(book[slots].sum(axis=1, dtype=np.int32)),

@@ -18,11 +18,14 @@ from torch import Tensor, fx, nn
 from gossamer.core.errors import ArgumentError
 from gossamer.runtime.flat import Flat
 from gossamer.runtime.onnx_float import captured
+from gossamer.runtime.plan import lower_recurrent
 from gossamer.runtime.plan.graph import DTYPES, Graph, Node, Value
 from gossamer.runtime.plan.lower import RULES, SAME, Batch, Left
 from gossamer.runtime.quiet import quiet
 
 __all__ = ["Captured", "capture"]
+
+_RULES = {**RULES, **lower_recurrent.RULES}
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class _Lowering:
         self.constants: dict[str, np.ndarray] = {}
         self.tensors: dict[fx.Node, Tensor] = {}  # parameters, buffers, constants
         self.names: dict[fx.Node, str] = {}
+        self.parts: dict[fx.Node, tuple[str, ...]] = {}  # of calls that give several tensors
         self.islands: list[fx.GraphModule] = []
         self.left: list[fx.Node] = []  # neighbours that wait to become an island
         self.why: list[str] = []
@@ -119,6 +123,11 @@ class _Lowering:
             return self.values[name]
         array = self.constants[name]
         return Value(array.shape, str(array.dtype))
+
+    def zeros(self, name: str) -> bool:
+        """Whether a value is a ``fill`` of zeros."""
+        return any(n.name == name and n.op == "fill" and not n.attributes["value"]
+                   for n in self.nodes)  # fmt: skip
 
     def array(self, name: str) -> np.ndarray:
         """A constant."""
@@ -177,9 +186,12 @@ class _Lowering:
         found = node.meta.get("val")
         if node.target is operator.getitem:
             source: Any = node.args[0]
+            number: Any = node.args[1]
             if source in self.left:
                 self.left.append(node)
-            elif source in self.names and node.args[1] == 0:  # batch norm's other parts are unread
+            elif source in self.parts:
+                self.names[node] = self.parts[source][number]
+            elif source in self.names and number == 0:  # batch norm's other parts are unread
                 self.names[node] = self.names[source]
             return  # else it is in an island that is closed
         try:
@@ -191,23 +203,27 @@ class _Lowering:
             ):
                 raise Left("its result is no tensor of numbers")
             self.out, self.now = self._value(found), node.name
-            self.names[node] = self._lowered(node)
+            made = self._lowered(node)
+            self.names[node] = made[0]
+            if len(made) > 1:
+                self.parts[node] = made
         except Left as e:
             self._leave(node, str(e))
 
-    def _lowered(self, node: fx.Node) -> str:
+    def _lowered(self, node: fx.Node) -> tuple[str, ...]:
         kind = _operation(node)
-        if kind not in RULES and kind not in SAME:
+        if kind not in _RULES and kind not in SAME:
             raise Left("no operator of a plan")
         args: Any = fx.node.map_arg(node.args, self._argument)
         kwargs = {k: fx.node.map_arg(v, self._argument) for k, v in node.kwargs.items()}
         if kind in SAME:
             if self.kind(args[0]) != self.out:
                 raise Left("another type")
-            return str(args[0])
+            return (str(args[0]),)
         count = len(self.nodes)
         try:
-            return str(RULES[kind](self, *args, **kwargs))
+            made = _RULES[kind](self, *args, **kwargs)
+            return made if isinstance(made, tuple) else (str(made),)
         except (Left, TypeError) as e:  # arguments that the rule does not know
             del self.nodes[count:]
             raise Left(str(e) if isinstance(e, Left) else "arguments without a rule") from e

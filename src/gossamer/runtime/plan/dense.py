@@ -19,7 +19,7 @@ from gossamer.runtime.plan.graph import CODES, OPERATORS, Graph, Node
 __all__ = ["SERVES", "bind", "model", "pack", "refuses"]
 
 # its Gather takes indices below zero, and it rounds codes in another order
-SERVES = frozenset(OPERATORS) - {"torch", "embedding", "dequantize"} - CODES
+SERVES = frozenset(OPERATORS) - {"torch", "embedding", "dequantize", "fill", "lstm", "gru"} - CODES
 _MOST = 1 << 31  # bytes of a protobuf message
 
 
@@ -111,7 +111,7 @@ class _Writer:
             if name in self.graph.constants and name not in self.constants:
                 self.constants[name] = wire.tensor(name, self.graph.constants[name])
         steps = getattr(self, f"_{node.op}")(node, node.attributes)
-        added = node.inputs[3] if len(node.inputs) == 4 else ""
+        added = node.inputs[3] if node.op in ("conv", "linear") else ""
         if added:
             steps.append(lambda x, out: self._add("Add", [x, added], out))
         steps += self._activation(node)

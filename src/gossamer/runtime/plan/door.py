@@ -35,6 +35,7 @@ from gossamer.runtime.plan.kernels import KERNELS, candidates
 from gossamer.runtime.plan.plan import Plan, Run
 from gossamer.runtime.plan.program import Program, steps_of
 from gossamer.runtime.plan.reference import batch_of
+from gossamer.runtime.plan.roofline import peaks, predicted
 
 __all__ = ["ENGINES", "Engine", "compile_network", "recheck"]
 
@@ -121,8 +122,9 @@ def compile_network(
         row = best.found.get(node.name, Measured())
         kernel = facts.chosen.get(node.name, facts.engine)
         facts.rows.append(
-            {**describe(best.graph, node), "kernel": kernel, "ms": row.ms, "refused": row.refused}
-        )
+            {**describe(best.graph, node), "kernel": kernel, "ms": row.ms, "refused": row.refused,
+             **predicted(best.graph, node, kernel, batch, peaks(threads))}
+        )  # fmt: skip
     plan = Plan(
         best.graph, best.run, facts, form_of(_inputs(example_inputs)),
         _output_form(outputs, len(wanted)), flat.inputs, captured.islands,

@@ -8,20 +8,18 @@ import numpy as np
 
 from gossamer.core.columns import columns
 from gossamer.runtime.plan.facts import Facts
-from gossamer.runtime.plan.graph import Graph, Node
+from gossamer.runtime.plan.graph import LAYERS, Graph, Node
 
 __all__ = ["describe", "table"]
-
-_LAYERS = {"conv": 3, "linear": 3, "conv_int8": 4, "linear_int8": 4}  # where the added value is
 
 
 def describe(graph: Graph, node: Node) -> dict[str, Any]:
     """A node's row: layer, operator, shape of the result, density and number of its weights."""
-    weight = graph.constants.get(node.inputs[1]) if node.op in _LAYERS else None
+    weight = graph.constants.get(node.inputs[1]) if node.op in LAYERS else None
     what = node.op if node.op != "torch" else f"torch: {', '.join(node.attributes['names'])}"
     if node.activation:
         what += f"+{node.activation[0]}"
-    if node.op in _LAYERS and node.inputs[_LAYERS[node.op] :] not in ((), ("",)):
+    if node.op in LAYERS and node.inputs[LAYERS[node.op] :] not in ((), ("",)):
         what += "+added"
     return {
         "layer": node.name if weight is None else _layer(node.inputs[1]),
@@ -39,7 +37,7 @@ def _layer(constant: str) -> str:
 
 def table(graph: Graph, facts: Facts) -> str:
     """The whole plan."""
-    rows = [["layer", "operator", "gives", "density", "kernel", "ms", "others"]]
+    rows = [["layer", "operator", "gives", "density", "kernel", "ms", "at least", "others"]]
     for row in facts.rows:
         ms = row["ms"].get(row["kernel"])
         others = [f"{k} {v:.4f}" for k, v in row["ms"].items() if k != row["kernel"]]
@@ -48,14 +46,15 @@ def table(graph: Graph, facts: Facts) -> str:
             [
                 row["layer"], row["op"], row["shape"],
                 "" if row["density"] is None else f"{row['density']:.3f}",
-                row["kernel"], "" if ms is None else f"{ms:.4f}", "; ".join(others),
+                row["kernel"], "" if ms is None else f"{ms:.4f}", _bound(row),
+                "; ".join(others),
             ]
         )  # fmt: skip
     size = "any batch" if graph.free else "the example's batch alone"
     lines = [
         f"{facts.processor}, {facts.threads} thread{'s' * (facts.threads > 1)}, measured at batch "
         f"{facts.batch}; takes {size}",
-        *columns(rows, (0, 1, 2, 6)),
+        *columns(rows, (0, 1, 2, 6, 7)),
         "whole    " + ", ".join(f"{name} {ms:.4f} ms" for name, ms in facts.whole.items()),
         f"runs     {facts.engine}",
         f"checked  {facts.check}",
@@ -66,6 +65,12 @@ def table(graph: Graph, facts: Facts) -> str:
             f"torch    {', '.join(node.attributes['names'])} ({node.attributes['reason']})"
         )
     return "\n".join([*lines, *(f"note     {n}" for n in facts.notes)])
+
+
+def _bound(row: dict[str, Any]) -> str:
+    """The least milliseconds, and what bounds them; files of before do not say."""
+    found = row.get("least")
+    return "" if found is None else f"{found:.4f} {row['bound']}"
 
 
 def _integers(facts: Facts) -> list[str]:

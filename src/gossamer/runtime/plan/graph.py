@@ -19,6 +19,7 @@ __all__ = [
     "ACTIVATIONS",
     "CODES",
     "DTYPES",
+    "LAYERS",
     "OPERATORS",
     "Graph",
     "Node",
@@ -47,6 +48,10 @@ OPERATORS: Mapping[str, tuple[int, frozenset[str]]] = {
         ("layer_norm", 3, "rank eps"),
         ("embedding", 2, ""),  # weight, indices
         ("matmul", 2, ""),
+        ("fill", 0, "shape value"),
+        # the inputs' part (T, N, gates * H), weight (gates * H, H); gives (T, N, H)
+        ("lstm", 4, "reverse"),  # first state and cell (N, H); and in row T the final cell
+        ("gru", 4, "reverse"),  # bias (H) of the state's part of n, first state
         ("torch", -1, "island names reason sizes"),  # an exported subgraph, run in torch
         # codes of seven bits: maps in quads (N, quads, H, W, 4), rows (N, features)
         ("quantize", 1, "scale zero"),
@@ -65,6 +70,11 @@ ACTIVATIONS: Mapping[str, int] = {
     "abs": 0, "rsqrt": 0,
 }  # fmt: skip
 """Functions of one value -> how many parameters follow the name: ``["clamp", 0, 6]``."""
+
+LAYERS: Mapping[str, int] = {
+    "conv": 3, "linear": 3, "conv_int8": 4, "linear_int8": 4, "lstm": 4, "gru": 4,
+}  # fmt: skip
+"""Operators with a weight, their second input -> where the added value is."""
 
 CODES = frozenset({"quantize", "conv_int8", "linear_int8", "max_pool_int8"})
 """Operators whose uint8 results are codes of seven bits (:mod:`..kernels.eight_bits`)."""

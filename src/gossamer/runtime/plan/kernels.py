@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.core.tables import Table
-from gossamer.runtime.plan import dense, island, portable, sparse, sparse_int8
+from gossamer.runtime.plan import dense, few_bits, island, portable, recurrent, sparse, sparse_int8
 from gossamer.runtime.plan.graph import Graph, Node
 
 __all__ = ["KERNELS", "Call", "Kernel", "candidates"]
@@ -41,6 +41,7 @@ class Kernel:
             element of its outputs at each call, and never its inputs.
         refuses: graph, node -> why it cannot be used here; "" where it can.
         merges: one call computes a run of neighbours at once.
+        work: weight -> how many of its entries are multiplied, and how many bytes it is read as.
     """
 
     serves: frozenset[str]
@@ -48,6 +49,13 @@ class Kernel:
     bind: Callable[[Any, Sequence[Node], Sequence[np.ndarray], Sequence[np.ndarray], int], Call]
     refuses: Callable[[Graph, Node], str] = lambda graph, node: ""
     merges: bool = False
+    work: Callable[[np.ndarray], tuple[float, float]] = lambda weight: (weight.size, weight.nbytes)
+
+
+def _zeros_left_out(weight: np.ndarray) -> tuple[float, float]:
+    """Values that are not zero, each with a place of 16 bits."""
+    live = float(np.count_nonzero(weight))
+    return live, live * (weight.itemsize + 2)
 
 
 KERNELS: Table[Kernel] = Table(
@@ -55,17 +63,42 @@ KERNELS: Table[Kernel] = Table(
     {
         "numpy": Kernel(portable.SERVES, portable.pack, portable.bind, portable.refuses),
         "onnxruntime": Kernel(dense.SERVES, dense.pack, dense.bind, dense.refuses, merges=True),
-        "sparse": Kernel(sparse.LAYERS, sparse.pack, sparse.bind, sparse.refuses),
-        "sparse-rows": Kernel(sparse.ROWS, sparse.pack_rows, sparse.bind_rows, sparse.refuses_rows),
+        "sparse": Kernel(
+            sparse.LAYERS, sparse.pack, sparse.bind, sparse.refuses, work=_zeros_left_out
+        ),
+        "sparse-rows": Kernel(
+            sparse.ROWS, sparse.pack_rows, sparse.bind_rows, sparse.refuses_rows,
+            work=_zeros_left_out,
+        ),
         "sparse-int8": Kernel(
-            sparse_int8.SERVES, sparse_int8.pack, sparse_int8.bind, sparse_int8.refuses
+            sparse_int8.SERVES, sparse_int8.pack, sparse_int8.bind, sparse_int8.refuses,
+            work=_zeros_left_out,
         ),
         "sparse-int8-pairs": Kernel(
-            sparse_int8.PAIRS, sparse_int8.pack_pairs, sparse_int8.bind, sparse_int8.refuses
+            sparse_int8.PAIRS, sparse_int8.pack_pairs, sparse_int8.bind, sparse_int8.refuses,
+            work=_zeros_left_out,
         ),
+        "few-bits": Kernel(
+            few_bits.FLOATS, few_bits.pack, few_bits.bind, few_bits.refuses, work=few_bits.work
+        ),
+        "few-bits-int8": Kernel(
+            few_bits.BYTES, few_bits.pack_bytes, few_bits.bind_bytes, few_bits.refuses,
+            work=few_bits.work,
+        ),
+        **{
+            name: Kernel(
+                recurrent.SERVES, recurrent.packer(form), recurrent.bind, recurrent.refuses(form),
+                work=work,
+            )
+            for name, form, work in (
+                ("recurrent", "dense", Kernel.work),
+                ("recurrent-rows", "rows", _zeros_left_out),
+                ("recurrent-few-bits", "few", few_bits.work),
+            )
+        },
         "torch": Kernel(frozenset({"torch"}), island.pack, island.bind),
     },
-)
+)  # fmt: skip
 """Kernel -> how it packs and binds. ``numpy`` serves everything but islands, anywhere."""
 
 

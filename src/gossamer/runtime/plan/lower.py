@@ -38,6 +38,9 @@ class Emitter(Protocol):
     def kind(self, name: str) -> Value:
         """What a value or constant is."""
 
+    def zeros(self, name: str) -> bool:
+        """Whether a value is a ``fill`` of zeros."""
+
     def array(self, name: str) -> np.ndarray:
         """A constant; raises :class:`Left` for a value that is computed."""
 

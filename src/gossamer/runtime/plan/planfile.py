@@ -1,8 +1,8 @@
 """Plans as files: written whole, checked when read, and run without torch.
 
 Layout: ``GSMPLAN1``; the length of the header (8 bytes, little-endian); the header, JSON in UTF-8;
-zeros to a multiple of 64; the arrays, each at a multiple of 64; the SHA-256 of all before it.
-An array of few values that are not zero is a bitmap and those values. A file holds no code: what
+zeros to a multiple of 64; the arrays, each at a multiple of 64
+(:mod:`gossamer.runtime.plan.coding`); the SHA-256 of all before it. A file holds no code: what
 it names are operators and kernels of this library, and nothing of it is trusted before the digest
 and every part's fit are checked. The format in full, which ``native/c``
 reads too: docs/plan-format.md.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,6 +23,7 @@ import numpy as np
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.files import write_chunks
 from gossamer.runtime.plan.arrays import LINE, TOLERANCE, difference
+from gossamer.runtime.plan.coding import coded, decoded
 from gossamer.runtime.plan.facts import Contents, Facts
 from gossamer.runtime.plan.forms import check as check_form
 from gossamer.runtime.plan.graph import DTYPES, Graph, Node, Value
@@ -35,7 +35,6 @@ __all__ = ["header", "read", "write"]
 
 MAGIC = b"GSMPLAN1"
 _DIGEST = 32
-_SPARSE = {"float32": np.uint32, "int8": np.uint8}  # types that are coded so, and their bits
 _MOST_HEADER = 64 << 20
 _CODE = 0.02  # of the largest output
 _MOST_PROBE = 4 << 20  # bytes of example inputs that are kept to try a plan with
@@ -55,11 +54,15 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
             "not hold; compile with engine='plan', or write the network with other operations"
         )
     probe = plan.probe if sum(a.nbytes for a in plan.probe[0]) <= _MOST_PROBE else ((), ())
-    arrays = [*plan.graph.constants.items()]
+    weights = {n.inputs[1] for n in plan.graph.nodes if n.op in ("conv", "linear")}
+    arrays = [
+        (name, array + np.float32(0) if name in weights and array.dtype == np.float32 else array)
+        for name, array in plan.graph.constants.items()  # their zeros have one sign: fewer values
+    ]
     arrays += [(f"probe/{i}", a) for i, a in enumerate((*probe[0], *probe[1]))]
     table, chunks, at = [], [], 0
     for name, array in arrays:
-        coding, data = _coded(array)
+        coding, data = coded(array)
         table.append([name, str(array.dtype), list(array.shape), coding, at, len(data)])
         chunks += [data, bytes(-len(data) % LINE)]
         at += len(data) + -len(data) % LINE
@@ -188,16 +191,6 @@ def _tried(plan: Contents, program: Program, where: str) -> None:
             raise FormatError(f"{where} gives something else here than where it was made")
 
 
-def _coded(array: np.ndarray) -> tuple[str, bytes]:
-    array = np.ascontiguousarray(array)
-    if str(array.dtype) in _SPARSE and array.size >= 64:
-        # by their bits: zeros of both signs are told apart
-        bits = array.view(_SPARSE[str(array.dtype)]).reshape(-1)
-        if 2 * np.count_nonzero(bits) < bits.size:
-            return "sparse", np.packbits(bits != 0).tobytes() + bits[bits != 0].tobytes()
-    return "dense", array.tobytes()
-
-
 def _array(
     body: memoryview, where: str, dtype: str, shape: list[int], coding: str, at: int, size: int
 ) -> np.ndarray:
@@ -205,14 +198,4 @@ def _array(
         raise FormatError(f"{where} holds an array of {dtype} {shape}")
     if not 0 <= at <= at + size <= len(body):
         raise FormatError(f"{where}: an array reaches beyond the file")
-    count, part = math.prod(shape), body[at : at + size]
-    if coding == "dense":
-        return np.frombuffer(part, dtype, count).reshape(shape)
-    bitmap = -(-count // 8)
-    if coding != "sparse" or dtype not in _SPARSE or bitmap > size:
-        raise FormatError(f"{where}: an array coded as {coding!r}")
-    mask = np.unpackbits(np.frombuffer(part[:bitmap], np.uint8), count=count).view(bool)
-    values = np.frombuffer(part[bitmap:], dtype)
-    found = np.zeros(count, dtype)
-    found[mask] = values  # as many as there are bits, or a ValueError
-    return found.reshape(shape)
+    return decoded(dtype, shape, coding, body[at : at + size], where)

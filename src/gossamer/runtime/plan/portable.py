@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.runtime.plan import portable_int8
+from gossamer.runtime.plan import portable_int8, recurrent
 from gossamer.runtime.plan.frames import framed, taps
 from gossamer.runtime.plan.graph import OPERATORS, Graph, Node
+from gossamer.runtime.plan.recurrent import arranged, sigmoid
 
 __all__ = ["SERVES", "bind", "blas_threads", "finished", "pack", "refuses"]
 
@@ -52,14 +53,8 @@ def bind(
     batch: int,
 ) -> Call:
     """The call for one node."""
-    node, left = nodes[0], list(inputs)
-    seen: dict[str, Array] = {}
-    given: list[Array | None] = []
-    for name, constant in zip(node.inputs, packed, strict=True):
-        if constant is None and name and name not in seen:
-            seen[name] = left.pop(0)
-        given.append(seen.get(name, constant))
-    return _RULES[node.op](node.attributes, outputs[0], *given)
+    node = nodes[0]
+    return _RULES[node.op](node.attributes, outputs[0], *arranged(node, packed, inputs))
 
 
 def _erf(x: Array) -> Array:
@@ -70,10 +65,6 @@ def _erf(x: Array) -> Array:
     for term in terms:
         total = (total + term) * t
     return np.copysign(1 - total * np.exp(-x * x), x)
-
-
-def _sigmoid(y: Array) -> Array:
-    return 1 / (1 + np.exp(-np.clip(y, -87, 87)))
 
 
 def _gelu(y: Array) -> None:
@@ -94,7 +85,7 @@ def _hardswish(y: Array) -> None:
 
 
 def _silu(y: Array) -> None:
-    y *= _sigmoid(y)
+    y *= sigmoid(y)
 
 
 def _elu(y: Array, alpha: float) -> None:
@@ -108,7 +99,7 @@ _IN_PLACE: Mapping[str, Callable[..., Any]] = {
     "gelu_tanh": _gelu_tanh,
     "hardswish": _hardswish,
     "hardsigmoid": _hardsigmoid,
-    "sigmoid": lambda y: np.copyto(y, _sigmoid(y)),
+    "sigmoid": lambda y: np.copyto(y, sigmoid(y)),
     "tanh": lambda y: np.tanh(y, out=y),
     "silu": _silu,
     "leaky_relu": lambda y, slope: np.multiply(y, slope, out=y, where=y < 0),
@@ -303,6 +294,8 @@ def _embedding(a: Mapping[str, Any], y: Array, w: Array, indices: Array) -> Call
 
 _RULES: Mapping[str, Callable[..., Call]] = {
     **portable_int8.RULES,
+    **recurrent.RULES,
+    "fill": lambda a, y: lambda: y.fill(a["value"]),
     "conv": _conv,
     "linear": _linear,
     "affine": _affine,

@@ -183,7 +183,35 @@ def _conv_int8(a: Mapping[str, Any], x: Array, w: Array, factor: Array, shift: A
     return _ended(a, np.concatenate(parts, 1), factor, shift, added)
 
 
+def _lstm(a: Mapping[str, Any], x: Array, w: Array, h: Array | None, c: Array | None) -> Array:
+    units = w.shape[1]
+    h, c = (np.zeros((x.shape[1], units)) if v is None else v for v in (h, c))
+    y = np.zeros((len(x) + 1, x.shape[1], units))
+    for t in sorted(range(len(x)), reverse=a["reverse"]):
+        i, f, g, o = np.split(x[t] + h @ w.T, 4, axis=1)
+        c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+        y[t] = h = _sigmoid(o) * np.tanh(c)
+    y[len(x)] = c
+    return y
+
+
+def _gru(a: Mapping[str, Any], x: Array, w: Array, b: Array | None, h: Array | None) -> Array:
+    units = w.shape[1]
+    h = np.zeros((x.shape[1], units)) if h is None else h
+    y = np.zeros((len(x), x.shape[1], units))
+    for t in sorted(range(len(x)), reverse=a["reverse"]):
+        r, z, n = np.split(h @ w.T, 3, axis=1)
+        xr, xz, xn = np.split(x[t], 3, axis=1)
+        fresh = np.tanh(xn + _sigmoid(xr + r) * (n if b is None else n + b))
+        z = _sigmoid(xz + z)
+        y[t] = h = (1 - z) * fresh + z * h
+    return y
+
+
 _RULES: Mapping[str, Callable[..., Array]] = {
+    "lstm": _lstm,
+    "gru": _gru,
+    "fill": lambda a: np.full(a["shape"], a["value"]),
     "quantize": _codes,
     "dequantize": _from_codes,
     "conv_int8": _conv_int8,

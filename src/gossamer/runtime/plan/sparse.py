@@ -20,7 +20,19 @@ from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable import finished
 
-__all__ = ["LAYERS", "ROWS", "bind", "bind_rows", "pack", "pack_rows", "refuses", "refuses_rows"]
+__all__ = [
+    "LAYERS",
+    "ROWS",
+    "bias_of",
+    "bind",
+    "bind_rows",
+    "both",
+    "ends",
+    "pack",
+    "pack_rows",
+    "refuses",
+    "refuses_rows",
+]
 
 Call = Callable[[], object]
 LAYERS, ROWS = frozenset({"conv", "linear"}), frozenset({"linear"})
@@ -65,7 +77,8 @@ def _refuses(graph: Graph, node: Node) -> str:
     return f"density {density:.2f} is above {_DENSEST}" if density > _DENSEST else ""
 
 
-def _bias(graph: Graph, node: Node) -> np.ndarray | None:
+def bias_of(graph: Graph, node: Node) -> np.ndarray | None:
+    """A layer's bias."""
     return np.ascontiguousarray(graph.constants[node.inputs[2]]) if node.inputs[2] else None
 
 
@@ -86,7 +99,7 @@ def pack(
             dilation=a["dilation"],
             groups=a["groups"],
         )
-    return _Packed(made, _bias(graph, node), threads)
+    return _Packed(made, bias_of(graph, node), threads)
 
 
 def pack_rows(
@@ -95,15 +108,15 @@ def pack_rows(
     """The rows' entries that are not zero, and the bias."""
     weight = np.ascontiguousarray(graph.constants[nodes[0].inputs[1]])
     made = gemv.pack_rows(weight)
-    return _Packed(made, _bias(graph, nodes[0]), threads)
+    return _Packed(made, bias_of(graph, nodes[0]), threads)
 
 
-def _ends(a: Mapping[str, Any]) -> tuple[float, float, bool]:
-    """The clamp, and whether it is all of the activation."""
+def ends(a: Mapping[str, Any]) -> tuple[float, float, bool]:
+    """The clamp that a kernel applies, and whether it is all of the activation."""
     name, *settings = a["activation"] or ["none"]
-    ends = {"none": (-np.inf, np.inf), "relu": (0.0, np.inf), "clamp": tuple(settings)}
-    low, high = ends.get(name, (-np.inf, np.inf))
-    return low, high, name in ends
+    known = {"none": (-np.inf, np.inf), "relu": (0.0, np.inf), "clamp": tuple(settings)}
+    low, high = known.get(name, (-np.inf, np.inf))
+    return low, high, name in known
 
 
 def bind(
@@ -115,7 +128,7 @@ def bind(
 ) -> Call:
     """The call on these arrays."""
     node, x, y = nodes[0], inputs[0], outputs[0]
-    low, high, whole = _ends(node.attributes)
+    low, high, whole = ends(node.attributes)
     added = inputs[-1] if node.inputs[3] else None
     run = partial(_convolution, packed, low, high)
     if node.op == "conv":
@@ -125,7 +138,7 @@ def bind(
         call = run(x.reshape(1, -1, 1, 1), y.reshape(1, -1, 1, 1), more)
     else:
         call = _across(run, x, y, added)
-    return call if whole else _both(call, finished(node.attributes, y))
+    return call if whole else both(call, finished(node.attributes, y))
 
 
 def _convolution(
@@ -182,7 +195,7 @@ def bind_rows(
     x, y, weight = inputs[0], outputs[0], packed.weight
     if x.shape != (len(y), weight.shape[1]) or y.shape[1] != weight.shape[0]:
         raise ValueError(f"a linear layer of {x.shape} does not give {y.shape}")
-    low, high, whole = _ends(nodes[0].attributes)
+    low, high, whole = ends(nodes[0].attributes)
     module: Any = kernel("sparse_gemv")
     calls = [
         partial(module.run_float, weight.starts, weight.columns, weight.values, row, packed.bias,
@@ -196,10 +209,12 @@ def bind_rows(
         for one in calls:
             one()
 
-    return call if whole else _both(call, finished(nodes[0].attributes, y))
+    return call if whole else both(call, finished(nodes[0].attributes, y))
 
 
-def _both(first: Call, second: Call) -> Call:
+def both(first: Call, second: Call) -> Call:
+    """One call after the other."""
+
     def call() -> None:
         first()
         second()

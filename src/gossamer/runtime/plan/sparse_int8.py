@@ -21,7 +21,7 @@ from gossamer.runtime.kernels.eight_bits import TOP, Scale
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable_int8 import affine, clamps, no_nan
 
-__all__ = ["PAIRS", "SERVES", "bind", "pack", "pack_pairs", "refuses"]
+__all__ = ["PAIRS", "SERVES", "bind", "pack", "pack_pairs", "refuses", "rows_of_codes"]
 
 Array = np.ndarray
 Call = Callable[[], object]
@@ -154,19 +154,38 @@ def _maps(
 
 
 def _rows(packed: _Packed, x: Array, y: Array, low: float, high: float) -> Call:
-    """The linear layer; codes are what its floats are rounded to."""
     weight, n = packed.weight, len(x)
-    if x.shape != (len(y), weight.shape[1]) or y.shape[1] != weight.shape[0]:
+    module: Any = kernel("sparse_gemv")
+
+    def made(wide: Array, floats: Array) -> Call:
+        return partial(
+            module.run, weight.width, weight.starts, weight.data, weight.book, weight.order, wide,
+            np.ones(n, np.float32), np.zeros(n, np.int32), packed.factor, weight.sums, packed.shift,
+            low, high, floats, packed.threads,
+        )  # fmt: skip
+
+    return rows_of_codes(made, weight.shape, weight.blocks * weight.width, x, y)
+
+
+def rows_of_codes(
+    made: Callable[[Array, Array], Call], shape: tuple[int, int], columns: int, x: Array, y: Array
+) -> Call:
+    """A linear layer; its codes are what its floats are rounded to.
+
+    Args:
+        made: codes with ``columns`` columns, the last of them zeros, and float32 results -> the
+            kernel's call.
+        shape: (outputs, inputs).
+        x: codes. y: codes or float32.
+
+    Raises :class:`ArgumentError` where x and y are not those of the layer.
+    """
+    n = len(x)
+    if x.shape != (len(y), shape[1]) or y.shape[1] != shape[0]:
         raise ArgumentError(f"a linear layer of {x.shape} does not give {y.shape}")
-    columns = weight.blocks * weight.width
     wide = x if columns == x.shape[1] else np.zeros((n, columns), np.uint8)
     floats = np.empty(y.shape, np.float32) if y.dtype == np.uint8 else y
-    module: Any = kernel("sparse_gemv")
-    run = partial(
-        module.run, weight.width, weight.starts, weight.data, weight.book, weight.order, wide,
-        np.ones(n, np.float32), np.zeros(n, np.int32), packed.factor, weight.sums, packed.shift,
-        low, high, floats, packed.threads,
-    )  # fmt: skip
+    run = made(wide, floats)
 
     def call() -> None:
         if wide is not x:
