@@ -12,16 +12,9 @@
 #include <optional>
 #include <stdexcept>
 
+#include "few_bits.h"
 #include "gemv.h"
 #include "parallel.h"
-
-namespace gossamer {
-struct FewBits {
-  int64_t chunks;  // of 64 bytes in a row
-  const uint8_t* codes;  // (rows / 4, chunks, 4, 64)
-  const int8_t* book;  // or null: ternary
-};
-}  // namespace gossamer
 
 #define GOSSAMER_BODY "few_bits_body.h"
 #include "each_isa.h"
