@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 # The kernels are rebuilt when any of these changes.
 NATIVE = $(wildcard native/*) CMakeLists.txt pyproject.toml constraints.txt
 
-.PHONY: demo test check lint types docs bench sanitize fuzz clean
+.PHONY: demo test check lint types docs bench sanitize aarch64 fuzz clean
 
 $(VENV)/pip.stamp:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,11 @@ bench: $(VENV)/test.stamp
 # The kernels under AddressSanitizer and UBSan: the longer job.
 sanitize: $(VENV)/test.stamp
 	sh native/sanitize.sh $(BIN)/python
+
+# The kernels on every instruction set, and for aarch64 under user-mode emulation: the longer job.
+# Needs aarch64-linux-gnu-g++ and qemu-aarch64; what lacks is named, and skipped.
+aarch64: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow tests/native
 
 # Damaged .gsm files, guided by coverage: the longer job. A finding is written to build/fuzz-*.
 FUZZ_SECONDS ?= 60

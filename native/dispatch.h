@@ -55,10 +55,22 @@ inline Isa isa() {
   const char* want = std::getenv("GOSSAMER_ISA");
   if (!want) return best;
   if (!std::strcmp(want, "scalar")) return kScalar;
+#ifndef GOSSAMER_PORTABLE
   if (!std::strcmp(want, "wide")) return kWide;
+#endif
+#ifdef GOSSAMER_X86
   if (!std::strcmp(want, "avx2")) return best < kAvx2 ? best : kAvx2;
+#endif
+#ifdef GOSSAMER_NEON
   if (!std::strcmp(want, "neon")) return best < kNeon ? best : kNeon;
+#endif
   return best;
+}
+
+// Whether four products of bytes and their sum are one instruction here.
+inline bool dot_products() {
+  const Isa level = isa();
+  return level == kAvx512 || level == kNeonDot;
 }
 
 }  // namespace gossamer

@@ -86,7 +86,7 @@ namespace gossamer::neon {
 #ifdef __clang__
 GOSSAMER_TARGET_PUSH("dotprod")
 #else
-GOSSAMER_TARGET_PUSH("+dotprod")
+GOSSAMER_TARGET_PUSH("arch=armv8.2-a+dotprod")
 #endif
 namespace gossamer::neondot {
 #define GOSSAMER_LANES 4

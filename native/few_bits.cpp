@@ -16,9 +16,11 @@
 #include <stdexcept>
 #include <vector>
 
+#include "few_bits.h"
 #include "gemv.h"
 #include "parallel.h"
 
+<<<<<<< HEAD
 namespace gossamer {
 struct FewBits {
   int64_t chunks;  // of 64 bytes in a row
@@ -32,6 +34,8 @@ struct RowBooks {
 };
 }  // namespace gossamer
 
+=======
+>>>>>>> w-arm
 #define GOSSAMER_BODY "few_bits_body.h"
 #include "each_isa.h"
 

@@ -5,7 +5,7 @@ constexpr int kRows = 4;            // at a time: they share the loads of x
 constexpr int kStep = 4 * kLanes;   // bytes of a vector
 
 // The codes are read once, in order: what comes 4 KB later is asked for now.
-GOSSAMER_INLINE void ahead(const uint8_t* code) {
+GOSSAMER_INLINE void ahead_of_codes(const uint8_t* code) {
 #pragma GCC unroll 4
   for (int i = 0; i < kRows; i++) __builtin_prefetch(code + 4096 + 64 * i);
 }
@@ -13,11 +13,12 @@ GOSSAMER_INLINE void ahead(const uint8_t* code) {
 GOSSAMER_INLINE int32_t total(I v) {
 #if defined(GOSSAMER_LANES_NEON)
   return vaddvq_s32((int32x4_t)v);
-#endif
+#else
   int32_t all[kLanes], sum = 0;
   __builtin_memcpy(all, &v, sizeof all);
   for (int i = 0; i < kLanes; i++) sum += all[i];
   return sum;
+#endif
 }
 
 // acc + the products of four fields of two bits (0 to 2) with four vectors of signed bytes.
@@ -45,7 +46,7 @@ static void ternary_rows(const uint8_t* code, int64_t chunks, const int8_t* x, i
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; r++) s[r] = I{};
   for (int64_t c = 0; c < chunks; c++, x += 256, code += 64 * kRows) {
-    ahead(code);
+    ahead_of_codes(code);
     for (int i = 0; i < 64; i += kStep)
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; r++) s[r] = fields(s[r], load<I>(code + 64 * r + i), x + i, 64);
@@ -62,7 +63,7 @@ static void book_rows(const uint8_t* code, int64_t chunks, const int8_t* book, c
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; r++) s[r] = I{};
   for (int64_t c = 0; c < chunks; c++, x += 128, code += 64 * kRows) {
-    ahead(code);
+    ahead_of_codes(code);
     for (int i = 0; i < 64; i += kStep) {
       const I low = load<I>(x + i), high = load<I>(x + 64 + i);
 #pragma GCC unroll 4

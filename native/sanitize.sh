@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build the kernels under AddressSanitizer and UBSan and run the codec tests over them.
+# Build the kernels and the C library under AddressSanitizer and UBSan and run their tests.
 # Usage: sh native/sanitize.sh path/to/python   (needs g++ with libasan; Linux)
 set -eu
 cd "$(dirname "$0")/.."
@@ -23,6 +23,7 @@ for source in native/*.cpp; do
 done
 # The editable install's import hook would win over the path: drop it.
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
+GOSSAMER_C_FLAGS="-O1 -g -DGOSSAMER_PORTABLE -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
 ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 "$python" - <<'PY'
 import sys
 
@@ -35,5 +36,6 @@ assert "build/asan" in gossamer.__file__, gossamer.__file__
 tests = [f"pack/test_{t}" for t in ("bits", "huffman", "ans", "gaps", "context", "pack", "pack_hostile")]
 tests += ["quantize/test_kmeans", "distribute/test_exchange_codecs"]
 tests += [f"runtime/kernels/test_{t}" for t in ("conv", "gemv", "row_books")]
+tests += ["runtime/test_c", "native/test_kernels"]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *[f"tests/{t}.py" for t in tests]]))
 PY

@@ -59,7 +59,7 @@ void run(const std::vector<int64_t>& sizes, Array<const int32_t, 1> starts,
 NB_MODULE(sparse_conv, m) {
   m.doc() = "Direct sparse convolution.";
   m.def(
-      "dot_products", [] { return gossamer::isa() == gossamer::kAvx512; },
+      "dot_products", [] { return gossamer::dot_products(); },
       "Whether four products of bytes and their sum are one instruction here.");
   m.def("run", &run, nb::arg("sizes"), nb::arg("starts"), nb::arg("order"), nb::arg("taps"),
         nb::arg("values"), nb::arg("input"), nb::arg("fill"), nb::arg("scale").none(),

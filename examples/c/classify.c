@@ -15,7 +15,7 @@ int main(int argc, char **argv) {
   gossamer_status status = gossamer_load(argv[1], &net, message);
   if (!status && !gossamer_input(net, 0, &in) && !gossamer_output(net, 0, &out)) {
     const size_t bytes = gossamer_bytes(&in, 1); /* of a batch of one */
-    float *x = malloc(bytes), *y = malloc(gossamer_bytes(&out, 1));
+    float *x = (float *)malloc(bytes), *y = (float *)malloc(gossamer_bytes(&out, 1));
     const void *inputs[] = {x};
     void *outputs[] = {y};
     FILE *file = fopen(argv[2], "rb");

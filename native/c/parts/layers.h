@@ -6,11 +6,6 @@
 
 namespace gossamer::c {
 
-inline bool dot_products() {
-  const Isa level = isa();
-  return level == kAvx512 || level == kNeonDot;
-}
-
 inline Window window_of(const Binding& b, const Shape& weight) {
   const size_t rank = weight.size() - 2;
   const auto stride = b.each("stride", rank, 1), dilation = b.each("dilation", rank, 1);
@@ -148,11 +143,13 @@ inline int64_t zero_of(const Binding& b) {
 }
 
 // The ends of a result: codes are of 0 to 127.
-inline std::pair<float, float> ends_of(const Binding& b) {
-  const float low = finite(b, "low"), high = finite(b, "high");
-  b.fits(low <= high && (b.out.dtype != GOSSAMER_UINT8 || (low >= 0 && high <= 127)), "its ends");
-  return {low, high};
-}
+struct Ends {
+  float low, high;
+
+  explicit Ends(const Binding& b) : low(finite(b, "low")), high(finite(b, "high")) {
+    b.fits(low <= high && (b.out.dtype != GOSSAMER_UINT8 || (low >= 0 && high <= 127)), "its ends");
+  }
+};
 
 inline Step conv_int8(const Binding& b) {
   const Operand &x = b.in[0], &w = b.in[1], &factor = b.in[2], &shift = b.in[3], &more = b.in[4];
@@ -170,7 +167,8 @@ inline Step conv_int8(const Binding& b) {
   c.fill = uint32_t(zero_of(b)) * 0x01010101u;
   c.scale = factor.floats(), c.bias = shift.floats(), c.residual = more.data;
   c.residual_scale = finite(b, "step");
-  std::tie(c.low, c.high) = ends_of(b);
+  const Ends ends(b);
+  c.low = ends.low, c.high = ends.high;
   return [c](size_t threads) { run_conv(c, threads); };
 }
 
@@ -185,8 +183,8 @@ inline Step linear_int8(const Binding& b) {
   b.fits(factor.count() == outputs && shift.count() == outputs, "factor and shift");
   const SparseGemv g{p.width, p.blocks, p.groups, p.starts.data(), p.data.data(), nullptr};
   check_bytes(g, p.starts.size(), p.data.size(), p.order.data(), int64_t(p.order.size()), outputs);
-  const auto [low, high] = ends_of(b);
-  const GemvEnd end{factor.floats(), shift.floats(), nullptr, low, high};
+  const Ends ends(b);
+  const GemvEnd end{factor.floats(), shift.floats(), nullptr, ends.low, ends.high};
   const int64_t n = x.shape[0], columns = p.blocks * p.width;
   // A block's own: rows filled up to whole blocks, floats that become codes.
   struct Own {

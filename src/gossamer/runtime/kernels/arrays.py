@@ -133,6 +133,9 @@ def called(
 
 
 def dot_products() -> bool:
-    """Whether this processor multiplies and adds four bytes in one instruction (AVX-512 VNNI)."""
+    """Whether this processor multiplies and adds four bytes in one instruction.
+
+    AVX-512 VNNI, or NEON with dot products.
+    """
     module = kernel("sparse_conv")
     return module is not None and bool(module.dot_products())
