@@ -129,7 +129,8 @@ def bind(
     low, high, whole = ends(node.attributes)
     added = inputs[-1] if node.inputs[3] else None
     if node.op == "linear":
-        x, y, added = (a if a is None else a.reshape(-1, a.shape[-1]) for a in (x, y, added))
+        x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
+        added = None if added is None else added.reshape(y.shape)
     run = partial(_convolution, packed, low, high)
     if node.op == "conv":
         call = run(x, y, added)
