@@ -170,7 +170,9 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["lstm", "gru", "cells", pytest.param("learned", marks=pytest.mark.slow)]
+)
 def test_networks_are_torch_s(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     make, x = NETWORKS[name]

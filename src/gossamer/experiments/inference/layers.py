@@ -24,7 +24,7 @@ from torch import nn
 from gossamer.core.timing import best_of, one_thread
 from gossamer.experiments import Claim, Context, experiment
 from gossamer.runtime.engines import ENGINES, Subject, installed
-from gossamer.runtime.kernels import conv, conv_int8, few_bits, gemv, gemv_int8
+from gossamer.runtime.kernels import conv, conv_int8, few_bits, gemv, gemv_int8, row_books
 from gossamer.runtime.kernels.arrays import RELU, dot_products
 from gossamer.runtime.kernels.eight_bits import Scale
 
@@ -138,6 +138,10 @@ def product(outputs: int, inputs: int, rounds: int) -> dict[str, Any]:
     calls["balanced 8:128 book"] = partial(gemv_int8.linear_int8, packed, v)
     ternary = few_bits.pack_ternary(np.sign(sparse))
     calls["ternary"] = partial(few_bits.linear_few_bits, ternary, v)
+    calls["ternary float32"] = partial(
+        row_books.linear_row_books, row_books.pack_row_books(np.sign(sparse)), v
+    )
+    calls["book float32"] = partial(row_books.linear_row_books, row_books.pack_row_books(shared), v)
     calls["dense book"] = partial(few_bits.linear_few_bits, few_bits.pack_book(shared), v)
     evict = np.ones(48 << 20, np.float32)
     hot, cold = (dict.fromkeys(calls, float("inf")) for _ in range(2))

@@ -18,14 +18,14 @@ from torch import Tensor, fx, nn
 from gossamer.core.errors import ArgumentError
 from gossamer.runtime.flat import Flat
 from gossamer.runtime.onnx_float import captured
-from gossamer.runtime.plan import lower_recurrent
+from gossamer.runtime.plan import lower_attention, lower_recurrent, reference
 from gossamer.runtime.plan.graph import DTYPES, Graph, Node, Value
 from gossamer.runtime.plan.lower import RULES, SAME, Batch, Left
 from gossamer.runtime.quiet import quiet
 
 __all__ = ["Captured", "capture"]
 
-_RULES = {**RULES, **lower_recurrent.RULES}
+_RULES = {**RULES, **lower_recurrent.RULES, **lower_attention.RULES}
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ class _Lowering:
             if spec.kind.name != "USER_OUTPUT":
                 raise ArgumentError(f"the network writes {spec.target} at each call")
             if not isinstance(node, fx.Node) or node in self.tensors:
+                raise ArgumentError("the network gives a constant, or no tensor")
+            if self.names[node] in self.constants:
                 raise ArgumentError("the network gives a constant, or no tensor")
             outputs.append(self.names[node])
         made = Graph(tuple(inputs), tuple(outputs), tuple(self.nodes), self.values, self.constants)
@@ -223,10 +225,24 @@ class _Lowering:
         count = len(self.nodes)
         try:
             made = _RULES[kind](self, *args, **kwargs)
+            self._folded(count)
             return made if isinstance(made, tuple) else (str(made),)
         except (Left, TypeError) as e:  # arguments that the rule does not know
             del self.nodes[count:]
             raise Left(str(e) if isinstance(e, Left) else "arguments without a rule") from e
+
+    def _folded(self, start: int) -> None:
+        """Compute nodes from ``start`` on that read constants alone."""
+        for node in self.nodes[start:]:
+            if not node.inputs or any(n not in self.constants for n in node.inputs if n):
+                continue
+            given = [self.constants[n] if n else None for n in node.inputs]
+            kind = self.values[node.name]
+            if min(kind.shape, default=0) >= 0:
+                found = reference.evaluate(node, given, 1)
+                self.constants[node.name] = np.ascontiguousarray(found.astype(kind.dtype))
+                del self.values[node.name]
+                self.nodes.remove(node)
 
     def _argument(self, node: fx.Node) -> Any:
         value = node.meta.get("val")

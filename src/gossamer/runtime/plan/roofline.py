@@ -62,7 +62,10 @@ def predicted(
     """
     if node.op in ("reshape", "torch"):
         return {}
-    kinds = [graph.kind(n) for n in dict.fromkeys((*node.inputs, *node.outputs)) if n]
+    names = dict.fromkeys((*node.inputs, *node.outputs))
+    if node.op == "embedding":  # the rows that it takes are its result
+        del names[node.inputs[0]]
+    kinds = [graph.kind(n) for n in names if n]
     held = float(sum(
         math.prod(resolved(k.shape, batch)) * np.dtype(k.dtype).itemsize for k in kinds
     ))  # fmt: skip
@@ -74,6 +77,10 @@ def predicted(
         products = entries * times / (_INTEGERS if node.op.endswith("int8") else 1)
         held += read - weight.nbytes
         moved = held + read * (loops - 1)
+    if node.op == "matmul":
+        products = math.prod(resolved(graph.values[node.name].shape, batch)) * float(
+            graph.kind(node.inputs[0]).shape[-1]
+        )
     sizes = sorted(int(s) for s in peak if s.isdigit())
     rate = max(peak[str(s)] for s in sizes if s >= min(held, sizes[-1]))
     arithmetic, memory = products / peak["multiply-adds"], moved / rate

@@ -69,8 +69,6 @@ def refuses_rows(graph: Graph, node: Node) -> str:
 
 def _refuses(graph: Graph, node: Node) -> str:
     weight = graph.constants[node.inputs[1]]
-    if node.op == "linear" and len(graph.values[node.name].shape) != 2:
-        return "on more than two dimensions"
     if (kind := graph.kind(node.inputs[0]).dtype) != "float32" or weight.dtype != np.float32:
         return f"of {kind} and {weight.dtype}"
     density = np.count_nonzero(weight) / max(1, weight.size)
@@ -130,6 +128,9 @@ def bind(
     node, x, y = nodes[0], inputs[0], outputs[0]
     low, high, whole = ends(node.attributes)
     added = inputs[-1] if node.inputs[3] else None
+    if node.op == "linear":
+        x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
+        added = None if added is None else added.reshape(y.shape)
     run = partial(_convolution, packed, low, high)
     if node.op == "conv":
         call = run(x, y, added)
@@ -192,7 +193,8 @@ def bind_rows(
     batch: int,
 ) -> Call:
     """The call on these arrays, one example after the other."""
-    x, y, weight = inputs[0], outputs[0], packed.weight
+    weight = packed.weight
+    x, y = (a.reshape(-1, a.shape[-1]) for a in (inputs[0], outputs[0]))
     if x.shape != (len(y), weight.shape[1]) or y.shape[1] != weight.shape[0]:
         raise ValueError(f"a linear layer of {x.shape} does not give {y.shape}")
     low, high, whole = ends(nodes[0].attributes)
