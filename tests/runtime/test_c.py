@@ -200,6 +200,28 @@ def test_the_operators_of_float32(lib: ctypes.CDLL, tmp_path: Path) -> None:
     assert (status, "beyond the 9 rows" in message) == ("argument", True)
 
 
+def test_weights_of_few_values(lib: ctypes.CDLL, tmp_path: Path) -> None:
+    """Each coding of the file: a book for all, for each row, and behind a bitmap."""
+    net = nn.Sequential(nn.Linear(96, 80), nn.ReLU(), nn.Linear(80, 70), nn.Linear(70, 64)).eval()
+    with torch.no_grad():
+        rows = torch.rand(80, 1) + 0.1
+        net[0].weight.copy_(torch.randint(-7, 8, (80, 96)) * rows)
+        net[2].weight.copy_(torch.randint(0, 4, (70, 80)) / 8 - 0.25)
+        net[3].weight.copy_(torch.sign(torch.randn(64, 70)) * (torch.rand(64, 70) < 0.1) / 16)
+    plan = plan_of(net, torch.randn(2, 96))
+    same(lib, plan, tmp_path / "few.plan", [torch.randn(5, 96).numpy()])
+    data = (tmp_path / "few.plan").read_bytes()
+    assert b'"few"' in data
+    assert b'"sparse few"' in data
+
+
+def test_what_it_does_not_run_is_said(lib: ctypes.CDLL, tmp_path: Path) -> None:
+    plan = compile_network(nn.LSTM(3, 4).eval(), torch.randn(5, 1, 3), engine="numpy")
+    network = Network(lib, plan.save(tmp_path / "net.plan").read_bytes())
+    assert network.status == "unsupported"
+    assert "is not in this library" in network.message
+
+
 class Mixed(nn.Module):
     """Integers through a pool, a residual, groups that come in twos, and rows of odd lengths."""
 

@@ -229,10 +229,47 @@ class PlanReader {
           next += each;
         }
       if (next != end) throw FormatError("array " + shown(s.name) + " is too long");
+    } else if (coding == "few" && few_bits(s.dtype)) {
+      s.data.resize(size_t(count * each));
+      const int64_t rows = s.shape.empty() ? 1 : s.shape[0];
+      looked_up(s.name, from, size, count, rows, each, s.data.data());
+    } else if (coding == "sparse few" && few_bits(s.dtype)) {
+      const int64_t bitmap = (count + 7) / 8;
+      if (bitmap > size) throw FormatError("array " + shown(s.name) + " is too short");
+      int64_t kept = 0;
+      for (int64_t i = 0; i < count; i++) kept += from[i / 8] >> (7 - i % 8) & 1;
+      std::vector<uint8_t> values(size_t(kept * each));
+      looked_up(s.name, from + bitmap, size - bitmap, kept, 1, each, values.data());
+      s.data.resize(size_t(count * each));
+      const uint8_t* next = values.data();
+      for (int64_t i = 0; i < count; i++)
+        if (from[i / 8] >> (7 - i % 8) & 1) {
+          std::memcpy(s.data.data() + i * each, next, size_t(each));
+          next += each;
+        }
     } else {
       throw FormatError("array " + shown(s.name) + " is coded in an unknown way");
     }
     add(std::move(s));
+  }
+
+  static bool few_bits(int dtype) { return dtype == GOSSAMER_FLOAT32 || dtype == GOSSAMER_INT8; }
+
+  // Codes of 1, 2 or 4 bits, the lowest of a byte first, and a book for all of them or each row.
+  static void looked_up(const std::string& name, const uint8_t* from, int64_t size, int64_t count,
+                        int64_t rows, int64_t each, uint8_t* to) {
+    const int64_t bits = size >= 2 ? from[0] : 0, apart = size >= 2 ? from[1] : 0;
+    const int64_t books = apart ? rows : 1;
+    if ((bits != 1 && bits != 2 && bits != 4) || apart > 1 || books < 1 || books > size ||
+        size != 2 + (books << bits) * each + (count * bits + 7) / 8)
+      throw FormatError("array " + shown(name) + " has codes that do not fit it");
+    const uint8_t *book = from + 2, *codes = book + (books << bits) * each;
+    const int64_t columns = std::max<int64_t>(1, count / books), mask = (1 << bits) - 1;
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t code = codes[i * bits / 8] >> (i * bits % 8) & mask;
+      const int64_t row = books > 1 ? i / columns : 0;
+      std::memcpy(to + i * each, book + ((row << bits) + code) * each, size_t(each));
+    }
   }
 
   void take_probe(int64_t given, int64_t wanted) {
@@ -251,6 +288,8 @@ class PlanReader {
     Node n;
     n.op = row.at(0).string();
     if (n.op == "torch") throw Unsupported("parts of it run in torch");
+    if (n.op == "lstm" || n.op == "gru" || n.op == "fill")
+      throw Unsupported("operator " + n.op + " is not in this library");
     const auto rule = operators().find(n.op);
     if (rule == operators().end())
       throw FormatError("operator " + shown(n.op) + " is unknown");
