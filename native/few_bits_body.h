@@ -179,7 +179,7 @@ GOSSAMER_INLINE void valued(const uint8_t* code, int64_t chunks, const float* bo
     for (int s = 0; s < S; s++) sum[s][r] = F{};
   }
   for (int64_t c = 0; c < chunks; c++, x += 512 / BITS, code += 64 * kRows) {
-    ahead(code);
+    ahead_of_codes(code);
     for (int v = 0; v < 16; v += kLanes)
 #pragma GCC unroll 16
       for (int f = 0; f < 32 / BITS; f++) {
@@ -241,7 +241,7 @@ static void coded_rows(const RowBooks& f, int64_t from, int64_t to, const uint8_
     for (int r = 0; r < kRows; r++) s[r] = I{};
     const uint8_t* at = x;
     for (int64_t c = 0; c < f.chunks; c++, at += 512 / BITS, code += 64 * kRows) {
-      ahead(code);
+      ahead_of_codes(code);
       for (int i = 0; i < 64; i += kStep)
 #pragma GCC unroll 4
         for (int k = 0; k < 8 / BITS; k++) {
