@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 
 import numpy as np
@@ -116,6 +117,31 @@ def test_negative_zeros_stay() -> None:
     with Archive(data) as archive:
         assert archive.info("w")["codec"].startswith("scaled(60)")
     assert len(data) < 40 * 60 * 3.3 / 8 + 300
+
+
+@pytest.mark.parametrize("bits", [12, 13, 15])
+def test_negative_zeros_beside_large_codes_stay(bits: int) -> None:
+    codes = torch.randint(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1), (6, 40))
+    codes[:, 0] = 2 ** (bits - 1) - 1
+    weight = torch.where(
+        codes % 7 == 0, -0.0, codes * torch.tensor([0.3, 0.7, 1.1, 3, 5, 7])[:, None]
+    )
+    assert same(unpack(pack_bytes({"w": weight}))["w"], weight)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_codes_and_scales_come_back(seed: int) -> None:
+    rng = random.Random(seed)
+    shape = [rng.randint(1, 24), rng.randint(1, 90), *[rng.randint(1, 3)] * rng.randint(0, 2)]
+    dtype = rng.choice([torch.float32, torch.float16, torch.bfloat16, torch.float64])
+    bits, axis = rng.choice([2, 4, 8, 10, 13]), rng.choice([0, 1])
+    weight, codes = rounded(
+        drawn(*shape, seed=seed) + 1e-6, bits, rng.choice([None, 8, 32, 7]), axis
+    )
+    weight = (weight * 10 ** rng.uniform(-4, 3)).to(dtype)
+    weight[codes % rng.choice([2, 3, 99]) == 0] *= 0  # both zeros
+    for profile in ("smallest", "fast"):
+        assert same(unpack(pack_bytes({"w": weight}, profile=profile))["w"], weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

@@ -22,6 +22,7 @@ from gossamer.pack.coders.table import CODERS, RANS, entropy_bytes
 from gossamer.pack.format.book import encode_book
 from gossamer.pack.format.lzma_bytes import encode_lzma
 from gossamer.pack.format.raw import compress, encode_raw
+from gossamer.pack.format.scales import scaled
 from gossamer.pack.format.section import FURTHER, LZMA, RAW
 from gossamer.pack.format.values import Bits, DType, Values, analyse
 from gossamer.pack.write.classes import column_classes
@@ -102,6 +103,10 @@ def _scaled(v: Values, s: Settings, least: int) -> bytes | None:
     scales, codes = found
     counts = np.unique(codes, return_counts=True)[1]
     if entropy_bytes(counts) + scales.values.size > least:  # a byte each at the very least
+        return None
+    made = np.empty_like(v.bits)
+    scaled(scales, codes, v.dtype, v.shape, made)
+    if not np.array_equal(made, v.bits):
         return None
     inner = encode_section(codes, scales.codes, v.shape, replace(s, scales=False))
     return scaled_section(scales, inner)

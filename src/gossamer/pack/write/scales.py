@@ -15,6 +15,7 @@ __all__ = ["find_scales"]
 
 _GROUPS = (1024, 512, 256, 128, 64, 32, 16, 8)
 _STEPS = 128  # the smallest magnitude of a group is at most so many steps
+_SIGNED = 1 << 11  # up to which float16 holds every integer, and a negative zero beside them
 _LOOKED_AT = 64  # entries of a group that say whether there may be a scale
 _SAMPLES = 8
 _AT_ONCE = 1 << 17
@@ -119,6 +120,8 @@ def _all(
     k = codes[:, :cols]
     most = float(np.abs(k).max())
     signed = bool(np.any(np.signbit(k) & (k == 0)))
+    if signed and most > _SIGNED:
+        return None
     kind_of = _HALF if signed else _NARROW if most <= 127 else _WIDE
     sizes = (shape[axis], *shape[:axis], *shape[axis + 1 :])
     back = np.moveaxis(k.reshape(sizes), 0, axis).astype(CODES[kind_of.code])
