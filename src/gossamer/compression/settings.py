@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -124,7 +124,9 @@ class Strict(BaseModel):
         # YAML reads yes, no, on and off as truth, which pydantic takes for 1 and 0.
         for name, value in data.items() if isinstance(data, Mapping) else ():
             field = cls.model_fields.get(str(name))
-            if field is not None and field.annotation is not bool and isinstance(value, bool):
+            if field is None or not isinstance(value, bool):
+                continue
+            if bool not in (field.annotation, *get_args(field.annotation)):
                 raise ValueError(f"{name}: {_TRUTH}")
         return data
 
