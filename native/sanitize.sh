@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=${1:-python3}
 out=build/asan
 mkdir -p "$out"
-rm -rf "$out/src" && cp -r src "$out/src"
+rm -rf "$out/src" "$out/native" && cp -r src "$out/src" && cp -r native "$out/native"
 suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 nanobind=$("$python" -c 'import nanobind, os; print(os.path.dirname(nanobind.__file__))')
