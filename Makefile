@@ -50,7 +50,7 @@ bench: $(VENV)/test.stamp
 sanitize: $(VENV)/test.stamp
 	sh native/sanitize.sh $(BIN)/python
 
-# The kernels on every instruction set, and for aarch64 under user-mode emulation: the longer job.
+# The kernels on every instruction set, and for aarch64 under user-mode emulation; by hand.
 # Needs aarch64-linux-gnu-g++ and qemu-aarch64; what lacks is named, and skipped.
 aarch64: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slow tests/native

@@ -5,7 +5,6 @@ Skipped where transformers is not installed (the extra ``gossamer[transformers]`
 
 import copy
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +141,11 @@ def test_buffers_that_no_file_holds_are_made_by_the_class_again(
 
 
 def test_what_the_class_does_not_make_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tempfile.TemporaryDirectory()
-    builder = proof.Builder(None, {}, nn.Linear(2, 2), configured=folder)
+    class Config:
+        def save_pretrained(self, folder: str) -> None:
+            Path(folder, "config.json").write_text("{}")
+
+    builder = proof.Builder(None, {}, nn.Linear(2, 2), config=Config())
     before = proof._Found({"carried": ["ids"], "built": "its modules"})
     data = datasets.load("digits", subset=20)
 
@@ -168,4 +170,3 @@ def test_what_the_class_does_not_make_is_as_it_was(monkeypatch: pytest.MonkeyPat
     good = by_class({"digest": "0", "test": {}, "same": True, "carried": []})
     assert good.problem is None
     assert good.figures["built"] == "Linear of transformers, by its configuration"
-    folder.cleanup()

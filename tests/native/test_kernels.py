@@ -1,6 +1,6 @@
 """The kernels without Python: each body beside an oracle in C++ (``kernels.cpp``).
 
-Here for this processor, the portable path alone; in the longer job (``make aarch64``) for every
+Here for this processor, the portable path alone; by ``make aarch64`` for every
 instruction set of it, and for aarch64 under user-mode emulation, with dot products and without, as
 the C library and its example. What lacks is named, and skipped.
 """

@@ -20,19 +20,20 @@ from gossamer.runtime.plan.plan import Plan
 from gossamer.training import evaluate
 from gossamer.training.tasks import Task
 
-__all__ = ["timed"]
+__all__ = ["Planned", "timed"]
 
 _CALIBRATION = 256  # examples of the training split, whose labels are not read
 
 
-class _Planned(nn.Module):
-    """A plan where a network is asked for."""
+class Planned(nn.Module):
+    """A plan where a network is asked for, to be evaluated."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
+        """As the network the plan was made of."""
         return self.plan(*inputs, **named)
 
 
@@ -64,12 +65,11 @@ def timed(
     subject = Subject("dense", dense, example, calibration=seen)
     other = "onnxruntime-int8" if installed("onnxruntime-int8") else "gossamer-int8"
     before = ENGINES[other].prepare(subject, subject.rows(1), 1).run
-    after = Subject("decoded", decoded, example)
-    calibration = list(batches_of(seen, example, after.tensors))
+    calibration = list(batches_of(seen, example, subject.tensors))
     plan = compile_network(decoded, example, precision="int8", calibration=calibration)
     arrays = [t.numpy() for t in nest.leaves(example)]
     found = pairs(before, partial(plan.arrays, arrays, plan.batch(arrays)))
-    scored = evaluate(_Planned(plan), data.test, task=task)
+    scored = evaluate(Planned(plan), data.test, task=task)
     figures = {"check": plan.facts.check, "score": scored.score, "of": scored.total}
     runs = "a plan" if plan.facts.engine == "plan" else plan.facts.engine
     name = f"{other} before, after {runs} in {plan.facts.precision}"

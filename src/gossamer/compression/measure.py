@@ -70,12 +70,12 @@ def latency(
     torch, which emulates it; None where there is no other engine.
 
     Args:
-        task: what the score of an int8 plan is; None: by the targets.
         exported: whether to ask onnxruntime; None: where it is installed.
         planned: compile both networks too (:mod:`gossamer.runtime.plan`); zeros are left out
             there, so that the figures are of that, whatever the operations are. ``int8``: the
-            decoded one as an int8 plan, the dense one in eight bits
-            (:mod:`gossamer.compression.eight_bits`).
+            decoded one in the plan that is fastest, eight bits allowed, the dense one in eight
+            bits (:mod:`gossamer.compression.eight_bits`).
+        task: what the score of such a plan is; None: by the targets.
     """
     device = device_of(decoded)
     example = nest.moved(data.test.batch(slice(0, 1))[0], device)

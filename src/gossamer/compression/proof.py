@@ -46,15 +46,15 @@ class Builder:
             that only exists as an object.
         origin: the network as it was before any stage.
         seconds: that building it took.
-        configured: a folder with the configuration of a network of transformers that only exists
-            as an object: its class makes the buffers that no file of it holds.
+        config: the configuration of a network of transformers that only exists as an object: its
+            class makes the buffers that no file of it holds.
     """
 
     source: str | None
     options: Mapping[str, Any]
     origin: nn.Module
     seconds: float = 0.0
-    configured: tempfile.TemporaryDirectory[str] | None = None
+    config: Any = None
 
 
 @dataclass
@@ -119,7 +119,7 @@ def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Build
     if isinstance(source, nn.Module):
         inner, told = unwrapped(source)  # first: a process group cannot be copied
         network, more = plain(copied(inner))
-        return Builder(None, {}, network, configured=_configured(network)), [*told, *more]
+        return Builder(None, {}, network, config=_config(network)), [*told, *more]
     begun = time.monotonic()
     given: dict[str, Any] = {"seed": recipe.seed, "pretrained": recipe.pretrained}
     network, told = plain(
@@ -131,19 +131,14 @@ def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Build
     return Builder(source, options, network, time.monotonic() - begun), told
 
 
-def _configured(network: nn.Module) -> tempfile.TemporaryDirectory[str] | None:
-    """The configuration of a network of transformers, written down."""
+def _config(network: nn.Module) -> Any:
+    """The configuration that a network of transformers was made of; None for any other."""
     package = type(network).__module__.partition(".")[0]
     if package != "transformers" or not hasattr(network, "config"):
         return None
     config: Any = copy.deepcopy(network.config)
     config.architectures = [type(network).__name__]
-    folder = tempfile.TemporaryDirectory(prefix="gossamer-")
-    try:
-        config.save_pretrained(folder.name)
-    except Exception:  # it is only tried
-        return None
-    return folder
+    return config
 
 
 def preflight(
@@ -179,7 +174,7 @@ def preflight(
         pack(model, file, profile="fast", allow_nonfinite=infinite_buffers(model)).close()
         if trains:
             progress.say("check: the untouched network is packed, built anew and compared")
-        elsewhere = trains or builder.configured is not None
+        elsewhere = trains or builder.config is not None
         found = _attempts(
             builder, file, few, few, task, expected,
             elsewhere=elsewhere, call=builder.seconds < _LONG,
@@ -283,7 +278,7 @@ def _attempts(
         if not figures.get("unbuilt"):
             what = made if isinstance(made, str) else "its modules, without any value"
             done = _Found({**figures, "built": what}, notes=notes)
-            if figures.get("carried") and builder.configured is not None:
+            if figures.get("carried") and builder.config is not None:
                 return _by_class(builder, file, split, task, expected, done)
             return done
         what = f"{made} cannot be called" if isinstance(made, str) else "the network cannot be made"
@@ -310,18 +305,19 @@ def _by_class(
 
     The network may have been changed since it was made, so that a failure says nothing of the file.
     """
-    assert builder.configured is not None
     try:
-        figures = fresh.check(
-            file,
-            "gossamer.nets.sources:blank",
-            split,
-            task=task,
-            threads=torch.get_num_threads(),
-            model_options={"folder": builder.configured.name},
-            expected=expected,
-        )
-    except GossamerError:
+        with tempfile.TemporaryDirectory(prefix="gossamer-") as folder:
+            builder.config.save_pretrained(folder)
+            figures = fresh.check(
+                file,
+                "gossamer.nets.sources:blank",
+                split,
+                task=task,
+                threads=torch.get_num_threads(),
+                model_options={"folder": folder},
+                expected=expected,
+            )
+    except (GossamerError, OSError, TypeError, ValueError):  # what is no JSON among them
         return otherwise
     what = f"{type(builder.origin).__name__} of transformers, by its configuration"
     found = _Found({**figures, "built": what}, notes=otherwise.notes)

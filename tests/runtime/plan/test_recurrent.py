@@ -163,10 +163,10 @@ class Cells(nn.Module):
 
 
 NETWORKS = {
-    "lstm": (lambda: Speech(dropout=0.5), (torch.randn(5, 2, 6),)),
-    "gru": (lambda: Speech(nn.GRU, 1, batch_first=True, bias=False), (torch.randn(2, 5, 6),)),
-    "learned": (Learned, (torch.randn(2, 4, 6), torch.randn(2, 8))),
-    "cells": (Cells, (torch.randn(2, 3, 6),)),
+    "lstm": (lambda: Speech(dropout=0.5), ((5, 2, 6),)),
+    "gru": (lambda: Speech(nn.GRU, 1, batch_first=True, bias=False), ((2, 5, 6),)),
+    "learned": (Learned, ((2, 4, 6), (2, 8))),
+    "cells": (Cells, ((2, 3, 6),)),
 }
 
 
@@ -175,8 +175,8 @@ NETWORKS = {
 )
 def test_networks_are_torch_s(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    make, x = NETWORKS[name]
-    net = make().eval()
+    make, sizes = NETWORKS[name]
+    net, x = make().eval(), tuple(torch.randn(size) for size in sizes)
     made = compile_network(net, x if len(x) > 1 else x[0], engine="numpy")
     read = gossamer.runtime.load(made.save(tmp_path / "net.plan"))
     for count in (2, *((1, 3) if made.graph.free else ())):

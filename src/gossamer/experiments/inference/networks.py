@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import nets
+from gossamer.compression.eight_bits import Planned
 from gossamer.compression.measure import density
 from gossamer.compression.records import load
 from gossamer.experiments import Claim, Context, experiment
@@ -31,7 +32,6 @@ from gossamer.runtime.bench import bench
 from gossamer.runtime.engines import Subject, installed
 from gossamer.runtime.plan.dense import model as onnx_bytes
 from gossamer.runtime.plan.door import compile_network
-from gossamer.runtime.plan.plan import Plan
 from gossamer.training import evaluate
 
 __all__ = ["cold", "network", "networks"]
@@ -60,18 +60,6 @@ def _thinned(net: nn.Module, kept: float, *whole: str) -> nn.Module:
             if isinstance(module, (nn.Conv2d, nn.Linear)) and name not in whole:
                 module.weight.mul_(torch.rand(module.weight.shape, generator=draw) < kept)
     return net
-
-
-class _Answering(nn.Module):
-    """A plan where a network is evaluated."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__()
-        self.plan = plan
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.plan(x)
-        return found
 
 
 def _alexnet(quick: bool) -> nn.Module:
@@ -106,7 +94,7 @@ def _pair(
             state.model, example, engine="plan", precision="int8",
             calibration=first(data.train, 16 if quick else 512), rounds=3 if quick else 30,
         )  # fmt: skip
-        found = [100 * evaluate(m, test).accuracy for m in (dense, state.model, _Answering(plan))]
+        found = [100 * evaluate(m, test).accuracy for m in (dense, state.model, Planned(plan))]
         known = dict(zip(("before", "after", "int8"), found, strict=True))
         return dense, state.model, example, {"images": len(test), **known}
     dense = nets.build(name, seed=0)

@@ -116,7 +116,7 @@ def _all(
     # what is repeated costs little
     last = np.maximum.accumulate(np.where(empty, 0, np.arange(len(flat))))
     flat[:] = flat[last]
-    flat[flat == 0] = flat[~empty][0] if not empty.all() else 1
+    flat[flat == 0] = flat[~empty][0]
     k = codes[:, :cols]
     most = float(np.abs(k).max())
     signed = bool(np.any(np.signbit(k) & (k == 0)))
@@ -150,8 +150,9 @@ def _fit(
         low, high, codes = _narrowed(size[maybe], least[maybe] / steps, dtype)
         codes = np.copysign(codes, values[maybe])
         for step in _between(low, high, dtype):
-            open_ = scale[maybe] == 0
-            fits = open_ & (product(codes, step[:, None], dtype) == bits[maybe]).all(1)
+            fits = (scale[maybe] == 0) & (product(codes, step[:, None], dtype) == bits[maybe]).all(
+                1
+            )
             scale[maybe[fits]], k[maybe[fits]] = step[fits], codes[fits]
         todo = todo[scale[todo] == 0]
     return None if len(todo) else (scale, k)
