@@ -36,15 +36,16 @@ struct SparseConv {
   void* out;
 };
 
-// How the map is cut: register tiles of `tile_rows` x `vectors`, `tiles` of them below each other
-// share copies of the input.
+// How the map is cut: register tiles of `tile_lines` x `vectors`, `tiles` of them below each other
+// share copies of the input. A line is a row of the map, or `fold` rows of a narrow map side by side
+// in one vector.
 struct Tiling {
-  int64_t vectors, tile_rows, tiles, columns, regions;
+  int64_t vectors, tile_lines, tiles, columns, regions, fold;
 };
 
-// What is computed at once.
+// What is computed at once: `rows` rows of the map in `lines` lines; a copy has `base_lines`.
 struct Region {
-  int64_t image, group, y0, rows, x0, width, base_rows;  // base_rows: of a phase of a copy
+  int64_t image, group, y0, rows, lines, x0, width, base_lines;
 };
 
 }  // namespace gossamer

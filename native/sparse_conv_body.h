@@ -3,6 +3,7 @@
 
 struct FloatOp {
   typedef F Sum;
+  static constexpr bool kPlain = true;  // copies hold elements as they are
   GOSSAMER_INLINE F weight(uint32_t bits) {
     float w;
     __builtin_memcpy(&w, &bits, 4);
@@ -14,6 +15,7 @@ struct FloatOp {
 };
 struct QuadOp {
   typedef I Sum;
+  static constexpr bool kPlain = true;
   GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
   GOSSAMER_INLINE I step(I sum, const uint32_t* x, I w) { return dot4(sum, load<I>(x), w); }
   GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
@@ -21,6 +23,7 @@ struct QuadOp {
 };
 struct PairOp {
   typedef I Sum;
+  static constexpr bool kPlain = false;
   GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
   GOSSAMER_INLINE I step(I sum, const uint32_t* x, I w) { return dot2(sum, load<I>(x), w); }
   // Bytes 0 and 1, or 2 and 3, to 16 bits each.
@@ -46,7 +49,7 @@ struct Panel {  // the rows of one block for one register tile
 };
 
 template <class Op, int N, bool First>
-static void accumulate(const Panel& p) {
+static void accumulate(const Panel p) {
   typedef typename Op::Sum Sum;
   const uint32_t *copies = p.copies, *offsets = p.offsets;
   for (int64_t r = p.from; r < p.to; r++) {
@@ -70,7 +73,7 @@ static void accumulate(const Panel& p) {
 
 template <class Op, bool First>
 static void accumulate_any(int64_t n, const Panel& p) {
-  static void (*const all[])(const Panel&) = {
+  static void (*const all[])(Panel) = {
       accumulate<Op, 1, First>,  accumulate<Op, 2, First>,  accumulate<Op, 3, First>,
       accumulate<Op, 4, First>,  accumulate<Op, 5, First>,  accumulate<Op, 6, First>,
       accumulate<Op, 7, First>,  accumulate<Op, 8, First>,  accumulate<Op, 9, First>,
@@ -82,20 +85,22 @@ static void accumulate_any(int64_t n, const Panel& p) {
 // Tiles with the least work: a tap costs its vectors and about one and a half for the broadcast, and
 // every vector beyond the map is lost. `sums_bytes`: what the sums of a region may take.
 static Tiling tiling(const SparseConv& c, int64_t sums_bytes) {
-  const int64_t across = (c.ow + kLanes - 1) / kLanes;
+  int64_t fold = 1;
+  while (fold < c.oh && 2 * fold * c.ow <= kLanes) fold *= 2;
+  const int64_t across = (c.ow + kLanes - 1) / kLanes, down = (c.oh + fold - 1) / fold;
   Tiling best{};
   double least = 0;
   for (int64_t v = 1; v <= across && v <= kMost; v++) {
     const int64_t columns = (across + v - 1) / v;
-    for (int64_t rows = 1; rows * v <= kMost && rows <= c.oh; rows++) {
-      const int64_t whole = c.oh / rows, rest = c.oh % rows;
-      const double cost = double(columns) * (double(whole) * double(rows * v + 3) / 2 +
+    for (int64_t lines = 1; lines * v <= (getenv("TR") ? atoi(getenv("TR")) : kMost) && lines <= down; lines++) {
+      const int64_t whole = down / lines, rest = down % lines;
+      const double cost = double(columns) * (double(whole) * double(lines * v + 3) / 2 +
                                              (rest ? double(rest * v + 3) / 2 : 0));
-      if (!best.vectors || cost <= least) least = cost, best = {v, rows, 1, columns, 0};
+      if (!best.vectors || cost <= least) least = cost, best = {v, lines, 1, columns, 0, fold};
     }
   }
-  const int64_t tile_bytes = c.rows * best.vectors * best.tile_rows * kLanes * 4;
-  const int64_t most = (c.oh + best.tile_rows - 1) / best.tile_rows;
+  const int64_t tile_bytes = c.rows * best.vectors * best.tile_lines * kLanes * 4;
+  const int64_t most = (down + best.tile_lines - 1) / best.tile_lines;
   best.tiles = tile_bytes < sums_bytes ? sums_bytes / tile_bytes : 1;
   best.tiles = best.tiles > most ? most : best.tiles;
   best.regions = (most + best.tiles - 1) / best.tiles;
@@ -104,54 +109,90 @@ static Tiling tiling(const SparseConv& c, int64_t sums_bytes) {
 
 static int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
-// Columns x * sx + shift of a row of the input for x0 <= x < x0 + width; `fill` outside of it.
-static void take_line(const SparseConv& c, const uint32_t* from, int64_t x0, int64_t shift,
-                      int64_t width, uint32_t* to) {
+// Columns (x0 + x) * sx + shift of a row of the input, for 0 <= x < width; `fill` outside of it.
+GOSSAMER_INLINE void take_line(const SparseConv& c, const uint32_t* from, int64_t x0, int64_t shift,
+                               int64_t width, uint32_t* to) {
   const I fill = splat(int32_t(c.fill));
   if (!from) {
     for (int64_t x = 0; x < width; x += kLanes) store(to + x, fill);
     return;
   }
+  if (c.sx == 1) {
+    const int64_t begin = x0 + shift;
+    for (int64_t x = 0; x < width; x += kLanes)
+      store(to + x, load_part(from + (begin + x), int(-begin - x), int(c.w - begin - x), fill));
+    return;
+  }
   int64_t first = -floor_div(shift, c.sx) - x0, end = floor_div(c.w - 1 - shift, c.sx) + 1 - x0;
   first = first < 0 ? 0 : first > width ? width : first;
   end = end < first ? first : end > width ? width : end;
-  if (c.sx == 1) {
-    for (int64_t x = 0; x < width; x += kLanes)
-      store(to + x, load_part(from + (x0 + x + shift), int(first - x), int(end - x), fill));
-    return;
-  }
   const uint32_t* at = from + (x0 * c.sx + shift);
   for (int64_t x = 0; x < first; x++) to[x] = c.fill;
   for (int64_t x = first; x < end; x++) to[x] = at[x * c.sx];
   for (int64_t x = end; x < width; x++) to[x] = c.fill;
 }
 
+// A row of a phase into the copy or copies that it belongs to; `to` has room for both.
+template <class Op, int Fold>
+GOSSAMER_INLINE void place_row(const Region& r, const bool* used, int64_t q,
+                               int64_t half, const uint32_t* row, uint32_t* to) {
+  if (Fold == 1) {
+    if (Op::kPlain && row == to + q * r.width) return;
+    for (int64_t x = 0; x < r.width; x += kLanes)
+      store(to + q * r.width + x, Op::spread(load<I>(row + x), half));
+    return;
+  }
+  constexpr int64_t part = kLanes / Fold;
+  const int64_t kind = r.base_lines * kLanes;
+  const I v = Op::spread(load<I>(row), half);
+#pragma GCC unroll 16
+  for (int64_t first = 0; first < Fold && first <= q; first++) {
+    const int64_t at = (q - first) / Fold;
+    if (used[first] && at < r.base_lines)
+      __builtin_memcpy(to + first * kind + at * kLanes + (q - first) % Fold * part, &v,
+                       sizeof v / Fold);
+  }
+}
+
 // Copies of `count` planes of a block, one for each kernel column; rows of one phase of the vertical
-// stride lie together, so that a step down is a row wherever a tap begins.
-template <class Op>
-static void make_copies(const SparseConv& c, const Region& r, int64_t plane, int64_t count,
-                        const bool* phases, uint32_t* line, uint32_t* copies) {
+// stride lie together, so that a step down is a row wherever a tap begins. Where `fold` rows share a
+// vector, a copy for each row that a line can begin with: then a step down is a line of one of them.
+// `used`: phase * fold + first row, of those that a tap needs.
+template <class Op, int Fold>
+static void make_copies(const SparseConv c, const Region r, int64_t plane, int64_t count,
+                        const bool* used, uint32_t* line, uint32_t* copies) {
   const int64_t per = c.element == Element::kPair ? 2 : 1, size = c.h * c.w;
   const int64_t reach = (r.width + c.dx * (c.kw - 1) / c.sx + kLanes - 1) / kLanes * kLanes;
-  const int64_t column = c.sy * r.base_rows * r.width;  // from a copy to the next
+  const int64_t phased = Fold * r.base_lines * r.width, column = c.sy * phased;
+  const int64_t rows = Fold * (r.base_lines + 1) - 1;
+  const bool straight = Op::kPlain && Fold == 1;  // a row is a row of the copy
   for (int64_t p = 0; p < count; p++, copies += c.kw * column) {
     const int64_t channel = (r.image * c.groups + r.group) * c.channels + (plane + p) / per;
+    const int64_t half = (plane + p) % per;
     for (int64_t phase = 0; phase < c.sy; phase++) {
-      if (!phases[phase]) continue;
-      for (int64_t q = 0; q < r.base_rows; q++) {
+      bool any = false;
+      for (int64_t first = 0; first < Fold; first++) any |= used[phase * Fold + first];
+      if (!any) continue;
+      for (int64_t q = 0; q < rows; q++) {
         const int64_t y = (r.y0 + q) * c.sy - c.top + phase;
         const uint32_t* from = y >= 0 && y < c.h ? c.input + channel * size + y * c.w : nullptr;
-        for (int64_t k = 0; k < c.sx; k++) {  // phases of the horizontal stride
+        uint32_t* to = copies + phase * phased;
+        if (c.sx == 1) {
+          for (int64_t kx = 0; kx < c.kw; kx++, to += column) {
+            uint32_t* row = straight ? to + q * r.width : line;
+            take_line(c, from, r.x0, kx * c.dx - c.left, r.width, row);
+            place_row<Op, Fold>(r, used + phase * Fold, q, half, row, to);
+          }
+          continue;
+        }
+        for (int64_t k = 0; k < c.sx; k++) {  // phases of the horizontal stride share a line
           bool taken = false;
           for (int64_t kx = 0; kx < c.kw; kx++) {
-            const int64_t across = kx * c.dx;
-            if (c.sx > 1 && across % c.sx != k) continue;
+            if (kx * c.dx % c.sx != k) continue;
             if (!taken) take_line(c, from, r.x0, k - c.left, reach, line);
             taken = true;
-            const uint32_t* shifted = line + (c.sx > 1 ? across / c.sx : across);
-            uint32_t* to = copies + kx * column + (phase * r.base_rows + q) * r.width;
-            for (int64_t x = 0; x < r.width; x += kLanes)
-              store(to + x, Op::spread(load<I>(shifted + x), (plane + p) % per));
+            place_row<Op, Fold>(r, used + phase * Fold, q, half, line + kx * c.dx / c.sx,
+                          to + kx * column);
           }
         }
       }
@@ -159,16 +200,37 @@ static void make_copies(const SparseConv& c, const Region& r, int64_t plane, int
   }
 }
 
+typedef void (*Copier)(SparseConv, Region, int64_t, int64_t, const bool*, uint32_t*, uint32_t*);
+
+// Structs go by value to what stores vectors: a store may alias what a reference names, and all its
+// fields would be read again.
 template <class Op>
-static void finish_floats(const SparseConv& c, const Region& r, int64_t from, int64_t to,
-                          const uint32_t* sums) {
+static Copier copier(int64_t fold) {
+  if constexpr (kLanes == 16) {
+    if (fold == 16) return make_copies<Op, 16>;
+    if (fold == 8) return make_copies<Op, 8>;
+  }
+  if constexpr (kLanes == 8) {
+    if (fold == 8) return make_copies<Op, 8>;
+  }
+  return fold == 4 ? make_copies<Op, 4> : fold == 2 ? make_copies<Op, 2> : make_copies<Op, 1>;
+}
+
+// Where the sums of a row of the map begin; there is a vector of room behind the last.
+GOSSAMER_INLINE int64_t place_of(const Region& r, int64_t fold, int64_t m, int64_t y) {
+  return (m * r.lines + y / fold) * r.width + y % fold * (kLanes / fold);
+}
+
+template <class Op>
+static void finish_floats(const SparseConv c, const Region r, int64_t fold, int64_t from,
+                          int64_t to, const uint32_t* sums) {
   const F low = splat(c.low), high = splat(c.high);
   for (int64_t m = from; m < to; m++) {
     const int64_t channel = r.group * c.rows + m;
     const float scale = c.scale ? c.scale[channel] : 1.0f, bias = c.bias ? c.bias[channel] : 0.0f;
     const int64_t at = (r.image * c.groups * c.rows + channel) * c.oh * c.ow;
     for (int64_t y = 0; y < r.rows; y++) {
-      const uint32_t* s = sums + ((m - from) * r.rows + y) * r.width;
+      const uint32_t* s = sums + place_of(r, fold, m - from, y);
       for (int64_t x = 0; x < r.width && r.x0 + x < c.ow; x += kLanes) {
         const int64_t place = at + (r.y0 + y) * c.ow + r.x0 + x;
         const int left = int(c.ow - r.x0 - x);
@@ -183,8 +245,8 @@ static void finish_floats(const SparseConv& c, const Region& r, int64_t from, in
 
 // Four rows at a time to quads; rows that do not exist are zero.
 template <class Op>
-static void finish_quads(const SparseConv& c, const Region& r, int64_t from, int64_t to,
-                         const uint32_t* sums) {
+static void finish_quads(const SparseConv c, const Region r, int64_t fold, int64_t from,
+                         int64_t to, const uint32_t* sums) {
   const F low = splat(c.low), high = splat(c.high);
   const int64_t quads = (c.groups * c.rows + 3) / 4;
   for (int64_t m = from; m < to; m += 4) {
@@ -198,7 +260,7 @@ static void finish_quads(const SparseConv& c, const Region& r, int64_t from, int
             c.residual ? load_part((const uint32_t*)c.residual + place, 0, left, I{}) : I{};
         I quad{};
         for (int k = 0; k < 4 && m + k < to; k++) {
-          const uint32_t* s = sums + ((m + k - from) * r.rows + y) * r.width + x;
+          const uint32_t* s = sums + place_of(r, fold, m + k - from, y) + x;
           F v = Op::real(load<typename Op::Sum>(s), c.scale ? c.scale[channel + k] : 1.0f);
           v += c.bias ? c.bias[channel + k] : 0.0f;
           if (c.residual) v += to_float(residual >> (8 * k) & 255) * c.residual_scale;
@@ -209,37 +271,38 @@ static void finish_quads(const SparseConv& c, const Region& r, int64_t from, int
   }
 }
 
-// Chunks chunk0 .. chunk1 of the rows of one region.
+// Rows row0 .. row1 of the weight over one region.
 template <class Op>
 static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,
-                   int64_t row1, const uint32_t* offsets, const bool* phases, uint32_t* line,
+                   int64_t row1, const uint32_t* offsets, const bool* used, uint32_t* line,
                    uint32_t* copies, uint32_t* sums) {
+  const Copier copy = copier<Op>(t.fold);
   for (int64_t b = 0; b < c.blocks; b++) {
     const int64_t plane = b * c.block, q = r.group * c.blocks + b;
     const int64_t count = c.planes - plane < c.block ? c.planes - plane : c.block;
-    make_copies<Op>(c, r, plane, count, phases, line, copies);
-    for (int64_t y = 0; y < r.rows; y += t.tile_rows) {
-      const int64_t rows = r.rows - y < t.tile_rows ? r.rows - y : t.tile_rows;
+    copy(c, r, plane, count, used, line, copies);
+    for (int64_t y = 0; y < r.lines; y += t.tile_lines) {
+      const int64_t lines = r.lines - y < t.tile_lines ? r.lines - y : t.tile_lines;
       const Panel panel{c.starts + q * (c.rows + 1), c.order + q * c.rows, row0, row1, row0, c.taps,
                         c.values, offsets, copies + y * r.width, sums + y * r.width,
-                        r.rows * r.width};
-      if (b) accumulate_any<Op, false>(rows * t.vectors, panel);
-      else accumulate_any<Op, true>(rows * t.vectors, panel);
+                        r.lines * r.width};
+      if (b) accumulate_any<Op, false>(lines * t.vectors, panel);
+      else accumulate_any<Op, true>(lines * t.vectors, panel);
     }
   }
-  if (c.quads_out) finish_quads<Op>(c, r, row0, row1, sums);
-  else finish_floats<Op>(c, r, row0, row1, sums);
+  if (c.quads_out) finish_quads<Op>(c, r, t.fold, row0, row1, sums);
+  else finish_floats<Op>(c, r, t.fold, row0, row1, sums);
 }
 
 static void any_region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,
-                       int64_t row1, const uint32_t* offsets, const bool* phases, uint32_t* line,
+                       int64_t row1, const uint32_t* offsets, const bool* used, uint32_t* line,
                        uint32_t* copies, uint32_t* sums) {
   if (c.element == Element::kFloat)
-    region<FloatOp>(c, t, r, row0, row1, offsets, phases, line, copies, sums);
+    region<FloatOp>(c, t, r, row0, row1, offsets, used, line, copies, sums);
   else if (c.element == Element::kQuad)
-    region<QuadOp>(c, t, r, row0, row1, offsets, phases, line, copies, sums);
+    region<QuadOp>(c, t, r, row0, row1, offsets, used, line, copies, sums);
   else
-    region<PairOp>(c, t, r, row0, row1, offsets, phases, line, copies, sums);
+    region<PairOp>(c, t, r, row0, row1, offsets, used, line, copies, sums);
 }
 
 static int64_t lanes() { return kLanes; }

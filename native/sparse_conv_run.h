@@ -88,9 +88,14 @@ inline size_t conv_results(const SparseConv& c) {
   return size_t(c.images * written * c.oh * c.ow);
 }
 
-// Elements of a block's copies for `rows` rows of the map.
-inline int64_t conv_copies(const SparseConv& c, int64_t rows, int64_t width) {
-  return c.block * c.kw * c.sy * (rows + c.dy * (c.kh - 1) / c.sy) * width;
+// Lines of a copy for `lines` lines of the map.
+inline int64_t base_lines(const SparseConv& c, const Tiling& t, int64_t lines) {
+  return lines + c.dy * (c.kh - 1) / c.sy / t.fold;
+}
+
+// Elements of a block's copies for `lines` lines of the map.
+inline int64_t conv_copies(const SparseConv& c, const Tiling& t, int64_t lines, int64_t width) {
+  return c.block * c.kw * c.sy * t.fold * base_lines(c, t, lines) * width;
 }
 
 // Bytes that a worker takes for itself, about.
@@ -98,8 +103,8 @@ inline double conv_scratch(const SparseConv& c) {
   if (!conv_results(c)) return 0;
   const Tiling t = GOSSAMER_PICK(isa(), tiling)(c, kSumsBytes);
   const int64_t width = t.vectors * GOSSAMER_PICK(isa(), lanes)();
-  const int64_t rows = std::min(c.oh, t.tiles * t.tile_rows);
-  return 4 * (double(conv_copies(c, rows, width)) + double(c.rows * rows * width));
+  const int64_t lines = std::min((c.oh + t.fold - 1) / t.fold, t.tiles * t.tile_lines);
+  return 4 * (double(conv_copies(c, t, lines, width)) + double(c.rows * lines * width));
 }
 
 // All arrays are there, as long as the sizes say, and checked.
@@ -113,23 +118,24 @@ inline void run_conv(SparseConv c, size_t threads) {
   const int64_t lanes = GOSSAMER_PICK(level, lanes)();
   const Tiling t = GOSSAMER_PICK(level, tiling)(c, kSumsBytes);
   const auto any_region = GOSSAMER_PICK(level, any_region);
-  const int64_t width = t.vectors * lanes, high_rows = std::min(c.oh, t.tiles * t.tile_rows);
-  const auto base_rows = [&](int64_t rows) { return rows + c.dy * (c.kh - 1) / c.sy; };
-  std::unique_ptr<bool[]> phases(new bool[size_t(c.sy)]());
-  for (int64_t y = 0; y < c.kh; y++) phases[size_t(c.dy * y % c.sy)] = true;
+  const int64_t width = t.vectors * lanes;
+  const int64_t most_lines = std::min((c.oh + t.fold - 1) / t.fold, t.tiles * t.tile_lines);
+  std::unique_ptr<bool[]> used(new bool[size_t(c.sy * t.fold)]());  // phase, first row of a line
+  for (int64_t y = 0; y < c.kh; y++)
+    used[size_t(c.dy * y % c.sy * t.fold + c.dy * y / c.sy % t.fold)] = true;
   // Whole regions, and shares of the rows where there are fewer regions than threads.
   const int64_t chunks = (c.rows + c.chunk - 1) / c.chunk;
   const int64_t regions = c.images * c.groups * t.regions * t.columns;
   const int64_t wanted = int64_t(std::max<size_t>(threads, 1));
   const int64_t shares = regions >= 2 * wanted ? 1 : std::min(chunks, wanted);
   const int64_t per_share = (chunks + shares - 1) / shares * c.chunk;
-  const int64_t copies_size = conv_copies(c, high_rows, width);
-  const int64_t sums_size = std::min(per_share, c.rows) * high_rows * width;
+  const int64_t copies_size = conv_copies(c, t, most_lines, width);
+  const int64_t sums_size = std::min(per_share, c.rows) * most_lines * width;
   const size_t workers = std::min(std::max<size_t>(threads, 1), size_t(regions * shares));
   struct Own {
     std::unique_ptr<uint32_t[], Free> line, copies, sums;
     std::vector<uint32_t> offsets;
-    int64_t rows = -1;  // that the offsets are for
+    int64_t lines = -1;  // that the offsets are for
   };
   std::vector<Own> own(workers);
   for (Own& o : own) {
@@ -145,24 +151,25 @@ inline void run_conv(SparseConv c, size_t threads) {
     };
     const int64_t share = next(shares), column = next(t.columns), down = next(t.regions);
     const int64_t group = next(c.groups), image = next(c.images);
-    const int64_t y0 = down * high_rows, rows = std::min(high_rows, c.oh - y0);
+    const int64_t y0 = down * most_lines * t.fold, rows = std::min(most_lines * t.fold, c.oh - y0);
+    const int64_t lines = (rows + t.fold - 1) / t.fold, base = base_lines(c, t, lines);
     const int64_t row0 = share * per_share, row1 = std::min(row0 + per_share, c.rows);
     if (row0 >= row1) return;
     Own& o = own[worker];
-    if (o.rows != rows) {
+    if (o.lines != lines) {
       o.offsets.resize(size_t(c.block * c.kh * c.kw));
       size_t at = 0;
       for (int64_t p = 0; p < c.block; p++)
         for (int64_t y = 0; y < c.kh; y++)
           for (int64_t x = 0; x < c.kw; x++) {
-            const int64_t phase = c.dy * y % c.sy, row = c.dy * y / c.sy;
-            o.offsets[at++] =
-                uint32_t((((p * c.kw + x) * c.sy + phase) * base_rows(rows) + row) * width);
+            const int64_t phase = c.dy * y % c.sy, down = c.dy * y / c.sy;
+            const int64_t kind = ((p * c.kw + x) * c.sy + phase) * t.fold + down % t.fold;
+            o.offsets[at++] = uint32_t((kind * base + down / t.fold) * width);
           }
-      o.rows = rows;
+      o.lines = lines;
     }
-    any_region(c, t, {image, group, y0, rows, column * width, width, base_rows(rows)}, row0, row1,
-               o.offsets.data(), phases.get(), o.line.get(), o.copies.get(), o.sums.get());
+    any_region(c, t, {image, group, y0, rows, lines, column * width, width, base}, row0, row1,
+               o.offsets.data(), used.get(), o.line.get(), o.copies.get(), o.sums.get());
   });
 }
 
