@@ -92,38 +92,51 @@ GOSSAMER_INLINE I dot2(I acc, I x, I w) {
 #endif
 }
 
-#ifdef GOSSAMER_LANES_AVX2
-GOSSAMER_INLINE __m256i lanes_between(int first, int end) {
+// Some lanes, first <= i < end, of which none may lie outside of the vector.
+#if defined(GOSSAMER_LANES_AVX512)
+typedef __mmask16 Lanes;
+GOSSAMER_INLINE Lanes lanes_between(int first, int end) {
+  return (__mmask16)(((1u << end) - 1) & ~((1u << first) - 1));
+}
+#elif defined(GOSSAMER_LANES_AVX2)
+typedef __m256i Lanes;
+GOSSAMER_INLINE Lanes lanes_between(int first, int end) {
   const I at = iota();
   return (__m256i)((at >= first) & (at < end));
 }
-#endif
-#ifdef GOSSAMER_LANES_AVX512
-GOSSAMER_INLINE __mmask16 lanes_between(int first, int end) {
-  return (__mmask16)(((1u << end) - 1) & ~((1u << first) - 1));
-}
+#else
+struct Lanes {
+  int first, end;
+};
+GOSSAMER_INLINE Lanes lanes_between(int first, int end) { return {first, end}; }
 #endif
 
-// Lanes first <= i < end from memory, no other byte of which is read; `fill` elsewhere.
-GOSSAMER_INLINE I load_part(const void* from, int first, int end, const I& fill) {
-  first = first < 0 ? 0 : first;
-  end = end > kLanes ? kLanes : end;
-  if (first >= end) return fill;
-  if (end - first == kLanes) return load<I>(from);
+// These lanes from memory, no other byte of which is read; `fill` elsewhere.
+GOSSAMER_INLINE I load_lanes(const void* from, const Lanes& lanes, const I& fill) {
 #if defined(GOSSAMER_LANES_AVX512)
-  return (I)_mm512_mask_loadu_epi32((__m512i)fill, lanes_between(first, end), from);
+  return (I)_mm512_mask_loadu_epi32((__m512i)fill, lanes, from);
 #elif defined(GOSSAMER_LANES_AVX2)
-  const __m256i mask = lanes_between(first, end);
-  return (I)_mm256_blendv_epi8((__m256i)fill, _mm256_maskload_epi32((const int*)from, mask), mask);
+  return (I)_mm256_blendv_epi8((__m256i)fill, _mm256_maskload_epi32((const int*)from, lanes), lanes);
 #else
+  if (lanes.end - lanes.first == kLanes) return load<I>(from);
   I v = fill;
-  for (int i = first; i < end; i++) {
+  for (int i = lanes.first; i < lanes.end; i++) {
     int32_t x;
     __builtin_memcpy(&x, (const char*)from + 4 * i, 4);
     v[i] = x;
   }
   return v;
 #endif
+}
+
+GOSSAMER_INLINE int inside(int64_t lane) { return lane < 0 ? 0 : lane > kLanes ? kLanes : int(lane); }
+
+// Lanes first <= i < end, which may lie outside of the vector.
+GOSSAMER_INLINE I load_part(const void* from, int64_t first, int64_t end, const I& fill) {
+  const int low = inside(first), high = inside(end);
+  if (low >= high) return fill;
+  if (high - low == kLanes) return load<I>(from);
+  return load_lanes(from, lanes_between(low, high), fill);
 }
 
 // The first `count` lanes to memory.

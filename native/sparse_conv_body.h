@@ -3,7 +3,6 @@
 
 struct FloatOp {
   typedef F Sum;
-  static constexpr bool kPlain = true;  // copies hold elements as they are
   GOSSAMER_INLINE F weight(uint32_t bits) {
     float w;
     __builtin_memcpy(&w, &bits, 4);
@@ -15,7 +14,6 @@ struct FloatOp {
 };
 struct QuadOp {
   typedef I Sum;
-  static constexpr bool kPlain = true;
   GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
   GOSSAMER_INLINE I step(I sum, const uint32_t* x, I w) { return dot4(sum, load<I>(x), w); }
   GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
@@ -23,7 +21,6 @@ struct QuadOp {
 };
 struct PairOp {
   typedef I Sum;
-  static constexpr bool kPlain = false;
   GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
   GOSSAMER_INLINE I step(I sum, const uint32_t* x, I w) { return dot2(sum, load<I>(x), w); }
   // Bytes 0 and 1, or 2 and 3, to 16 bits each.
@@ -108,56 +105,39 @@ static Tiling tiling(const SparseConv& c, int64_t sums_bytes) {
 }
 
 static int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+static int64_t between(int64_t v, int64_t low, int64_t high) {
+  return v < low ? low : v > high ? high : v;
+}
 
 // Columns (x0 + x) * sx + shift of a row of the input, for 0 <= x < width; `fill` outside of it.
 GOSSAMER_INLINE void take_line(const SparseConv& c, const uint32_t* from, int64_t x0, int64_t shift,
                                int64_t width, uint32_t* to) {
-  const I fill = splat(int32_t(c.fill));
-  if (!from) {
-    for (int64_t x = 0; x < width; x += kLanes) store(to + x, fill);
-    return;
-  }
-  if (c.sx == 1) {
-    const int64_t begin = x0 + shift;
-    for (int64_t x = 0; x < width; x += kLanes)
-      store(to + x, load_part(from + (begin + x), int(-begin - x), int(c.w - begin - x), fill));
-    return;
-  }
-  int64_t first = -floor_div(shift, c.sx) - x0, end = floor_div(c.w - 1 - shift, c.sx) + 1 - x0;
-  first = first < 0 ? 0 : first > width ? width : first;
-  end = end < first ? first : end > width ? width : end;
-  const uint32_t* at = from + (x0 * c.sx + shift);
+  const int64_t first = from ? between(-floor_div(shift, c.sx) - x0, 0, width) : width;
+  const int64_t end = between(floor_div(c.w - 1 - shift, c.sx) + 1 - x0, first, width);
   for (int64_t x = 0; x < first; x++) to[x] = c.fill;
-  for (int64_t x = first; x < end; x++) to[x] = at[x * c.sx];
+  for (int64_t x = first; x < end; x++) to[x] = from[(x0 + x) * c.sx + shift];
   for (int64_t x = end; x < width; x++) to[x] = c.fill;
 }
 
-// A row of a phase into the copy or copies that it belongs to; `to` has room for both.
-template <class Op, int Fold>
-GOSSAMER_INLINE void place_row(const Region& r, const bool* used, int64_t q,
-                               int64_t half, const uint32_t* row, uint32_t* to) {
-  if (Fold == 1) {
-    if (Op::kPlain && row == to + q * r.width) return;
-    for (int64_t x = 0; x < r.width; x += kLanes)
-      store(to + q * r.width + x, Op::spread(load<I>(row + x), half));
-    return;
-  }
+// Row q of a phase, columns x and on, into the copies it belongs to. `to`: of a kernel column and a
+// phase; `used`: the first rows of a line that a tap needs.
+template <int Fold>
+GOSSAMER_INLINE void put(const Region& r, const bool* used, int64_t q, int64_t x, I v, uint32_t* to) {
+  if (Fold == 1) return store(to + q * r.width + x, v);
   constexpr int64_t part = kLanes / Fold;
-  const int64_t kind = r.base_lines * kLanes;
-  const I v = Op::spread(load<I>(row), half);
 #pragma GCC unroll 16
   for (int64_t first = 0; first < Fold && first <= q; first++) {
-    const int64_t at = (q - first) / Fold;
-    if (used[first] && at < r.base_lines)
-      __builtin_memcpy(to + first * kind + at * kLanes + (q - first) % Fold * part, &v,
+    const int64_t line = (q - first) / Fold;
+    if (used[first] && line < r.base_lines)
+      __builtin_memcpy(to + (first * r.base_lines + line) * kLanes + (q - first) % Fold * part, &v,
                        sizeof v / Fold);
   }
 }
 
 // Copies of `count` planes of a block, one for each kernel column; rows of one phase of the vertical
-// stride lie together, so that a step down is a row wherever a tap begins. Where `fold` rows share a
+// stride lie together, so that a step down is a row wherever a tap begins. Where `Fold` rows share a
 // vector, a copy for each row that a line can begin with: then a step down is a line of one of them.
-// `used`: phase * fold + first row, of those that a tap needs.
+// `used`: phase * Fold + first row, of those that a tap needs.
 template <class Op, int Fold>
 static void make_copies(const SparseConv c, const Region r, int64_t plane, int64_t count,
                         const bool* used, uint32_t* line, uint32_t* copies) {
@@ -165,37 +145,50 @@ static void make_copies(const SparseConv c, const Region r, int64_t plane, int64
   const int64_t reach = (r.width + c.dx * (c.kw - 1) / c.sx + kLanes - 1) / kLanes * kLanes;
   const int64_t phased = Fold * r.base_lines * r.width, column = c.sy * phased;
   const int64_t rows = Fold * (r.base_lines + 1) - 1;
-  const bool straight = Op::kPlain && Fold == 1;  // a row is a row of the copy
   for (int64_t p = 0; p < count; p++, copies += c.kw * column) {
     const int64_t channel = (r.image * c.groups + r.group) * c.channels + (plane + p) / per;
     const int64_t half = (plane + p) % per;
+    const uint32_t* map = c.input + channel * size;
+    const I fill = splat(int32_t(c.fill)), outside = Op::spread(fill, half);
     for (int64_t phase = 0; phase < c.sy; phase++) {
+      const bool* of_phase = used + phase * Fold;
       bool any = false;
-      for (int64_t first = 0; first < Fold; first++) any |= used[phase * Fold + first];
+      for (int64_t first = 0; first < Fold; first++) any |= of_phase[first];
       if (!any) continue;
-      for (int64_t q = 0; q < rows; q++) {
-        const int64_t y = (r.y0 + q) * c.sy - c.top + phase;
-        const uint32_t* from = y >= 0 && y < c.h ? c.input + channel * size + y * c.w : nullptr;
-        uint32_t* to = copies + phase * phased;
-        if (c.sx == 1) {
-          for (int64_t kx = 0; kx < c.kw; kx++, to += column) {
-            uint32_t* row = straight ? to + q * r.width : line;
-            take_line(c, from, r.x0, kx * c.dx - c.left, r.width, row);
-            place_row<Op, Fold>(r, used + phase * Fold, q, half, row, to);
+      const int64_t y = r.y0 * c.sy - c.top + phase;  // of row 0
+      const int64_t begin = between(-floor_div(y, c.sy), 0, rows);
+      const int64_t end = between(floor_div(c.h - 1 - y, c.sy) + 1, begin, rows);
+      uint32_t* to = copies + phase * phased;
+      if (c.sx == 1) {
+        for (int64_t kx = 0; kx < c.kw; kx++, to += column)
+          for (int64_t x = 0; x < r.width; x += kLanes) {
+            const int64_t at = r.x0 + x + kx * c.dx - c.left;
+            const int low = inside(-at), high = inside(c.w - at);
+            const Lanes lanes = lanes_between(low, high > low ? high : low);
+            const uint32_t* from = map + ((y + begin * c.sy) * c.w + at);
+            for (int64_t q = 0; q < begin; q++) put<Fold>(r, of_phase, q, x, outside, to);
+            for (int64_t q = begin; q < end; q++, from += c.sy * c.w)
+              put<Fold>(r, of_phase, q, x, Op::spread(load_lanes(from, lanes, fill), half), to);
+            for (int64_t q = end; q < rows; q++) put<Fold>(r, of_phase, q, x, outside, to);
           }
-          continue;
-        }
+        continue;
+      }
+      for (int64_t q = 0; q < rows; q++)
         for (int64_t k = 0; k < c.sx; k++) {  // phases of the horizontal stride share a line
           bool taken = false;
           for (int64_t kx = 0; kx < c.kw; kx++) {
             if (kx * c.dx % c.sx != k) continue;
-            if (!taken) take_line(c, from, r.x0, k - c.left, reach, line);
+            if (!taken) {
+              const bool inside_map = q >= begin && q < end;
+              take_line(c, inside_map ? map + (y + q * c.sy) * c.w : nullptr, r.x0, k - c.left,
+                        reach, line);
+            }
             taken = true;
-            place_row<Op, Fold>(r, used + phase * Fold, q, half, line + kx * c.dx / c.sx,
-                          to + kx * column);
+            for (int64_t x = 0; x < r.width; x += kLanes)
+              put<Fold>(r, of_phase, q, x,
+                        Op::spread(load<I>(line + kx * c.dx / c.sx + x), half), to + kx * column);
           }
         }
-      }
     }
   }
 }
