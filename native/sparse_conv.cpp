@@ -1,6 +1,7 @@
 // Direct sparse convolution: float32, and 8-bit activations in quads of four channels.
 //
-// The map is cut into register tiles of up to 14 vectors. For a block of input channels that fits the
+// The map is cut into register tiles of up to 14 vectors; rows of a narrow map share a vector, so that
+// 7 x 7 takes 4 vectors of 16 lanes and not 7. For a block of input channels that fits the
 // first-level cache, the tile's input is copied once for each kernel column, shifted, so that every
 // weight ("tap") is one broadcast and 14 aligned multiply-adds, wherever it lies. Stride, padding and
 // dilation are dealt with where the copies are made. Sums of a tile stay in a scratch of bounded size
@@ -61,6 +62,18 @@ NB_MODULE(sparse_conv, m) {
   m.def(
       "dot_products", [] { return gossamer::dot_products(); },
       "Whether four products of bytes and their sum are one instruction here.");
+  m.def(
+      "tile",
+      [](int64_t rows, int64_t kh, int64_t kw, int64_t oh, int64_t ow, int64_t sy, int64_t dy) {
+        for (int64_t v : {rows, kh, kw, oh, ow, sy, dy})
+          if (v < 1 || v >= int64_t(1) << 31) throw std::invalid_argument("a size is not in [1, 2^31)");
+        gossamer::SparseConv c{};
+        c.rows = rows, c.kh = kh, c.kw = kw, c.oh = oh, c.ow = ow, c.sy = sy, c.dy = dy;
+        const auto [vectors, bytes] = gossamer::conv_tile(c);
+        return nb::make_tuple(vectors, bytes);
+      },
+      nb::arg("rows"), nb::arg("kh"), nb::arg("kw"), nb::arg("oh"), nb::arg("ow"), nb::arg("sy"),
+      nb::arg("dy"), "Vectors of a register tile, and bytes of the copies that it reads of one plane.");
   m.def("run", &run, nb::arg("sizes"), nb::arg("starts"), nb::arg("order"), nb::arg("taps"),
         nb::arg("values"), nb::arg("input"), nb::arg("fill"), nb::arg("scale").none(),
         nb::arg("bias").none(), nb::arg("residual").none(), nb::arg("residual_scale"),

@@ -89,7 +89,7 @@ static Tiling tiling(const SparseConv& c, int64_t sums_bytes) {
   double least = 0;
   for (int64_t v = 1; v <= across && v <= kMost; v++) {
     const int64_t columns = (across + v - 1) / v;
-    for (int64_t lines = 1; lines * v <= (getenv("TR") ? atoi(getenv("TR")) : kMost) && lines <= down; lines++) {
+    for (int64_t lines = 1; lines * v <= kMost && lines <= down; lines++) {
       const int64_t whole = down / lines, rest = down % lines;
       const double cost = double(columns) * (double(whole) * double(lines * v + 3) / 2 +
                                              (rest ? double(rest * v + 3) / 2 : 0));
@@ -122,7 +122,7 @@ GOSSAMER_INLINE void take_line(const SparseConv& c, const uint32_t* from, int64_
 // Row q of a phase, columns x and on, into the copies it belongs to. `to`: of a kernel column and a
 // phase; `used`: the first rows of a line that a tap needs.
 template <int Fold>
-GOSSAMER_INLINE void put(const Region& r, const bool* used, int64_t q, int64_t x, I v, uint32_t* to) {
+GOSSAMER_INLINE void put(const Region& r, const char* used, int64_t q, int64_t x, I v, uint32_t* to) {
   if (Fold == 1) return store(to + q * r.width + x, v);
   constexpr int64_t part = kLanes / Fold;
 #pragma GCC unroll 16
@@ -140,7 +140,7 @@ GOSSAMER_INLINE void put(const Region& r, const bool* used, int64_t q, int64_t x
 // `used`: phase * Fold + first row, of those that a tap needs.
 template <class Op, int Fold>
 static void make_copies(const SparseConv c, const Region r, int64_t plane, int64_t count,
-                        const bool* used, uint32_t* line, uint32_t* copies) {
+                        const char* used, uint32_t* line, uint32_t* copies) {
   const int64_t per = c.element == Element::kPair ? 2 : 1, size = c.h * c.w;
   const int64_t reach = (r.width + c.dx * (c.kw - 1) / c.sx + kLanes - 1) / kLanes * kLanes;
   const int64_t phased = Fold * r.base_lines * r.width, column = c.sy * phased;
@@ -151,9 +151,9 @@ static void make_copies(const SparseConv c, const Region r, int64_t plane, int64
     const uint32_t* map = c.input + channel * size;
     const I fill = splat(int32_t(c.fill)), outside = Op::spread(fill, half);
     for (int64_t phase = 0; phase < c.sy; phase++) {
-      const bool* of_phase = used + phase * Fold;
+      const char* of_phase = used + phase * Fold;
       bool any = false;
-      for (int64_t first = 0; first < Fold; first++) any |= of_phase[first];
+      for (int64_t first = 0; first < Fold; first++) any |= of_phase[first] != 0;
       if (!any) continue;
       const int64_t y = r.y0 * c.sy - c.top + phase;  // of row 0
       const int64_t begin = between(-floor_div(y, c.sy), 0, rows);
@@ -193,7 +193,7 @@ static void make_copies(const SparseConv c, const Region r, int64_t plane, int64
   }
 }
 
-typedef void (*Copier)(SparseConv, Region, int64_t, int64_t, const bool*, uint32_t*, uint32_t*);
+typedef void (*Copier)(SparseConv, Region, int64_t, int64_t, const char*, uint32_t*, uint32_t*);
 
 // Structs go by value to what stores vectors: a store may alias what a reference names, and all its
 // fields would be read again.
@@ -267,7 +267,7 @@ static void finish_quads(const SparseConv c, const Region r, int64_t fold, int64
 // Rows row0 .. row1 of the weight over one region.
 template <class Op>
 static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,
-                   int64_t row1, const uint32_t* offsets, const bool* used, uint32_t* line,
+                   int64_t row1, const uint32_t* offsets, const char* used, uint32_t* line,
                    uint32_t* copies, uint32_t* sums) {
   const Copier copy = copier<Op>(t.fold);
   for (int64_t b = 0; b < c.blocks; b++) {
@@ -288,7 +288,7 @@ static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_
 }
 
 static void any_region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,
-                       int64_t row1, const uint32_t* offsets, const bool* used, uint32_t* line,
+                       int64_t row1, const uint32_t* offsets, const char* used, uint32_t* line,
                        uint32_t* copies, uint32_t* sums) {
   if (c.element == Element::kFloat)
     region<FloatOp>(c, t, r, row0, row1, offsets, used, line, copies, sums);

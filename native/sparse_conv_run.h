@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
@@ -93,6 +94,14 @@ inline int64_t base_lines(const SparseConv& c, const Tiling& t, int64_t lines) {
   return lines + c.dy * (c.kh - 1) / c.sy / t.fold;
 }
 
+// Of phases of the vertical stride and first rows of a line, those that a tap needs.
+inline std::vector<char> used_kinds(const SparseConv& c, const Tiling& t) {
+  std::vector<char> used(size_t(c.sy * t.fold), 0);
+  for (int64_t y = 0; y < c.kh; y++)
+    used[size_t(c.dy * y % c.sy * t.fold + c.dy * y / c.sy % t.fold)] = 1;
+  return used;
+}
+
 // Elements of a block's copies for `lines` lines of the map.
 inline int64_t conv_copies(const SparseConv& c, const Tiling& t, int64_t lines, int64_t width) {
   return c.block * c.kw * c.sy * t.fold * base_lines(c, t, lines) * width;
@@ -105,6 +114,15 @@ inline double conv_scratch(const SparseConv& c) {
   const int64_t width = t.vectors * GOSSAMER_PICK(isa(), lanes)();
   const int64_t lines = std::min((c.oh + t.fold - 1) / t.fold, t.tiles * t.tile_lines);
   return 4 * (double(conv_copies(c, t, lines, width)) + double(c.rows * lines * width));
+}
+
+// Vectors of a register tile, and bytes of the copies that it reads of one plane.
+inline std::pair<int64_t, int64_t> conv_tile(const SparseConv& c) {
+  const Tiling t = GOSSAMER_PICK(isa(), tiling)(c, kSumsBytes);
+  const int64_t width = t.vectors * GOSSAMER_PICK(isa(), lanes)();
+  const std::vector<char> used = used_kinds(c, t);
+  const int64_t kinds = std::count(used.begin(), used.end(), 1);
+  return {t.vectors * t.tile_lines, c.kw * kinds * base_lines(c, t, t.tile_lines) * width * 4};
 }
 
 // All arrays are there, as long as the sizes say, and checked.
@@ -120,9 +138,7 @@ inline void run_conv(SparseConv c, size_t threads) {
   const auto any_region = GOSSAMER_PICK(level, any_region);
   const int64_t width = t.vectors * lanes;
   const int64_t most_lines = std::min((c.oh + t.fold - 1) / t.fold, t.tiles * t.tile_lines);
-  std::unique_ptr<bool[]> used(new bool[size_t(c.sy * t.fold)]());  // phase, first row of a line
-  for (int64_t y = 0; y < c.kh; y++)
-    used[size_t(c.dy * y % c.sy * t.fold + c.dy * y / c.sy % t.fold)] = true;
+  const std::vector<char> used = used_kinds(c, t);
   // Whole regions, and shares of the rows where there are fewer regions than threads.
   const int64_t chunks = (c.rows + c.chunk - 1) / c.chunk;
   const int64_t regions = c.images * c.groups * t.regions * t.columns;
@@ -169,7 +185,7 @@ inline void run_conv(SparseConv c, size_t threads) {
       o.lines = lines;
     }
     any_region(c, t, {image, group, y0, rows, lines, column * width, width, base}, row0, row1,
-               o.offsets.data(), used.get(), o.line.get(), o.copies.get(), o.sums.get());
+               o.offsets.data(), used.data(), o.line.get(), o.copies.get(), o.sums.get());
   });
 }
 

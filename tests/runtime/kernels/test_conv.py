@@ -43,6 +43,10 @@ class Case:
             for low, high in ((1, 4), (0, 4), (1, 3))
         )
         side = rng.integers(8, 36, 2) if seed % 5 else rng.integers(60, 130, 2)
+        if seed % 4 == 2:  # narrow maps: rows share a vector
+            spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, kernel_size, strict=True)]
+            side = np.maximum(rng.integers(1, 14, 2), spans)
+        self.image = tuple(int(v) for v in side)
         self.block = [None, 1, 2, 3][seed % 4]
         self.weight = rng.standard_normal((self.rows, channels, *kernel_size)).astype(np.float32)
         self.weight[rng.random(self.weight.shape) < rng.random()] = 0
@@ -68,7 +72,7 @@ def cases(count: int) -> Iterator[Case]:
 @each_path
 def test_float_convolutions_are_torchs(path: str) -> None:
     for case in cases(16):
-        packed = pack_conv(case.weight, block=case.block, **case.settings)
+        packed = pack_conv(case.weight, block=case.block, image=case.image, **case.settings)
         assert np.array_equal(packed.dense, case.weight)
         want = torch.conv2d(
             *(torch.from_numpy(a) for a in (case.x, case.weight, case.bias)), **case.settings
@@ -79,6 +83,24 @@ def test_float_convolutions_are_torchs(path: str) -> None:
         np.testing.assert_allclose(got, want, atol=2e-4, rtol=0)
         again = convolve(packed, case.x, bias=case.bias, residual=residual, clamp=RELU, threads=3)
         assert np.array_equal(got, again)
+
+
+@each_path
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7, 8, 9])
+def test_rows_that_share_a_vector_are_summed_apart(path: str, side: int) -> None:
+    """Maps of 1 to 9 columns: 16, 8, 4, 2 and 1 rows a vector, where there are 16 lanes."""
+    rng = np.random.default_rng(side)
+    for stride, dilation, height in ((1, 1, 13), (2, 1, 26), (1, 2, 11), (3, 2, 20)):
+        padding = (dilation, dilation)
+        width = (side - 1) * stride + 1
+        weight = rng.integers(-9, 10, (6, 5, 3, 3)).astype(np.float32)
+        weight[rng.random(weight.shape) < 0.5] = 0
+        x = rng.integers(-9, 10, (2, 5, height, width)).astype(np.float32)
+        settings = {"stride": stride, "padding": padding, "dilation": dilation}
+        want = torch.conv2d(torch.from_numpy(x), torch.from_numpy(weight), **settings).numpy()
+        assert want.shape[-1] == side
+        got = convolve(pack_conv(weight, image=x.shape[2:], **settings), x)
+        assert np.array_equal(got, want)
 
 
 def expected(case: Case, codes: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -94,7 +116,7 @@ def test_integer_convolutions_are_exact(path: str, element: str) -> None:
         codes = quantize(case.x, source)
         packed = pack_conv_int8(
             case.weight, source=source, bias=case.bias, element=element, block=case.block,
-            **case.settings,
+            image=case.image, **case.settings,
         )  # fmt: skip
         got = convolve_int8(packed, to_quads(codes), threads=1 + case.rows % 2)
         top = np.abs(case.weight.reshape(case.rows, -1)).max(1).astype(float)

@@ -85,7 +85,7 @@ def convolution(
     x = torch.rand(1, inputs, side, side)
     calls = _engines(Subject("dense", nn.Sequential(layer, nn.ReLU()), x))
     weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()  # type: ignore[union-attr]
-    settings: dict[str, Any] = {"padding": pad, "groups": groups}
+    settings: dict[str, Any] = {"padding": pad, "groups": groups, "image": (side, side)}
     for density in DENSITIES:
         sparse = np.where(rng.random(weight.shape) < density, weight, 0).astype(np.float32)
         packed = conv.pack_conv(sparse, **settings)

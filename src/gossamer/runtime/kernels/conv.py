@@ -3,7 +3,7 @@
 A weight that is not zero is a *tap*: one broadcast and a row of multiply-adds over shifted copies
 of the input. Taps are grouped by blocks of input channels whose copies fit the first-level cache
 and, inside a block, by output channels. Any stride, padding, dilation, number of groups, size of
-map and batch; the packed form depends on none of the map's sizes.
+map and batch; a map whose size is known before only chooses the blocks.
 
 A linear layer on a batch is a convolution of kernel 1 with the samples as the map:
 :func:`linear`.
@@ -11,7 +11,7 @@ A linear layer on a batch is a convolution of kernel 1 with the samples as the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -38,8 +38,8 @@ __all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv", "pack_ta
 # What 32 bits of the input are: a float, four channels of seven bits, or two of 16 bits.
 ELEMENTS = ("float32", "quads", "pairs")
 CHUNK = 128  # rows that are ordered by their number of taps
-_CACHE = 24 << 10  # bytes of copies of one block for one register tile
-_TILE = 14 * 32  # bytes of a register tile of one channel
+_CACHE = 36 << 10  # bytes of copies of one block for one register tile, a little over a first level
+_TILE = (14, 14 * 32 * 1.3)  # vectors of a register tile; bytes of its copies, a kernel column
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,9 @@ class SparseConv(Packed):
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output; :class:`ArgumentError` where the kernel does not fit."""
-        top, left, bottom, right = self.padding
-        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.shape[2:], strict=True)]
-        padded = height + top + bottom, width + left + right
-        if min(padded[0] - spans[0], padded[1] - spans[1]) < 0:
-            raise ArgumentError(
-                f"an input of {height} x {width} is smaller than the kernel's {spans[0]} x "
-                f"{spans[1]} after padding {self.padding}"
-            )
-        return tuple((p - s) // t + 1 for p, s, t in zip(padded, spans, self.stride, strict=True))  # type: ignore[return-value]
+        return _output_size(
+            (height, width), self.shape[2:], self.stride, self.padding, self.dilation
+        )
 
     @cached_property
     def dense(self) -> NDArray[Any]:
@@ -143,17 +137,53 @@ class SparseConv(Packed):
 _PER = {"float32": 1, "quads": 4, "pairs": 2}  # channels of a plane
 
 
-def block_of(element: str, planes: int, kh: int, kw: int, density: float) -> int:
-    """Planes of a block: copies for a register tile that stay in the first-level cache.
+def block_of(
+    planes: int, kh: int, kw: int, density: float, tile: tuple[float, float] | None = None
+) -> int:
+    """Planes of a block: copies for a register tile that about stay in the first-level cache.
 
-    Small kernels and few taps take more, from the second level: sums that go in and out of
-    registers for a few taps cost more than that.
+    Few taps take more, from the second level: sums that go in and out of registers for a few taps
+    cost more than that. ``tile``: its vectors, and bytes of its copies of a plane, where the map is
+    known.
     """
-    halo = 1.3 if kh > 1 else 1.0
-    fit = _CACHE / (_TILE * halo * kw)
-    wanted = 12 / max(density * kh * kw, 1e-9)  # taps of a row in a block
+    vectors, copies = tile or (_TILE[0], _TILE[1] * kw)
+    fit = _CACHE / copies
+    wanted = (7 + 40 / vectors) / max(density * kh * kw, 1e-9)  # taps of a row in a block
     block = round(min(max(fit, wanted), 4 * fit))
     return max(1, min(planes, block, 65536 // (kh * kw)))
+
+
+def _output_size(
+    image: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    top, left, bottom, right = padding
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    padded = image[0] + top + bottom, image[1] + left + right
+    if min(padded[0] - spans[0], padded[1] - spans[1]) < 0:
+        raise ArgumentError(
+            f"an input of {image[0]} x {image[1]} is smaller than the kernel's {spans[0]} x "
+            f"{spans[1]} after padding {tuple(padding)}"
+        )
+    return tuple((p - s) // t + 1 for p, s, t in zip(padded, spans, stride, strict=True))  # type: ignore[return-value]
+
+
+def _tile(
+    rows: int, kernel_size: Sequence[int], geometry: Mapping[str, Any], image: Sequence[int]
+) -> tuple[float, float] | None:
+    """This processor's register tile, as :func:`block_of` takes it; None without the kernels."""
+    module = kernel("sparse_conv")
+    if module is None:
+        return None
+    (sy, sx), (dy, _) = geometry["stride"], geometry["dilation"]
+    oh, ow = _output_size(image, kernel_size, **geometry)
+    if max(kernel_size) == sy == sx == 1 and (oh, ow) == tuple(image):
+        oh, ow = 1, oh * ow  # one long row
+    vectors, copies = module.tile(rows, *kernel_size, oh, ow, sy, dy)
+    return float(vectors), float(copies)
 
 
 def pack_taps(
@@ -162,19 +192,29 @@ def pack_taps(
     shape: tuple[int, int, int, int],
     element: str,
     groups: int,
+    geometry: Mapping[str, Any],
     block: int | None = None,
+    image: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """The arrays of a :class:`SparseConv` from a mask and the bits of each plane.
+    """Geometry and arrays of a :class:`SparseConv` from a mask and the bits of each plane.
 
     Args:
         planes: bool, (output channels, planes, height, width): where there is a tap.
         values: uint32, of the same shape.
         shape: of the dense weight.
+        geometry: stride, padding and dilation, as given.
         block: planes in a block; None for a rule.
+        image: height and width of the inputs, where they are known: for the rule.
     """
     rows, count, (kh, kw) = shape[0] // groups, planes.shape[1], shape[2:]
+    geometry = {
+        "stride": pair("stride", geometry["stride"], 1),
+        "padding": paddings(geometry["padding"]),
+        "dilation": pair("dilation", geometry["dilation"], 1),
+    }
     if block is None:
-        block = block_of(element, count, kh, kw, float(planes.mean()))
+        tile = _tile(rows, (kh, kw), geometry, image) if image is not None else None
+        block = block_of(count, kh, kw, float(planes.mean()), tile)
     blocks = -(-count // block)
     channel, plane, y, x = np.nonzero(planes)
     taps = (plane % block * kh + y) * kw + x
@@ -192,6 +232,10 @@ def pack_taps(
     if len(taps) >= 2**31:
         raise ArgumentError(f"{len(taps)} taps are more than 2^31 - 1")
     return {
+        **geometry,
+        "shape": shape,
+        "groups": groups,
+        "element": element,
         "block": block,
         "starts": frozen(starts.reshape(-1).astype(np.int32)),
         "order": frozen(order.reshape(-1).astype(np.int32)),
@@ -215,6 +259,7 @@ def pack_conv(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     block: int | None = None,
+    image: Sequence[int] | None = None,
 ) -> SparseConv:
     """Pack a float32 weight, (output channels, channels of a group, height, width).
 
@@ -224,6 +269,8 @@ def pack_conv(
         stride, padding, dilation: a number, or height and width; ``padding`` also
             (top, left, bottom, right).
         block: input channels in a block; None for a rule.
+        image: height and width of the inputs, where they are known: the rule's blocks are fastest
+            there. Inputs of any size are taken.
 
     Raises :class:`ArgumentError` for a weight that is not float32, finite and of four dimensions,
     and for settings that no convolution has.
@@ -232,14 +279,10 @@ def pack_conv(
     if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
         raise ArgumentError(f"groups={groups!r} must divide {weight.shape[0]} output channels")
     shape: tuple[int, int, int, int] = weight.shape
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    bits = weight.view(np.uint32)
     return SparseConv(
-        shape=shape,
-        stride=pair("stride", stride, 1),
-        padding=paddings(padding),
-        dilation=pair("dilation", dilation, 1),
-        groups=groups,
-        element="float32",
-        **pack_taps(weight != 0, weight.view(np.uint32), shape, "float32", groups, block),
+        **pack_taps(weight != 0, bits, shape, "float32", groups, geometry, block, image)
     )
 
 

@@ -25,14 +25,12 @@ from gossamer.runtime.kernels.arrays import (
     countable,
     dot_products,
     frozen,
-    pair,
     weights,
 )
 from gossamer.runtime.kernels.conv import (
     SparseConv,
     output,
     pack_taps,
-    paddings,
     sizes,
     sums,
 )
@@ -87,6 +85,7 @@ def pack_conv_int8(
     groups: int = 1,
     element: str = "auto",
     block: int | None = None,
+    image: Sequence[int] | None = None,
 ) -> Int8Conv:
     """Quantize a float32 weight (output channels, channels of a group, height, width) and pack it.
 
@@ -96,6 +95,7 @@ def pack_conv_int8(
         element: ``quads`` (1 x 4 blocks of bytes), ``pairs`` (1 x 2, widened to 16 bits), or
             ``auto``: what takes this processor less time.
         block: planes in a block of input channels; None for a rule.
+        image: height and width of the inputs, where they are known: for the rule.
 
     Groups whose channels do not come in fours are packed as one group with zeros between.
 
@@ -111,6 +111,7 @@ def pack_conv_int8(
         groups=groups,
         element=element,
         block=block,
+        image=image,
     )
     m = len(codes)
     step = scale * source.scale
@@ -137,6 +138,7 @@ def pack_codes(
     groups: int = 1,
     element: str = "auto",
     block: int | None = None,
+    image: Sequence[int] | None = None,
 ) -> SparseConv:
     """Pack a weight of bytes, (output channels, channels of a group, height, width), as they are.
 
@@ -165,15 +167,9 @@ def pack_codes(
     bits = np.ascontiguousarray(last.astype(kind)).view(np.uint32)[..., 0]
     count = -(-c // per)
     shape: tuple[int, int, int, int] = (m, c, *codes.shape[2:])
-    return SparseConv(
-        shape=shape,
-        stride=pair("stride", stride, 1),
-        padding=paddings(padding),
-        dilation=pair("dilation", dilation, 1),
-        groups=groups,
-        element=element,
-        **pack_taps((bits != 0)[:, :count], bits[:, :count], shape, element, groups, block),
-    )
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    mask, planes = (bits != 0)[:, :count], bits[:, :count]
+    return SparseConv(**pack_taps(mask, planes, shape, element, groups, geometry, block, image))
 
 
 def _cheaper(codes: NDArray[np.int8]) -> str:

@@ -96,6 +96,7 @@ def pack(
             padding=[top, left, bottom, right],
             dilation=a["dilation"],
             groups=a["groups"],
+            image=graph.kind(node.inputs[0]).shape[2:],
         )
     return _Packed(made, bias_of(graph, node), threads)
 

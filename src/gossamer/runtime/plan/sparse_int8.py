@@ -74,7 +74,7 @@ def _pack(graph: Graph, node: Node, threads: int, element: str) -> _Packed:
     (top, bottom), (left, right) = a["padding"]
     packed = conv_int8.pack_codes(
         weight, stride=a["stride"], padding=[top, left, bottom, right], dilation=a["dilation"],
-        groups=a["groups"], element=element,
+        groups=a["groups"], element=element, image=graph.kind(node.inputs[0]).shape[2:4],
     )  # fmt: skip
     return _Packed(packed, factor, shift, threads)
 
