@@ -39,7 +39,7 @@ __all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv", "pack_ta
 ELEMENTS = ("float32", "quads", "pairs")
 CHUNK = 128  # rows that are ordered by their number of taps
 _CACHE = 36 << 10  # bytes of copies of one block for one register tile, a little over a first level
-_TILE = (14, 14 * 32 * 1.3)  # vectors of a register tile; bytes of its copies, a kernel column
+_TILE = (14, 14 * 48 * 1.3)  # vectors of a register tile; bytes of its copies, a kernel column
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def block_of(
     """
     vectors, copies = tile or (_TILE[0], _TILE[1] * kw)
     fit = _CACHE / copies
-    wanted = (7 + 40 / vectors) / max(density * kh * kw, 1e-9)  # taps of a row in a block
+    wanted = (6 + 60 / vectors) / max(density * kh * kw, 1e-9)  # taps of a row in a block
     block = round(min(max(fit, wanted), 4 * fit))
     return max(1, min(planes, block, 65536 // (kh * kw)))
 
@@ -161,14 +161,14 @@ def _output_size(
     dilation: Sequence[int],
 ) -> tuple[int, int]:
     top, left, bottom, right = padding
-    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-    padded = image[0] + top + bottom, image[1] + left + right
-    if min(padded[0] - spans[0], padded[1] - spans[1]) < 0:
+    tall, wide = (kernel_size[0] - 1) * dilation[0] + 1, (kernel_size[1] - 1) * dilation[1] + 1
+    down, across = image[0] + top + bottom - tall, image[1] + left + right - wide
+    if down < 0 or across < 0:
         raise ArgumentError(
-            f"an input of {image[0]} x {image[1]} is smaller than the kernel's {spans[0]} x "
-            f"{spans[1]} after padding {tuple(padding)}"
+            f"an input of {image[0]} x {image[1]} is smaller than the kernel's {tall} x {wide} "
+            f"after padding {tuple(padding)}"
         )
-    return tuple((p - s) // t + 1 for p, s, t in zip(padded, spans, stride, strict=True))  # type: ignore[return-value]
+    return down // stride[0] + 1, across // stride[1] + 1
 
 
 def _tile(
