@@ -21,25 +21,37 @@ inline std::array<uint8_t, 32> sha256(const uint8_t* data, size_t size) {
                    0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   const auto turn = [](uint32_t x, int n) { return x >> n | x << (32 - n); };
   const auto block = [&](const uint8_t* p) {
-    uint32_t w[64];
+    uint32_t w[16];  // the last 16 words of the schedule
     for (int i = 0; i < 16; i++)
       w[i] = uint32_t(p[4 * i]) << 24 | uint32_t(p[4 * i + 1]) << 16 | uint32_t(p[4 * i + 2]) << 8 |
              p[4 * i + 3];
-    for (int i = 16; i < 64; i++)
-      w[i] = w[i - 16] + w[i - 7] + (turn(w[i - 15], 7) ^ turn(w[i - 15], 18) ^ w[i - 15] >> 3) +
-             (turn(w[i - 2], 17) ^ turn(w[i - 2], 19) ^ w[i - 2] >> 10);
     uint32_t v[8];
     std::memcpy(v, h, sizeof v);
-    for (int i = 0; i < 64; i++) {
-      const uint32_t a = v[0], e = v[4];
-      const uint32_t one = v[7] + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) +
-                           ((e & v[5]) ^ (~e & v[6])) + k[i] + w[i];
+    // Variable a of step i lies in v[-i mod 8]: nothing is moved.
+    const auto step = [&](int i, uint32_t word) {
+      const auto at = [&](int k) -> uint32_t& { return v[(k - i) & 7]; };
+      const uint32_t a = at(0), e = at(4);
+      const uint32_t one = at(7) + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) +
+                           ((e & at(5)) ^ (~e & at(6))) + k[i] + word;
       const uint32_t two = (turn(a, 2) ^ turn(a, 13) ^ turn(a, 22)) +
-                           ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
-      std::memmove(v + 1, v, 7 * sizeof *v);
-      v[4] += one;
-      v[0] = one + two;
-    }
+                           ((a & at(1)) ^ (a & at(2)) ^ (at(1) & at(2)));
+      at(3) += one;
+      at(7) = one + two;
+    };
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 16
+#endif
+    for (int i = 0; i < 16; i++) step(i, w[i]);
+    for (int round = 16; round < 64; round += 16)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 16
+#endif
+      for (int i = 0; i < 16; i++) {
+        const uint32_t early = w[(i + 1) & 15], late = w[(i + 14) & 15];
+        w[i] += w[(i + 9) & 15] + (turn(early, 7) ^ turn(early, 18) ^ early >> 3) +
+                (turn(late, 17) ^ turn(late, 19) ^ late >> 10);
+        step(round + i, w[i]);
+      }
     for (int i = 0; i < 8; i++) h[i] += v[i];
   };
   size_t at = 0;

@@ -47,7 +47,9 @@ inline Packed pack(const Binding& b) {
   }
   if (w.rank() == 5) throw Unsupported("a convolution of three dimensions");
   b.fits(w.rank() == 4 || (w.rank() == 3 && !codes), "a weight of other dimensions");
-  const Window window = window_of(b, w.shape);
+  Window window = window_of(b, w.shape);
+  if (const Shape& map = b.in[0].shape; w.rank() == 4 && map.size() >= 4)
+    window.h = map[2], window.w = map[3];
   const int64_t groups = groups_of(b, w.shape);
   if (codes) return pack_codes(bytes, w.shape[0], w.shape[1], groups, window, dot_products());
   return pack_conv(w.floats(), w.shape[0], w.shape[1], groups, window);

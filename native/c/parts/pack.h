@@ -8,12 +8,14 @@
 #include <numeric>
 #include <vector>
 
+#include "../../sparse_conv_run.h"
 #include "plan.h"
 
 namespace gossamer::c {
 
 struct Window {  // of a convolution over a map
   int64_t kh = 1, kw = 1, sy = 1, sx = 1, top = 0, left = 0, bottom = 0, right = 0, dy = 1, dx = 1;
+  int64_t h = 0, w = 0;  // of the input; 0 where they are not known
 
   // Output size; 0 where the window does not fit.
   static int64_t places(int64_t size, int64_t before, int64_t after, int64_t k, int64_t d,
@@ -40,12 +42,22 @@ constexpr int64_t kChunk = 128;  // rows that are ordered by their number of tap
 // values: bits of (groups * rows, planes, kh, kw); zeros are left out.
 inline void pack_taps(PackedConv& p, const std::vector<uint32_t>& values) {
   const int64_t kernel = p.window.kh * p.window.kw, panel = p.planes * kernel;
-  const double density =
-      double(values.size() - size_t(std::count(values.begin(), values.end(), 0u))) /
-      double(std::max<size_t>(values.size(), 1));
-  // Copies for a register tile stay in the first-level cache; few taps take more.
-  const double fit = double(24 << 10) / (14 * 32 * (p.window.kh > 1 ? 1.3 : 1.0) * double(p.window.kw));
-  const double wanted = 12 / std::max(density * double(kernel), 1e-9);
+  const size_t live = values.size() - size_t(std::count(values.begin(), values.end(), 0u));
+  p.taps.reserve(live + 1), p.values.reserve(live + 1);
+  const double density = double(live) / double(std::max<size_t>(values.size(), 1));
+  // Copies for a register tile about stay in the first-level cache; few taps take more.
+  double vectors = 14, copies = 14 * 48 * 1.3 * double(p.window.kw);
+  if (const int64_t oh = p.window.high(p.window.h), ow = p.window.wide(p.window.w); oh && ow) {
+    SparseConv c{};
+    c.rows = p.rows, c.kh = p.window.kh, c.kw = p.window.kw, c.oh = oh, c.ow = ow;
+    c.sy = p.window.sy, c.dy = p.window.dy;
+    if (kernel == 1 && c.sy * p.window.sx == 1 && oh == p.window.h && ow == p.window.w)
+      c.oh = 1, c.ow = oh * ow;  // one long row
+    const auto [v, bytes] = conv_tile(c);
+    vectors = double(v), copies = double(bytes);
+  }
+  const double fit = double(36 << 10) / copies;
+  const double wanted = (6 + 60 / vectors) / std::max(density * double(kernel), 1e-9);
   const double block = std::nearbyint(std::min(std::max(fit, wanted), 4 * fit));
   p.block = std::max<int64_t>(1, std::min({p.planes, int64_t(block), 65536 / kernel}));
   p.blocks = (p.planes + p.block - 1) / p.block;
@@ -64,9 +76,14 @@ inline void pack_taps(PackedConv& p, const std::vector<uint32_t>& values) {
       p.starts.push_back(int32_t(p.taps.size()));
       for (const auto& [taps, r] : by) {
         const uint32_t* v = values.data() + (g * p.rows + r) * panel + first;
-        for (int64_t i = 0; i < count; i++)
-          if (v[i]) p.taps.push_back(uint16_t(i)), p.values.push_back(v[i]);
-        if (p.taps.size() >= size_t(1) << 31) throw Unsupported("a weight of 2^31 entries");
+        size_t at = p.taps.size();
+        if (at >= size_t(1) << 31) throw Unsupported("a weight of 2^31 entries");
+        p.taps.resize(at + size_t(taps) + 1), p.values.resize(at + size_t(taps) + 1);
+        for (int64_t i = 0; i < count; i++) {  // without a branch: where zeros lie is not foreseen
+          p.taps[at] = uint16_t(i), p.values[at] = v[i];
+          at += v[i] != 0;
+        }
+        p.taps.resize(at), p.values.resize(at);
         p.order.push_back(int32_t(r)), p.starts.push_back(int32_t(p.taps.size()));
       }
     }

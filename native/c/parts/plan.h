@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -222,13 +223,9 @@ class PlanReader {
       if (bitmap > size) throw FormatError("array " + shown(s.name) + " is too short");
       s.data.resize(size_t(count * each));
       const uint8_t *next = from + bitmap, *end = from + size;
-      for (int64_t i = 0; i < count; i++)
-        if (from[i / 8] >> (7 - i % 8) & 1) {
-          if (end - next < each) throw FormatError("array " + shown(s.name) + " is too short");
-          std::memcpy(s.data.data() + i * each, next, size_t(each));
-          next += each;
-        }
-      if (next != end) throw FormatError("array " + shown(s.name) + " is too long");
+      if (live(from, count) * each != end - next)
+        throw FormatError("array " + shown(s.name) + " has values that do not fit it");
+      next = spread(from, count, each, next, s.data.data());
     } else if (coding == "few" && few_bits(s.dtype)) {
       s.data.resize(size_t(count * each));
       const int64_t rows = s.shape.empty() ? 1 : s.shape[0];
@@ -236,21 +233,41 @@ class PlanReader {
     } else if (coding == "sparse few" && few_bits(s.dtype)) {
       const int64_t bitmap = (count + 7) / 8;
       if (bitmap > size) throw FormatError("array " + shown(s.name) + " is too short");
-      int64_t kept = 0;
-      for (int64_t i = 0; i < count; i++) kept += from[i / 8] >> (7 - i % 8) & 1;
+      const int64_t kept = live(from, count);
       std::vector<uint8_t> values(size_t(kept * each));
       looked_up(s.name, from + bitmap, size - bitmap, kept, 1, each, values.data());
       s.data.resize(size_t(count * each));
-      const uint8_t* next = values.data();
-      for (int64_t i = 0; i < count; i++)
-        if (from[i / 8] >> (7 - i % 8) & 1) {
-          std::memcpy(s.data.data() + i * each, next, size_t(each));
-          next += each;
-        }
+      spread(from, count, each, values.data(), s.data.data());
     } else {
       throw FormatError("array " + shown(s.name) + " is coded in an unknown way");
     }
     add(std::move(s));
+  }
+
+  // How many of the first `count` bits of a map are set; the first is the highest of a byte.
+  static int64_t live(const uint8_t* map, int64_t count) {
+    int64_t all = 0;
+    for (int64_t i = 0; i < count / 8; i++) all += __builtin_popcount(map[i]);
+    if (count % 8) all += __builtin_popcount(map[count / 8] >> (8 - count % 8));
+    return all;
+  }
+
+  // Values to the places whose bits are set; what is behind the last of them.
+  static const uint8_t* spread(const uint8_t* map, int64_t count, int64_t each, const uint8_t* next,
+                               uint8_t* to) {
+    const auto all = [&](auto size) {
+      for (int64_t i = 0; i < count; i += 8) {
+        uint32_t bits = uint32_t(map[i / 8]) << 24;
+        if (count - i < 8) bits &= ~(0xffffffffu >> (count - i));
+        for (; bits; next += size()) {
+          const int k = __builtin_clz(bits);
+          std::memcpy(to + (i + k) * size(), next, size_t(size()));
+          bits &= ~(0x80000000u >> k);
+        }
+      }
+    };
+    each == 4 ? all(std::integral_constant<int64_t, 4>()) : all(std::integral_constant<int64_t, 1>());
+    return next;
   }
 
   static bool few_bits(int dtype) { return dtype == GOSSAMER_FLOAT32 || dtype == GOSSAMER_INT8; }
