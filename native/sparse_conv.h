@@ -20,6 +20,7 @@ struct SparseConv {
   // are ordered by their number of taps inside chunks of `chunk` rows. A tap is
   // (plane in the block * kh + y) * kw + x.
   int64_t block, blocks, chunk;
+  bool full;  // every row has every tap: zeros are among the values
   const int32_t* starts;
   const int32_t* order;
   const uint16_t* taps;

@@ -8,21 +8,21 @@ struct FloatOp {
     __builtin_memcpy(&w, &bits, 4);
     return splat(w);
   }
-  GOSSAMER_INLINE F step(F sum, const uint32_t* x, F w) { return madd(sum, w, load<F>(x)); }
+  GOSSAMER_INLINE F step(F sum, const I& x, F w) { return madd(sum, w, (F)x); }
   GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
   GOSSAMER_INLINE F real(F v, float scale) { return v * scale; }
 };
 struct QuadOp {
   typedef I Sum;
   GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
-  GOSSAMER_INLINE I step(I sum, const uint32_t* x, I w) { return dot4(sum, load<I>(x), w); }
+  GOSSAMER_INLINE I step(I sum, const I& x, I w) { return dot4(sum, x, w); }
   GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
   GOSSAMER_INLINE F real(I v, float scale) { return to_float(v) * scale; }
 };
 struct PairOp {
   typedef I Sum;
   GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
-  GOSSAMER_INLINE I step(I sum, const uint32_t* x, I w) { return dot2(sum, load<I>(x), w); }
+  GOSSAMER_INLINE I step(I sum, const I& x, I w) { return dot2(sum, x, w); }
   // Bytes 0 and 1, or 2 and 3, to 16 bits each.
   GOSSAMER_INLINE I spread(const I& quad, int64_t half) {
     const I v = half ? (I)((U)quad >> 16) : quad & 0xffff;
@@ -32,6 +32,9 @@ struct PairOp {
 };
 
 constexpr int kMost = 14;  // sums in registers
+// Where rows have the same taps, a loaded vector serves four of them.
+constexpr int kRows = 4;
+constexpr int kFullMost = kLanes == 16 ? 6 : kLanes == 4 ? 4 : 2;  // vectors of each, of 32 or 16 registers
 
 struct Panel {  // the rows of one block for one register tile
   const int32_t* starts;
@@ -61,15 +64,59 @@ static void accumulate(const Panel p) {
       const uint32_t* x = copies + offsets[*tap];
       const Sum w = Op::weight(*value);
 #pragma GCC unroll 16
-      for (int j = 0; j < N; j++) s[j] = Op::step(s[j], x + j * kLanes, w);
+      for (int j = 0; j < N; j++) s[j] = Op::step(s[j], load<I>(x + j * kLanes), w);
     }
 #pragma GCC unroll 16
     for (int j = 0; j < N; j++) store(sums + j * kLanes, s[j]);
   }
 }
 
+// As accumulate, where every row has the taps of the first.
+template <class Op, int N, bool First>
+static void accumulate_full(const Panel p) {
+  typedef typename Op::Sum Sum;
+  const uint32_t *copies = p.copies, *offsets = p.offsets;
+  int64_t r = p.from;
+  for (; r + kRows <= p.to; r += kRows) {
+    const int64_t begin = p.starts[r], count = p.starts[r + 1] - begin;
+    const uint16_t* tap = p.taps + begin;
+    const uint32_t* value = p.values + begin;
+    uint32_t* sums[kRows];
+    Sum s[kRows][N];
+#pragma GCC unroll 4
+    for (int k = 0; k < kRows; k++) {
+      sums[k] = p.sums + (p.order[r + k] - p.base) * p.pitch;
+#pragma GCC unroll 6
+      for (int j = 0; j < N; j++) s[k][j] = First ? Sum{} : load<Sum>(sums[k] + j * kLanes);
+    }
+    for (int64_t i = 0; i < count; i++) {
+      const uint32_t* x = copies + offsets[tap[i]];
+      I v[N];
+#pragma GCC unroll 6
+      for (int j = 0; j < N; j++) v[j] = load<I>(x + j * kLanes);
+#pragma GCC unroll 4
+      for (int k = 0; k < kRows; k++) {
+        const Sum w = Op::weight(value[i + k * count]);
+#pragma GCC unroll 6
+        for (int j = 0; j < N; j++) s[k][j] = Op::step(s[k][j], v[j], w);
+      }
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < kRows; k++)
+#pragma GCC unroll 6
+      for (int j = 0; j < N; j++) store(sums[k] + j * kLanes, s[k][j]);
+  }
+  Panel rest = p;
+  rest.from = r;
+  accumulate<Op, N, First>(rest);
+}
+
 template <class Op, bool First>
-static void accumulate_any(int64_t n, const Panel& p) {
+static void accumulate_any(int64_t n, bool full, const Panel& p) {
+  static void (*const of_full[])(Panel) = {
+      accumulate_full<Op, 1, First>, accumulate_full<Op, 2, First>, accumulate_full<Op, 3, First>,
+      accumulate_full<Op, 4, First>, accumulate_full<Op, 5, First>, accumulate_full<Op, 6, First>};
+  if (full && n <= kFullMost) return of_full[n - 1](p);
   static void (*const all[])(Panel) = {
       accumulate<Op, 1, First>,  accumulate<Op, 2, First>,  accumulate<Op, 3, First>,
       accumulate<Op, 4, First>,  accumulate<Op, 5, First>,  accumulate<Op, 6, First>,
@@ -88,12 +135,13 @@ static Tiling tiling(const SparseConv& c, int64_t sums_bytes) {
   int64_t fold = 1;
   while (fold < c.oh && 2 * fold * c.ow <= kLanes) fold *= 2;
   const int64_t across = (c.ow + kLanes - 1) / kLanes, down = (c.oh + fold - 1) / fold;
+  const int64_t largest = c.full ? kFullMost : kMost;
   const int64_t kinds = (c.kh < c.sy ? c.kh : c.sy) * fold, halo = c.dy * (c.kh - 1) / c.sy / fold;
   Tiling best{};
   double least = 0;
-  for (int64_t v = 1; v <= across && v <= kMost; v++) {
+  for (int64_t v = 1; v <= across && v <= largest; v++) {
     const int64_t columns = (across + v - 1) / v;
-    for (int64_t lines = 1; lines * v <= kMost && lines <= down; lines++) {
+    for (int64_t lines = 1; lines * v <= largest && lines <= down; lines++) {
       const int64_t copies = c.kw * kinds * (lines + halo) * v * kLanes * 4;
       const double each = copies > kFirstLevel ? 1.8 : 1.0;
       const auto tile = [&](int64_t n) { return each * double(n * v) + 1.5; };
@@ -286,8 +334,8 @@ static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_
       const Panel panel{c.starts + q * (c.rows + 1), c.order + q * c.rows, row0, row1, row0, c.taps,
                         c.values, offsets, copies + y * r.width, sums + y * r.width,
                         r.lines * r.width};
-      if (b) accumulate_any<Op, false>(lines * t.vectors, panel);
-      else accumulate_any<Op, true>(lines * t.vectors, panel);
+      if (b) accumulate_any<Op, false>(lines * t.vectors, c.full, panel);
+      else accumulate_any<Op, true>(lines * t.vectors, c.full, panel);
     }
   }
   if (c.quads_out) finish_quads<Op>(c, r, t.fold, row0, row1, sums);

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -116,6 +117,22 @@ inline double conv_scratch(const SparseConv& c) {
   return 4 * (double(conv_copies(c, t, lines, width)) + double(c.rows * lines * width));
 }
 
+// Whether each row has all taps, in their order: so that one reading of the input serves several rows.
+inline bool full_rows(const SparseConv& c) {
+  const int64_t kernel = c.kh * c.kw;
+  for (int64_t q = 0; q < c.groups * c.blocks; q++) {
+    const int64_t count = std::min(c.block, c.planes - q % c.blocks * c.block) * kernel;
+    const int32_t* s = c.starts + q * (c.rows + 1);
+    for (int64_t p = 0; p < c.rows; p++)
+      if (s[p + 1] - s[p] != count) return false;
+    for (int64_t i = 0; i < count; i++)  // the same tap may be there twice
+      if (c.taps[s[0] + i] != i) return false;
+    for (int64_t p = 1; p < c.rows; p++)
+      if (std::memcmp(c.taps + s[0], c.taps + s[p], size_t(count) * 2)) return false;
+  }
+  return true;
+}
+
 // Vectors of a register tile, and bytes of the copies that it reads of one plane.
 inline std::pair<int64_t, int64_t> conv_tile(const SparseConv& c) {
   const Tiling t = GOSSAMER_PICK(isa(), tiling)(c, kSumsBytes);
@@ -128,6 +145,7 @@ inline std::pair<int64_t, int64_t> conv_tile(const SparseConv& c) {
 // All arrays are there, as long as the sizes say, and checked.
 inline void run_conv(SparseConv c, size_t threads) {
   if (!conv_results(c)) return;
+  c.full = full_rows(c);
   if (c.kh * c.kw == 1 && c.sy * c.sx == 1 && c.oh == c.h && c.ow == c.w && !c.top && !c.left) {
     c.w = c.ow = c.h * c.w;  // one long row
     c.h = c.oh = 1;

@@ -43,8 +43,10 @@ constexpr int64_t kChunk = 128;  // rows that are ordered by their number of tap
 inline void pack_taps(PackedConv& p, const std::vector<uint32_t>& values) {
   const int64_t kernel = p.window.kh * p.window.kw, panel = p.planes * kernel;
   const size_t live = values.size() - size_t(std::count(values.begin(), values.end(), 0u));
-  p.taps.reserve(live + 1), p.values.reserve(live + 1);
   const double density = double(live) / double(std::max<size_t>(values.size(), 1));
+  const bool full = density > 0.8;  // rows of the same taps share what they load
+  const size_t taken = full ? values.size() : live;
+  p.taps.reserve(taken + 1), p.values.reserve(taken + 1);
   // Copies for a register tile about stay in the first-level cache; few taps take more.
   double vectors = 14, copies = 14 * 48 * 1.3 * double(p.window.kw);
   if (const int64_t oh = p.window.high(p.window.h), ow = p.window.wide(p.window.w); oh && ow) {
@@ -68,7 +70,7 @@ inline void pack_taps(PackedConv& p, const std::vector<uint32_t>& values) {
       const int64_t count = std::min(p.block * kernel, panel - first);
       for (int64_t r = 0; r < p.rows; r++) {
         const uint32_t* v = values.data() + (g * p.rows + r) * panel + first;
-        by[size_t(r)] = {count - std::count(v, v + count, 0u), r};
+        by[size_t(r)] = {full ? count : count - std::count(v, v + count, 0u), r};
       }
       for (int64_t r = 0; r < p.rows; r += kChunk)
         std::stable_sort(by.begin() + r, by.begin() + std::min(r + kChunk, p.rows),
@@ -81,7 +83,7 @@ inline void pack_taps(PackedConv& p, const std::vector<uint32_t>& values) {
         p.taps.resize(at + size_t(taps) + 1), p.values.resize(at + size_t(taps) + 1);
         for (int64_t i = 0; i < count; i++) {  // without a branch: where zeros lie is not foreseen
           p.taps[at] = uint16_t(i), p.values[at] = v[i];
-          at += v[i] != 0;
+          at += full || v[i] != 0;
         }
         p.taps.resize(at), p.values.resize(at);
         p.order.push_back(int32_t(r)), p.starts.push_back(int32_t(p.taps.size()));

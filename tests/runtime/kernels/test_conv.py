@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -101,6 +102,34 @@ def test_rows_that_share_a_vector_are_summed_apart(path: str, side: int) -> None
         assert want.shape[-1] == side
         got = convolve(pack_conv(weight, image=x.shape[2:], **settings), x)
         assert np.array_equal(got, want)
+
+
+@each_path
+def test_rows_of_the_same_taps(path: str) -> None:
+    """Dense weights, whose rows share loads, four at a time; also with some zeros among them."""
+    rng = np.random.default_rng(0)
+    for rows, kept in ((4, 1.0), (7, 0.9), (1, 1.0), (130, 0.85)):
+        weight = rng.integers(1, 9, (rows, 6, 3, 2)).astype(np.float32)
+        weight[rng.random(weight.shape) > kept] = 0
+        x = rng.integers(-9, 10, (2, 6, 12, 21)).astype(np.float32)
+        want = torch.conv2d(torch.from_numpy(x), torch.from_numpy(weight), stride=(2, 1)).numpy()
+        packed = pack_conv(weight, stride=(2, 1), block=[None, 4][rows % 2])
+        assert len(packed.taps) == weight.size
+        assert np.array_equal(packed.dense, weight)
+        assert np.array_equal(convolve(packed, x), want)
+
+
+@each_path
+def test_taps_that_come_twice_are_added_twice(path: str) -> None:
+    """As many taps as a full row has, but not its taps."""
+    if path == "numpy":
+        pytest.skip("numpy multiplies by the dense weight, where the last of the two stands")
+    packed = pack_conv(np.arange(1, 9, dtype=np.float32).reshape(2, 1, 2, 2))
+    twice = dataclasses.replace(packed, taps=np.array([0, 1, 2, 2, 0, 1, 2, 3], np.uint16))
+    x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
+    got = convolve(twice, x)
+    assert got[0, 0, 0, 0] == 0 * 1 + 1 * 2 + 3 * 3 + 3 * 4
+    assert np.array_equal(got[0, 1], convolve(packed, x)[0, 1])
 
 
 def expected(case: Case, codes: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ __all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv", "pack_ta
 ELEMENTS = ("float32", "quads", "pairs")
 CHUNK = 128  # rows that are ordered by their number of taps
 _CACHE = 36 << 10  # bytes of copies of one block for one register tile, a little over a first level
+_FULL = 0.8  # density from which zeros are taps as well
 _TILE = (14, 14 * 48 * 1.3)  # vectors of a register tile; bytes of its copies, a kernel column
 
 
@@ -215,6 +216,8 @@ def pack_taps(
     if block is None:
         tile = _tile(rows, (kh, kw), geometry, image) if image is not None else None
         block = block_of(count, kh, kw, float(planes.mean()), tile)
+    if float(planes.mean()) > _FULL:  # rows of the same taps share what they load
+        planes = np.ones_like(planes)
     blocks = -(-count // block)
     channel, plane, y, x = np.nonzero(planes)
     taps = (plane % block * kh + y) * kw + x
