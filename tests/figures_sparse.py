@@ -346,8 +346,10 @@ ROWS: list[Row] = [
                 )
             ),
             *(
-                next(c["value"] for c in d["claims"] if c["id"] == "low-rank.3" and net in c["what"])
+                c["value"]
                 for net in ("resnet-20", "lenet-5")
+                for c in d["claims"]
+                if c["id"] == "low-rank.3" and net in c["what"]
             ),
         ],
     ),

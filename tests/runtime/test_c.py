@@ -178,6 +178,7 @@ class Many(nn.Module):
         y = F.hardswish(self.third(F.pad(y, (1, 0, 0, 2), value=0.5)))
         y = F.max_pool2d(self.alone(F.leaky_relu(y)), 3, 2, 1, ceil_mode=True)
         y = y + F.avg_pool2d(y, 3, 1, 1, count_include_pad=False)
+        y = y + (y.abs() + 1).pow(-0.75)
         z = self.ln(F.gelu(self.head(y.mean((2, 3)))) * 2 + 1)
         a = z.view(-1, 3, 4).transpose(1, 2).softmax(-1) @ (self.scale * z.view(-1, 3, 4))
         e = F.elu(self.line(self.table(i).transpose(1, 2)))

@@ -90,7 +90,7 @@ class Activation {
                {"hardsigmoid", kHardsigmoid, 0}, {"sigmoid", kSigmoid, 0}, {"tanh", kTanh, 0},
                {"silu", kSilu, 0},       {"leaky_relu", kLeaky, 1},      {"elu", kElu, 1},
                {"exp", kExp, 0},         {"neg", kNeg, 0},               {"sqrt", kSqrt, 0},
-               {"abs", kAbs, 0},         {"rsqrt", kRsqrt, 0}};
+               {"abs", kAbs, 0},         {"rsqrt", kRsqrt, 0},           {"pow", kPow, 1}};
     const std::string& name = given.at(0).string();
     for (const auto& one : all)
       if (name == one.name && given.list().size() == one.settings + 1) {
@@ -141,13 +141,14 @@ class Activation {
       case kSqrt: return each([](float v) { return std::sqrt(v); });
       case kAbs: return each([](float v) { return std::fabs(v); });
       case kRsqrt: return each([](float v) { return 1 / std::sqrt(v); });
+      case kPow: return each([=](float v) { return std::pow(v, low); });
     }
   }
 
  private:
   enum Kind {
     kNone, kRelu, kClamp, kGelu, kGeluTanh, kHardswish, kHardsigmoid, kSigmoid, kTanh, kSilu,
-    kLeaky, kElu, kExp, kNeg, kSqrt, kAbs, kRsqrt
+    kLeaky, kElu, kExp, kNeg, kSqrt, kAbs, kRsqrt, kPow
   };
   Kind kind_ = kNone;
   float low_ = 0, high_ = 0;

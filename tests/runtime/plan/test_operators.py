@@ -15,7 +15,7 @@ from gossamer.runtime.plan.graph import ACTIVATIONS, Graph, Node, Value, resolve
 from gossamer.runtime.plan.kernels import KERNELS, candidates
 from gossamer.runtime.plan.program import Program, steps_of
 
-SETTINGS = {"clamp": [0.0, 6.0], "leaky_relu": [0.1], "elu": [1.3]}
+SETTINGS = {"clamp": [0.0, 6.0], "leaky_relu": [0.1], "elu": [1.3], "pow": [-0.75]}
 KINDS = [None, *([name, *SETTINGS.get(name, [])] for name in ACTIVATIONS)]
 
 
@@ -44,7 +44,7 @@ def agree(graph: Graph, batch: int) -> None:
         rng.standard_normal(resolved(graph.values[n].shape, batch)).astype(np.float32)
         for n in graph.inputs
     ]
-    if (node.activation or [""])[0] in ("sqrt", "rsqrt"):
+    if (node.activation or [""])[0] in ("sqrt", "rsqrt", "pow"):
         arrays = [np.abs(a) + 1 for a in arrays]
         graph = Graph(
             graph.inputs, graph.outputs, graph.nodes, graph.values,
@@ -146,7 +146,7 @@ def test_other_operators(op: str) -> None:
 def test_activations_are_torch_s(kind: list) -> None:
     """The oracle on large, small and no numbers."""
     x = torch.tensor([-1e4, -30, -4, -3, -1.5, -0.0, 0.0, 1e-3, 2, 6, 7, 80, float("nan")])
-    if kind[0] in ("sqrt", "rsqrt", "exp"):
+    if kind[0] in ("sqrt", "rsqrt", "exp", "pow"):
         x = x[6:]
     functions = {
         "clamp": torch.clamp, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),

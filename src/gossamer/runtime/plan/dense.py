@@ -150,6 +150,9 @@ class _Writer:
             return self._one(
                 "LeakyRelu" if name == "leaky_relu" else "Elu", alpha=float(settings[0])
             )
+        if name == "pow":
+            exponent = self._constant(f"{node.name}/power", np.array(settings[0], np.float32))
+            return self._one("Pow", exponent)
         if name == "rsqrt":
             return [*self._one("Sqrt"), *self._one("Reciprocal")]
         return [  # silu

@@ -67,7 +67,7 @@ OPERATORS: Mapping[str, tuple[int, frozenset[str]]] = {
 ACTIVATIONS: Mapping[str, int] = {
     "relu": 0, "clamp": 2, "gelu": 0, "gelu_tanh": 0, "hardswish": 0, "hardsigmoid": 0,
     "sigmoid": 0, "tanh": 0, "silu": 0, "leaky_relu": 1, "elu": 1, "exp": 0, "neg": 0, "sqrt": 0,
-    "abs": 0, "rsqrt": 0,
+    "abs": 0, "rsqrt": 0, "pow": 1,
 }  # fmt: skip
 """Functions of one value -> how many parameters follow the name: ``["clamp", 0, 6]``."""
 

@@ -137,6 +137,13 @@ def _leaky(e: Emitter, x: str, slope: float = 0.01) -> str:
     return e.emit("unary", (x,), activation=["leaky_relu", float(slope)])
 
 
+def _pow(e: Emitter, x: str, exponent: Any) -> str:
+    if not isinstance(x, str):
+        raise Left("a number to the power of a tensor")
+    _numbers(exponent)
+    return e.emit("unary", (x,), activation=["pow", float(exponent)])
+
+
 def _elu(e: Emitter, x: str, alpha: float = 1.0, scale: float = 1, input_scale: float = 1) -> str:
     if scale != 1 or input_scale != 1:
         raise Left("a scaled ELU")
@@ -196,8 +203,12 @@ def _avg_pool(rank: int) -> Callable[..., str]:
         if len(e.kind(x).shape) != rank + 2:
             raise Left("pooling without a batch dimension")
         ends = _ends(have, want, sides, strides, pads, [1] * rank)
-        if divisor is not None or (ceil and any(a != b for a, b in ends)):
-            raise Left("average pooling with a divisor, or windows that hang over")
+        if divisor is not None:
+            raise Left("average pooling with a divisor")
+        if ceil and any(a != b for a, b in ends):  # windows that hang over
+            if counted and any(pads):
+                raise Left("average pooling whose windows hang over padding that counts")
+            counted = False  # what hangs over never counts
         return e.emit("avg_pool", (x,), kernel=sides, stride=strides, padding=ends, counted=counted)
 
     return rule
@@ -338,7 +349,7 @@ RULES: Mapping[str, Callable[..., Any]] = {
     "relu6": _unary("clamp", 0.0, 6.0), "hardtanh": lambda e, x, low=-1.0, high=1.0: _clamp(
         e, x, low, high),
     "clamp": _clamp, "clamp_min": lambda e, x, low: _clamp(e, x, low), "gelu": _gelu,
-    "leaky_relu": _leaky, "elu": _elu,
+    "leaky_relu": _leaky, "elu": _elu, "pow": _pow,
     "add": _binary("add"), "sub": _binary("sub"), "mul": _binary("mul"), "div": _binary("div"),
     "rsub": _binary("sub", turned=True), "maximum": _binary("maximum"),
     "minimum": _binary("minimum"),

@@ -109,6 +109,7 @@ _IN_PLACE: Mapping[str, Callable[..., Any]] = {
     "sqrt": lambda y: np.sqrt(y, out=y),
     "abs": lambda y: np.abs(y, out=y),
     "rsqrt": lambda y: np.divide(1, np.sqrt(y), out=y),
+    "pow": lambda y, exponent: np.power(y, exponent, out=y),
 }
 
 

@@ -38,6 +38,7 @@ _UNARY: Mapping[str, Callable[..., Array]] = {
     "sqrt": np.sqrt,
     "abs": np.abs,
     "rsqrt": lambda x: 1 / np.sqrt(x),
+    "pow": np.power,
 }
 
 _BINARY: Mapping[str, Callable[[Array, Array], Array]] = {
