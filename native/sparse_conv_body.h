@@ -33,7 +33,7 @@ struct PairOp {
 
 constexpr int kMost = 14;  // sums in registers
 // Where rows have the same taps, a loaded vector serves four of them.
-constexpr int kRows = 4;
+constexpr int kFullRows = 4;
 constexpr int kFullMost = kLanes == 16 ? 6 : kLanes == 4 ? 4 : 2;  // vectors of each, of 32 or 16 registers
 
 struct Panel {  // the rows of one block for one register tile
@@ -77,14 +77,14 @@ static void accumulate_full(const Panel p) {
   typedef typename Op::Sum Sum;
   const uint32_t *copies = p.copies, *offsets = p.offsets;
   int64_t r = p.from;
-  for (; r + kRows <= p.to; r += kRows) {
+  for (; r + kFullRows <= p.to; r += kFullRows) {
     const int64_t begin = p.starts[r], count = p.starts[r + 1] - begin;
     const uint16_t* tap = p.taps + begin;
     const uint32_t* value = p.values + begin;
-    uint32_t* sums[kRows];
-    Sum s[kRows][N];
+    uint32_t* sums[kFullRows];
+    Sum s[kFullRows][N];
 #pragma GCC unroll 4
-    for (int k = 0; k < kRows; k++) {
+    for (int k = 0; k < kFullRows; k++) {
       sums[k] = p.sums + (p.order[r + k] - p.base) * p.pitch;
 #pragma GCC unroll 6
       for (int j = 0; j < N; j++) s[k][j] = First ? Sum{} : load<Sum>(sums[k] + j * kLanes);
@@ -95,14 +95,14 @@ static void accumulate_full(const Panel p) {
 #pragma GCC unroll 6
       for (int j = 0; j < N; j++) v[j] = load<I>(x + j * kLanes);
 #pragma GCC unroll 4
-      for (int k = 0; k < kRows; k++) {
+      for (int k = 0; k < kFullRows; k++) {
         const Sum w = Op::weight(value[i + k * count]);
 #pragma GCC unroll 6
         for (int j = 0; j < N; j++) s[k][j] = Op::step(s[k][j], v[j], w);
       }
     }
 #pragma GCC unroll 4
-    for (int k = 0; k < kRows; k++)
+    for (int k = 0; k < kFullRows; k++)
 #pragma GCC unroll 6
       for (int j = 0; j < N; j++) store(sums[k] + j * kLanes, s[k][j]);
   }
