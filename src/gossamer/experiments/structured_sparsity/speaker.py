@@ -38,7 +38,7 @@ __all__ = ["WAYS", "halved", "speaker_encoder"]
 # of the units of each level, what stays
 WAYS: dict[str, float | dict[str, float]] = {
     "half of each layer": 0.5,
-    "three quarters, a half and a quarter": {"lstm_l0": 0.75, "lstm_l1": 0.5, "lstm_l2": 0.25},
+    "a quarter, a half and three quarters": {"lstm_l0": 0.25, "lstm_l1": 0.5, "lstm_l2": 0.75},
 }
 
 
