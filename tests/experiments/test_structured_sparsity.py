@@ -166,5 +166,16 @@ def test_the_shrunk_lenet_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert row["macs"][1] < 0.5 * row["macs"][0]
     assert {r["engine"] for r in row["latency"]} >= {"torch eager"}
     assert [layer["shape"][0] for layer in row["layers"] if layer["name"].endswith("weight")] == [
-        12, 30, 100, 10,
+        10, 24, 80, 10,
     ]  # fmt: skip
+
+
+def test_shifted_images_are_the_images() -> None:
+    images = torch.full((50, 1, 6, 6), -1.0)
+    images[:, :, 2:4, 2:4] = torch.arange(50.0).view(50, 1, 1, 1)
+    made = smallest.shifted(images, torch.Generator().manual_seed(0))
+    assert made.shape == images.shape
+    assert torch.equal(made.sum((1, 2, 3)), images.sum((1, 2, 3)))  # all of it is still there
+    where = {tuple((m[0] >= 0).nonzero()[0].tolist()) for m in made}
+    assert where <= {(y, x) for y in range(5) for x in range(5)}
+    assert len(where) > 10
