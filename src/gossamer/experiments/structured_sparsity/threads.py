@@ -49,7 +49,7 @@ def _judge(raw: Mapping[str, Any]) -> list[Claim]:
 @experiment("ssl-threads", seeds=(0,), judge=_judge)
 def by_threads(context: Context) -> dict[str, Any]:
     """Structured sparsity: l1 in CSR against SSL's shrunk products, by thread count."""
-    rounds, small = (3, 8) if context.quick else (300, 1)
+    rounds, small = (3, 8) if context.quick else (100, 1)
     rows = context.alone(row, [(name, n, rounds, small) for n in COUNTS for name in LAYERS])
     for found in rows:
         context.say(
