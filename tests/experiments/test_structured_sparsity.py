@@ -129,8 +129,8 @@ class Encoder(nn.Module):
 def test_an_encoder_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speaker, "speaker", lambda n, generator: (Encoder(), torch.randn(n, 9, 5)))
     data = quickly("shrink-speaker-encoder", tmp_path)
-    assert [r["units"][1] for r in data["runs"]] == [[8, 8, 8], [4, 8, 12]]
-    assert [r["units"][0] for r in data["runs"]] == [[16, 16, 16]] * 2
+    assert [r["units"][1] for r in data["runs"]] == [[8, 8, 8]]
+    assert data["runs"][0]["units"][0] == [16, 16, 16]
     kept = 4 * 8 * (5 + 2 * 8 + 2 * 8 + 8 + 3 * 2) + 6 * 8 + 6
     assert data["runs"][0]["parameters"][1] == kept
     held = {c["what"].partition(": ")[2]: c["holds"] for c in data["claims"]}
