@@ -156,11 +156,13 @@ def test_products_by_thread_count(tmp_path: Path) -> None:
 
 def test_the_shrunk_lenet_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = datasets.load("digits", subset=200)
-    parts = [
+    train, validation, test = (
         Split(nn.functional.interpolate(s.batch(slice(None))[0], size=28), s.targets)
         for s in (digits.train, digits.validation, digits.test)
-    ]
-    monkeypatch.setattr(smallest, "mnist", lambda quick: Dataset("digits", *parts, 10))
+    )
+    monkeypatch.setattr(
+        smallest, "mnist", lambda quick: Dataset("digits", train, validation, test, 10)
+    )
     data = quickly("smallest-shrunk-lenet", tmp_path)
     (row,) = data["runs"]
     assert row["macs"][1] < 0.5 * row["macs"][0]
