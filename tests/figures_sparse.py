@@ -30,6 +30,18 @@ def _stops(d: Data, a: tuple[str, int], b: tuple[str, int]) -> float:
     return float(_at(d, *a)["early_stop"]["mean"] / _at(d, *b)["early_stop"]["mean"])
 
 
+def _shrunk(d: Data) -> list[float]:
+    (row,) = d["runs"]
+    by = {r["engine"]: r for r in row["latency"]}
+    times = [by[e][k] for e in ("torch eager", "onnxruntime") for k in ("after_ms", "before_ms")]
+    return [row["error_before"], row["bytes"], row["ratio"], row["error_after"], *times]
+
+
+def _halved(d: Data) -> list[float]:
+    (row,) = d["runs"]
+    return [*row["parameters"], row["times_as_fast"], row["cosine"]]
+
+
 def _gap(d: Data, key: str, a: tuple[str, int], b: tuple[str, int]) -> float:
     return float(100 * (_at(d, *a)[key]["mean"] - _at(d, *b)[key]["mean"]))
 
@@ -488,5 +500,35 @@ ROWS: list[Row] = [
         "on small networks trained on digits: {} and {} times as fast in torch",
         "smaller-and-faster",
         lambda d: [r["times_as_fast"] for r in d["runs"] if r["recipe"] == "low-rank"],
+    ),
+    (
+        "docs/methods/structured-sparsity.md",
+        "takes a trained LeNet-5 ({} % test error) to 10, 24 and 80 units, shrinks it, and trains "
+        "it under a price for bits, taught by the network it was. The file has {} bytes, {} times "
+        "fewer, at {} % test error; one image takes {} ms in torch, {} dense, and {} in "
+        "onnxruntime, {} dense",
+        "smallest-shrunk-lenet",
+        _shrunk,
+    ),
+    *(
+        (
+            "docs/methods/structured-sparsity.md",
+            f"| {name}, by threads | {{}} | {{}} | {{}} | {{}} |",
+            "ssl-threads",
+            lambda d, name=name: [
+                r[way]["speed_up"]
+                for way in ("l1", "ssl")
+                for r in d["rows"]
+                if r["name"] == name
+            ],
+        )
+        for name in ("conv1", "conv2", "conv3", "conv4", "conv5")
+    ),
+    (
+        "docs/methods/shrinking.md",
+        "{} parameters become {}, one input a call is {} times as fast in torch, and embeddings "
+        "have a mean cosine of {} with those of the whole network",
+        "shrink-speaker-encoder",
+        _halved,
     ),
 ]  # fmt: skip

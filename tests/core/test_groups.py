@@ -51,6 +51,25 @@ GROUPS = [
 ]  # fmt: skip
 
 
+def test_each_level_of_a_recurrent_module_is_a_layer() -> None:
+    """One budget for all levels could leave the last without a unit."""
+    rnn = torch.nn.Sequential(torch.nn.LSTM(3, 4, 2, bidirectional=True))
+    tensors = dict(rnn.named_parameters())
+    groups = [
+        Group("unit", f"{tail}[{i}]", (Slice(f"0.weight_ih{tail}", 0, (i, i + 4, i + 8, i + 12)),))
+        for tail in ("_l0", "_l0_reverse", "_l1", "_l1_reverse")
+        for i in range(4)
+    ]
+    made = families(groups, tensors)
+    assert [(f.layer, len(f)) for f in made] == [
+        ("0_l0", 4), ("0_l0_reverse", 4), ("0_l1", 4), ("0_l1_reverse", 4),
+    ]  # fmt: skip
+    alone = Group("unit", "a", (Slice("weight_hh_l0", 0, (0,)),))
+    assert families([alone], dict(torch.nn.GRU(3, 4).named_parameters()))[0].layer == "l0"
+    named = Group("row", "b", (Slice("weight_ih_later", 0, (0,)),))  # torch names none so
+    assert families([named], {"weight_ih_later": torch.ones(2, 2)})[0].layer == "weight_ih_later"
+
+
 def test_sums_sizes_norms_and_spread_agree_with_sets_of_places() -> None:
     made = families(GROUPS, WEIGHTS)
     assert [f.kind for f in made] == ["unit", "cross", "many"]

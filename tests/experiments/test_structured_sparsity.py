@@ -1,11 +1,19 @@
 """Dead units are taken out with the same outputs; claims can fail."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
-from gossamer import nets
+from gossamer import datasets, experiments, nets
+from gossamer.core.errors import ArgumentError
 from gossamer.core.groups import masks_of
-from gossamer.experiments.structured_sparsity import channels, iss, ssl
+from gossamer.datasets import Dataset, Split
+from gossamer.experiments.shared import packages
+from gossamer.experiments.structured_sparsity import channels, iss, smallest, speaker, ssl
 from gossamer.nets.language import LSTMLM
 from gossamer.structure import shrink
 
@@ -94,3 +102,82 @@ def resnet(points: float, macs: float, fast: float, low: float) -> dict[str, obj
 def test_claims_of_channels_hold_and_fall_short() -> None:
     assert [c.holds for c in channels._judge(resnet(0.6, 29e6, 1.7, 2.5))] == [True] * 6
     assert [c.holds for c in channels._judge(resnet(0.8, 30e6, 1.5, 1.9))] == [False] * 6
+
+
+def quickly(name: str, tmp_path: Path) -> dict[str, Any]:
+    path = experiments.run(
+        name, out=tmp_path, work=tmp_path / "w", seeds=1, quick=True, workers=1, say=lambda _: None
+    )
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data
+
+
+class Encoder(nn.Module):
+    """What the speaker encoder of a package is, smaller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 16, 3, batch_first=True)
+        self.linear = nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, 5) -> (N, 6), of norm 1."""
+        made = self.linear(self.lstm(x)[1][0][-1])
+        return made / made.norm(dim=1, keepdim=True)
+
+
+def test_an_encoder_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speaker, "speaker", lambda n, generator: (Encoder(), torch.randn(n, 9, 5)))
+    data = quickly("shrink-speaker-encoder", tmp_path)
+    assert [r["units"][1] for r in data["runs"]] == [[8, 8, 8]]
+    assert data["runs"][0]["units"][0] == [16, 16, 16]
+    kept = 4 * 8 * (5 + 2 * 8 + 2 * 8 + 8 + 3 * 2) + 6 * 8 + 6
+    assert data["runs"][0]["parameters"][1] == kept
+    held = {c["what"].partition(": ")[2]: c["holds"] for c in data["claims"]}
+    assert held["largest difference of shrunk and masked embeddings"]
+    assert held["parameters left, part of before"]
+    assert held["largest difference once loaded from its file, without pickle"]
+    row = data["runs"][0] | {
+        "difference": 2e-5, "parameters": [10, 6], "reloaded_difference": 1e-9, "interval": [1, 2],
+    }  # fmt: skip
+    assert [c.holds for c in speaker._judge({"runs": [row]})] == [False] * 4
+
+
+def test_a_package_that_is_not_there_is_named() -> None:
+    with pytest.raises(ArgumentError, match="pip install --no-deps no_such_package"):
+        packages.imported("no_such_package.inside")
+
+
+def test_products_by_thread_count(tmp_path: Path) -> None:
+    rows = quickly("ssl-threads", tmp_path)["rows"]
+    assert [r["threads"] for r in rows] == [1] * 5 + [2] * 5
+    assert all(r[way]["speed_up"] > 0 for r in rows for way in ("l1", "ssl"))
+
+
+def test_the_shrunk_lenet_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = datasets.load("digits", subset=200)
+    train, validation, test = (
+        Split(nn.functional.interpolate(s.batch(slice(None))[0], size=28), s.targets)
+        for s in (digits.train, digits.validation, digits.test)
+    )
+    monkeypatch.setattr(
+        smallest, "mnist", lambda quick: Dataset("digits", train, validation, test, 10)
+    )
+    data = quickly("smallest-shrunk-lenet", tmp_path)
+    (row,) = data["runs"]
+    assert row["macs"][1] < 0.5 * row["macs"][0]
+    assert {r["engine"] for r in row["latency"]} >= {"torch eager"}
+    assert [layer["shape"][0] for layer in row["layers"] if layer["name"].endswith("weight")] == [
+        10, 24, 80, 10,
+    ]  # fmt: skip
+
+
+def test_shifted_images_are_the_images() -> None:
+    images = torch.full((50, 1, 6, 6), -1.0)
+    images[:, :, 2:4, 2:4] = torch.arange(50.0).view(50, 1, 1, 1)
+    made = smallest.shifted(images, torch.Generator().manual_seed(0))
+    assert made.shape == images.shape
+    assert torch.equal(made.sum((1, 2, 3)), images.sum((1, 2, 3)))  # all of it is still there
+    where = {tuple((m[0] >= 0).nonzero()[0].tolist()) for m in made}
+    assert where <= {(y, x) for y in range(5) for x in range(5)}
+    assert len(where) > 10

