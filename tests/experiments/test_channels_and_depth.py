@@ -1,0 +1,81 @@
+"""Half the channels in eight bits, and fewer residual blocks: claims can fail, paths run."""
+
+import pytest
+import torch
+
+from gossamer import nets
+from gossamer.experiments import Context
+from gossamer.experiments.structured_sparsity import depth, int8
+
+
+def timed(onnxruntime: float, plan: float, size: int) -> dict[str, object]:
+    ms = {
+        "dense, onnxruntime": 1.0,
+        "half, onnxruntime int8": 1 / onnxruntime,
+        "half, int8 plan": 1 / plan,
+    }
+    return {
+        "dense": {"accuracy": 90.0},
+        "half": {"dense_bytes": 1300, "bytes": size},
+        "timed": {"ms": ms, "accuracy": dict.fromkeys(ms, 88.0)},
+    }
+
+
+def test_claims_of_channels_in_int8_hold_and_fall_short() -> None:
+    assert [c.holds for c in int8._judge(timed(8.5, 8.1, 100))] == [True] * 3
+    assert [c.holds for c in int8._judge(timed(7.5, 7.9, 101))] == [False] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, _, _ in int8.NETWORKS])
+def test_networks_of_half_the_channels(name: str) -> None:
+    dense, half = next((a, b) for n, a, b in int8.NETWORKS if n == name)
+    counts = [
+        [m.out_channels for m in nets.build(name, **options).modules() if hasattr(m, "out_channels")]
+        for options in (dense, half)
+    ]
+    assert counts[0] == [2 * count for count in counts[1]]
+
+
+def row(layers: int, error: float, validation: float) -> dict[str, object]:
+    return {"layers": layers, "error": error, "validation": validation, "epochs": 1}
+
+
+def test_claims_of_depth_hold_and_fall_short() -> None:
+    dense = {"layers": 20, "error": 8.3}
+    good = {"dense": dense, "trained": [row(18, 8.5, 1.0), row(16, 9.5, 2.0)]}
+    assert [c.holds for c in depth._judge(good)] == [True, True]
+    bad = {"dense": dense, "trained": [row(19, 8.7, 1.0), row(16, 8.0, 2.0)]}
+    assert [c.holds for c in depth._judge(bad)] == [False, False]
+
+
+def test_a_block_becomes_its_shortcut() -> None:
+    net = nets.build("resnet-20", seed=0).eval()
+    x = torch.randn(3, 3, 32, 32)
+    for name in ("layer1.1", "layer2.0"):  # the second changes size and channels
+        with torch.no_grad():
+            made = depth.without(net, name)
+            block = dict(net.named_modules())[name]
+            keep = block.bn2.forward
+            block.bn2.forward = torch.zeros_like
+            assert torch.allclose(made(x), net(x), atol=1e-4)
+            block.bn2.forward = keep
+        assert depth._layers(net) - depth._layers(made) == 2
+        assert set(depth.blocks(net)) - set(depth.blocks(made)) == {name}
+
+
+@pytest.mark.slow
+def test_the_path_of_depth(tmp_path_factory: pytest.TempPathFactory) -> None:
+    work = tmp_path_factory.mktemp("depth")
+    raw = depth.resnet_depth(Context(work, (0,), quick=True, say=lambda _: None))
+    assert [r["layers"] for r in raw["order"]] == [20, 18]
+    assert len(depth._judge(raw)) == 2
+
+
+@pytest.mark.slow
+def test_the_path_of_channels_in_int8(tmp_path_factory: pytest.TempPathFactory) -> None:
+    work = tmp_path_factory.mktemp("int8")
+    raw = int8.channels_and_int8(Context(work, (0,), quick=True, say=lambda _: None))
+    assert raw["dense"]["parameters"] > 3.5 * raw["half"]["parameters"]
+    assert set(raw["timed"]["ms"]) == set(raw["timed"]["accuracy"])
+    assert len(int8._judge(raw)) == 3
