@@ -1,10 +1,14 @@
 """Half the channels in eight bits, and fewer residual blocks: claims can fail, paths run."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from gossamer import nets
+from gossamer.datasets import Dataset, Split
 from gossamer.experiments import Context
+from gossamer.experiments.low_rank import network
 from gossamer.experiments.structured_sparsity import depth, int8
 
 
@@ -64,18 +68,35 @@ def test_a_block_becomes_its_shortcut() -> None:
         assert set(depth.blocks(net)) - set(depth.blocks(made)) == {name}
 
 
+def pictures() -> Dataset:
+    g = torch.Generator().manual_seed(0)
+    parts = [
+        Split(
+            torch.randint(256, (count, 3, 32, 32), generator=g, dtype=torch.uint8),
+            torch.randint(10, (count,), generator=g),
+            mean=(0.5,) * 3,
+            std=(0.25,) * 3,
+        )
+        for count in (128, 50, 50)
+    ]
+    return Dataset("pictures", *parts, classes=10)
+
+
 @pytest.mark.slow
-def test_the_path_of_depth(tmp_path_factory: pytest.TempPathFactory) -> None:
-    work = tmp_path_factory.mktemp("depth")
-    raw = depth.resnet_depth(Context(work, (0,), quick=True, say=lambda _: None))
+def test_the_path_of_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depth, "cifar", lambda quick: pictures())
+    monkeypatch.setattr(network, "cifar", lambda quick: pictures())
+    monkeypatch.setattr(depth, "_dense", lambda: nets.build("resnet-20", seed=0).eval())
+    raw = depth.resnet_depth(Context(tmp_path, (0,), quick=True, say=lambda _: None))
     assert [r["layers"] for r in raw["order"]] == [20, 18]
     assert len(depth._judge(raw)) == 2
 
 
 @pytest.mark.slow
-def test_the_path_of_channels_in_int8(tmp_path_factory: pytest.TempPathFactory) -> None:
-    work = tmp_path_factory.mktemp("int8")
-    raw = int8.channels_and_int8(Context(work, (0,), quick=True, say=lambda _: None))
+def test_the_path_of_channels_in_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(int8, "cifar", lambda quick: pictures())
+    raw = int8.channels_and_int8(Context(tmp_path, (0,), quick=True, say=lambda _: None))
     assert raw["dense"]["parameters"] > 3.5 * raw["half"]["parameters"]
     assert set(raw["timed"]["ms"]) == set(raw["timed"]["accuracy"])
     assert len(int8._judge(raw)) == 3

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gossamer import nets
 from gossamer.core import flops
+from gossamer.datasets import Dataset, Split
 from gossamer.experiments import Claim, Context, experiment
 from gossamer.experiments.low_rank.network import calibration, cifar, first
 from gossamer.experiments.shared.mixed import Mixed
@@ -81,10 +82,18 @@ def _known(net: nn.Module) -> dict[str, Any]:
     }
 
 
+def _data(quick: bool) -> Dataset:
+    """CIFAR-10; of a smoke run 50 images to evaluate."""
+    data = cifar(quick)
+    if not quick:
+        return data
+    return replace(data, validation=first(data.validation, 50), test=first(data.test, 50))
+
+
 def _order(work: Path, quick: bool) -> list[dict[str, Any]]:
     """Blocks one after the other, without training; validation error in percent after each."""
     dense, images = _dense(), calibration(64 if quick else 512, quick)
-    seen = first(cifar(quick).validation, 50 if quick else 1000)
+    seen = first(_data(quick).validation, 50 if quick else 1000)
     net, rows = dense, [{"block": None, "error": _error(dense, seen), **_known(dense)}]
     for number in range(1, (1 if quick else _MOST) + 1):
         tried = {}
@@ -100,15 +109,13 @@ def _order(work: Path, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _error(net: nn.Module, split: Any) -> float:
+def _error(net: nn.Module, split: Split) -> float:
     return 100 - 100 * evaluate(net, split).accuracy
 
 
 def _trained(removed: int, work: Path, quick: bool) -> dict[str, Any]:
     """A few epochs against the published network's soft outputs; errors in percent."""
-    data = cifar(quick)
-    if quick:
-        data = replace(data, validation=first(data.validation, 50), test=first(data.test, 50))
+    data = _data(quick)
     path = work / f"without-{removed}.pt"
     net: nn.Module = torch.load(path, weights_only=False)  # written by this run
     untrained = _error(net, data.test)
@@ -124,8 +131,8 @@ def _trained(removed: int, work: Path, quick: bool) -> dict[str, Any]:
 
 
 def _tested(quick: bool) -> dict[str, Any]:
-    net, data = _dense(), cifar(quick)
-    return {"error": _error(net, first(data.test, 50) if quick else data.test), **_known(net)}
+    net = _dense()
+    return {"error": _error(net, _data(quick).test), **_known(net)}
 
 
 def _judge(raw: Mapping[str, Any]) -> list[Claim]:

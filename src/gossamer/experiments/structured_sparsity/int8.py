@@ -30,6 +30,7 @@ from gossamer.compression.parts import examples
 from gossamer.compression.records import load
 from gossamer.core import flops
 from gossamer.core.timing import interleaved, threads
+from gossamer.datasets import Dataset
 from gossamer.experiments import Claim, Context, experiment
 from gossamer.experiments.low_rank.network import cifar, first
 from gossamer.experiments.shared.mixed import Mixed
@@ -80,13 +81,21 @@ class _Session(nn.Module):
         return sessions.run(self.opened, [images])[0]
 
 
+def _data(quick: bool) -> Dataset:
+    """CIFAR-10; of a smoke run 50 images to evaluate."""
+    data = cifar(quick)
+    if not quick:
+        return data
+    return replace(data, validation=first(data.validation, 50), test=first(data.test, 50))
+
+
 def _fresh(seed: int) -> nn.Module:
     return nets.build(_NETWORK, width=_WIDTH, seed=seed)
 
 
 def _trained(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """The dense network; accuracy in percent."""
-    data, net = cifar(quick), _fresh(seed)
+    data, net = _data(quick), _fresh(seed)
     epochs = 1 if quick else _EPOCHS
     train(
         Mixed(net), data, replace(_CONFIG, epochs=epochs, seed=seed),
@@ -116,7 +125,7 @@ def _compressed(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     more = ["stages.train.epochs=1", "stages.obs.calibration=16"] if quick else []
     out = work / "half"
     done = compress(
-        _dense(work), cifar(quick), recipe=RECIPE, out=out, overrides=[f"seed={seed}", *more]
+        _dense(work), _data(quick), recipe=RECIPE, out=out, overrides=[f"seed={seed}", *more]
     )
     return {
         "dense_bytes": done.dense_bytes, "bytes": done.bytes,
@@ -126,14 +135,13 @@ def _compressed(seed: int, work: Path, quick: bool) -> dict[str, Any]:
 
 def _timed(work: Path, quick: bool) -> dict[str, Any]:
     """The dense network in float32 and the file's in eight bits: times, and what they answer."""
-    data = cifar(quick)
+    data = _data(quick)
     seen = examples(data.train, 16 if quick else _CALIBRATION, torch.Generator().manual_seed(0))
     example = data.test.batch(slice(0, 1))[0]
     half = load(work / "half" / "model.gsm", _fresh(1)).eval()
     networks, calls, facts = _both(_dense(work), half, example, seen, quick)
-    test = first(data.test, 50) if quick else data.test
-    found = {name: 100 * evaluate(net, test).accuracy for name, net in networks.items()}
-    return {"accuracy": found, "images": len(test), "ms": _least(calls, quick), **facts}
+    found = {name: 100 * evaluate(net, data.test).accuracy for name, net in networks.items()}
+    return {"accuracy": found, "images": len(data.test), "ms": _least(calls, quick), **facts}
 
 
 def _both(
@@ -161,7 +169,7 @@ def _both(
         rounds=3 if quick else 30,
     )  # fmt: skip
     networks["half, int8 plan"] = Planned(plan)
-    calls["half, int8 plan"] = lambda: plan.arrays([array], 1)
+    calls["half, int8 plan"] = lambda: plan.arrays([array], plan.batch([array]))
     size = {name: len(model.SerializeToString()) for name, model in models.items()}
     notes = [*whole.notes, *less.notes, f"half in an int8 plan: {plan.facts.check}"]
     return networks, calls, {"onnx_bytes": size, "notes": notes}
