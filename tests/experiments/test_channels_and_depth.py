@@ -35,7 +35,11 @@ def test_claims_of_channels_in_int8_hold_and_fall_short() -> None:
 def test_networks_of_half_the_channels(name: str) -> None:
     dense, half = next((a, b) for n, a, b in int8.NETWORKS if n == name)
     counts = [
-        [m.out_channels for m in nets.build(name, **options).modules() if hasattr(m, "out_channels")]
+        [
+            m.out_channels
+            for m in nets.build(name, **options).modules()
+            if hasattr(m, "out_channels")
+        ]
         for options in (dense, half)
     ]
     assert counts[0] == [2 * count for count in counts[1]]
