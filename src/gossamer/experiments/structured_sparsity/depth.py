@@ -3,9 +3,9 @@
 The depth of Wen et al., NIPS 2016, table 4, from published weights in place of training with group
 lasso: the block goes whose branch is missed least, by the loss on validation images with
 batch-norm measured anew, then the next one of what is left. A branch of zeros is collapsed to its
-shortcut by :func:`gossamer.structure.shrink`. The network without the first of
-them is trained for a few epochs against the published network's soft outputs, in bfloat16 with float32
-weights, on images that are cropped and mirrored.
+shortcut by :func:`gossamer.structure.shrink`. The network without the first of them is trained for
+a few epochs against the published network's soft outputs, in bfloat16 with float32 weights, on
+images that are cropped and mirrored.
 
 The published weights were trained on the validation images too: these tell blocks apart and no
 more. Test images are only evaluated, in float32.
@@ -35,7 +35,7 @@ from gossamer.training.renorm import reestimate
 
 __all__ = ["blocks", "resnet_depth", "without"]
 
-_MOST = 5  # blocks taken out for the figure
+_MOST = 4  # blocks taken out for the figure
 _TRAINED = (1,)  # blocks out of networks that are trained
 _EPOCHS = 3
 _CONFIG = TrainConfig(
