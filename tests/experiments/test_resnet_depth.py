@@ -41,7 +41,7 @@ def test_a_block_becomes_its_shortcut() -> None:
 
 def pictures() -> Dataset:
     g = torch.Generator().manual_seed(0)
-    parts = [
+    train, validation, test = (
         Split(
             torch.randint(256, (count, 3, 32, 32), generator=g, dtype=torch.uint8),
             torch.randint(10, (count,), generator=g),
@@ -49,8 +49,8 @@ def pictures() -> Dataset:
             std=(0.25,) * 3,
         )
         for count in (128, 50, 50)
-    ]
-    return Dataset("pictures", *parts, classes=10)
+    )
+    return Dataset("pictures", train, validation, test, classes=10)
 
 
 @pytest.mark.slow
