@@ -1,11 +1,22 @@
 """Dead units are taken out with the same outputs; claims can fail."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
-from gossamer import nets
+from gossamer import experiments, nets
+from gossamer.core.errors import DatasetError
 from gossamer.core.groups import masks_of
-from gossamer.experiments.structured_sparsity import channels, iss, ssl
+from gossamer.experiments.structured_sparsity import (
+    channels,
+    channels_int8,
+    iss,
+    resnet56,
+    resnet_depth,
+    ssl,
+)
 from gossamer.nets.language import LSTMLM
 from gossamer.structure import shrink
 
@@ -94,3 +105,54 @@ def resnet(points: float, macs: float, fast: float, low: float) -> dict[str, obj
 def test_claims_of_channels_hold_and_fall_short() -> None:
     assert [c.holds for c in channels._judge(resnet(0.6, 29e6, 1.7, 2.5))] == [True] * 6
     assert [c.holds for c in channels._judge(resnet(0.8, 30e6, 1.5, 1.9))] == [False] * 6
+
+
+def test_claims_of_resnet_56_hold_and_fall_short() -> None:
+    def raw(accuracy: float, macs: float) -> dict[str, object]:
+        trained = {"accuracy": accuracy, "macs": macs, "epochs": 4, "images": 45000}
+        return {"dense": {"macs": 125.5e6, "accuracy": 94.4}, "trained": trained}
+
+    assert [c.holds for c in resnet56._judge(raw(93.8, 58e6))] == [True] * 2
+    assert [c.holds for c in resnet56._judge(raw(93.7, 60e6))] == [False] * 2
+
+
+def test_claims_of_channels_in_int8_hold_and_fall_short() -> None:
+    def raw(fast: float, small: float) -> dict[str, object]:
+        ms = {"dense": {"onnxruntime": fast}, "half": {"onnxruntime-int8": 1.0}}
+        times = {"ms": ms, "accuracy": {"onnxruntime-int8": 80.0}}
+        made = {"bytes": [small, 1], "accuracy": [81.0, 80.0]}
+        return {"runs": [{"compressed": made, "times": times}]}
+
+    assert [c.holds for c in channels_int8._judge(raw(8.1, 13.1))] == [True] * 2
+    assert [c.holds for c in channels_int8._judge(raw(7.9, 12.9))] == [False] * 2
+
+
+def test_a_resnet_loses_a_block() -> None:
+    net = nets.build("resnet-20", seed=0).eval()
+    made = resnet_depth.without(net, ["layer2.1"])
+    fewer = resnet_depth._convolutions(net) - resnet_depth._convolutions(made)
+    assert fewer == 2
+    x = torch.randn(2, 3, 32, 32)
+    net.get_submodule("layer2.1.bn2").register_forward_hook(lambda m, i, o: torch.zeros_like(o))
+    assert torch.allclose(made.eval()(x), net(x), atol=1e-5)
+
+
+def test_claims_of_depth_hold_and_fall_short() -> None:
+    def raw(convolutions: int, error: float) -> dict[str, object]:
+        row = {"blocks": ["layer1.1"], "epochs": 2, "convolutions": convolutions, "error": error}
+        return {"dense": {"convolutions": 19, "error": 8.0}, "trained": [row]}
+
+    assert [c.holds for c in resnet_depth._judge(raw(17, 8.2))] == [True] * 2
+    assert [c.holds for c in resnet_depth._judge(raw(18, 8.4))] == [False] * 2
+
+
+@pytest.mark.parametrize("name", ["channels-and-int8", "resnet-56-channels", "resnet-depth"])
+def test_a_quick_run_ends_in_claims(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    try:
+        path = experiments.run(
+            name, out=tmp_path, work=tmp_path / "w", quick=True, workers=1, say=lambda _: None
+        )
+    except DatasetError:
+        pytest.skip("CIFAR-10 or published weights are not here")
+    assert len(json.loads(path.read_text())["claims"]) == 2

@@ -36,7 +36,7 @@ from gossamer.training import TrainConfig, evaluate, train
 __all__ = ["resnet_56_channels"]
 
 THEIRS, FEWER = 93.77, 2.13  # test accuracy, times fewer multiply-adds
-_EPOCHS = 4
+_EPOCHS = 2
 _CONFIG = TrainConfig(
     _EPOCHS, batch_size=128, lr=0.02, nesterov=True, weight_decay=1e-4, schedule="cosine"
 )
