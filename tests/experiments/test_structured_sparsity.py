@@ -9,11 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from gossamer import datasets, experiments, nets
-from gossamer.core.errors import ArgumentError
+from gossamer.core.errors import ArgumentError, DatasetError
 from gossamer.core.groups import masks_of
 from gossamer.datasets import Dataset, Split
 from gossamer.experiments.shared import packages
-from gossamer.experiments.structured_sparsity import channels, iss, smallest, speaker, ssl
+from gossamer.experiments.structured_sparsity import (
+    channels,
+    channels_int8,
+    iss,
+    resnet56,
+    smallest,
+    speaker,
+    ssl,
+)
 from gossamer.nets.language import LSTMLM
 from gossamer.structure import shrink
 
@@ -181,3 +189,35 @@ def test_shifted_images_are_the_images() -> None:
     where = {tuple((m[0] >= 0).nonzero()[0].tolist()) for m in made}
     assert where <= {(y, x) for y in range(5) for x in range(5)}
     assert len(where) > 10
+
+
+def test_claims_of_resnet_56_hold_and_fall_short() -> None:
+    def raw(accuracy: float, macs: float) -> dict[str, object]:
+        trained = {"accuracy": accuracy, "macs": macs, "epochs": 4, "images": 45000}
+        return {"dense": {"macs": 125.5e6, "accuracy": 94.4}, "trained": trained}
+
+    assert [c.holds for c in resnet56._judge(raw(93.8, 58e6))] == [True] * 2
+    assert [c.holds for c in resnet56._judge(raw(93.7, 60e6))] == [False] * 2
+
+
+def test_claims_of_channels_in_int8_hold_and_fall_short() -> None:
+    def raw(fast: float, small: float) -> dict[str, object]:
+        ms = {"dense": {"onnxruntime": fast}, "half": {"onnxruntime-int8": 1.0}}
+        times = {"ms": ms, "accuracy": {"onnxruntime-int8": 80.0}}
+        made = {"bytes": [small, 1], "accuracy": [81.0, 80.0]}
+        return {"runs": [{"compressed": made, "times": times}]}
+
+    assert [c.holds for c in channels_int8._judge(raw(8.1, 13.1))] == [True] * 2
+    assert [c.holds for c in channels_int8._judge(raw(7.9, 12.9))] == [False] * 2
+
+
+@pytest.mark.parametrize("name", ["channels-and-int8", "resnet-56-channels"])
+def test_a_quick_run_ends_in_claims(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    try:
+        path = experiments.run(
+            name, out=tmp_path, work=tmp_path / "w", quick=True, workers=1, say=lambda _: None
+        )
+    except DatasetError:
+        pytest.skip("CIFAR-10 or published weights are not here")
+    assert len(json.loads(path.read_text())["claims"]) == 2
