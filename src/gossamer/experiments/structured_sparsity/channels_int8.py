@@ -62,7 +62,9 @@ def _recipe(seed: int, quick: bool) -> dict[str, Any]:
             "shrink",
             {"train": {**after, "weight_decay": 5e-4}},
             "absorb_batchnorm",
-            {"obs": {"bits": 8, "calibration": 32 if quick else _CALIBRATION}},
+            # seven bits: codes beyond 64 leave our export unsigned, and onnxruntime runs those at
+            # half speed, with VNNI too (.53 against .25 ms)
+            {"obs": {"bits": 7, "calibration": 32 if quick else _CALIBRATION}},
             {"pack": {"profile": "smallest"}},
             {"evaluate": {"latency": False}},  # timed below, beside the engines
         ],
@@ -183,7 +185,7 @@ def _judge(raw: Mapping[str, Any]) -> list[Claim]:
         claims.append(
             Claim(
                 page,
-                "VGG-11 at half its channels, 8 bits: times smaller than float32",
+                "VGG-11 at half its channels, weights of 7 bits: times smaller than float32",
                 made["bytes"][0] / made["bytes"][1],
                 ">=",
                 SMALL,
