@@ -2,7 +2,7 @@
 
 A VGG-11 is trained on CIFAR-10 for one epoch, minutes of one thread, and compressed by a
 recipe: half the channels of every coupled group by their norms, in sixteens, as vector kernels
-want them; taken out; trained for another epoch; batch-norm absorbed; weights on 255 values a row;
+want them; taken out; trained for another epoch; batch-norm absorbed; weights on 127 values a row;
 packed. The network that is decoded from the file runs in eight bits in onnxruntime and as a plan,
 activations calibrated on training images, interleaved with the dense network's float32: batch 1,
 one thread, the least of that thread's own seconds. Test accuracy is of the very models that are
