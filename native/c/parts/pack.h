@@ -79,13 +79,13 @@ inline void pack_taps(PackedConv& p, const std::vector<uint32_t>& values) {
       for (const auto& [taps, r] : by) {
         const uint32_t* v = values.data() + (g * p.rows + r) * panel + first;
         size_t at = p.taps.size();
-        if (at >= size_t(1) << 31) throw Unsupported("a weight of 2^31 entries");
         p.taps.resize(at + size_t(taps) + 1), p.values.resize(at + size_t(taps) + 1);
         for (int64_t i = 0; i < count; i++) {  // without a branch: where zeros lie is not foreseen
           p.taps[at] = uint16_t(i), p.values[at] = v[i];
           at += full || v[i] != 0;
         }
         p.taps.resize(at), p.values.resize(at);
+        if (at >= size_t(1) << 31) throw Unsupported("a weight of 2^31 entries");
         p.order.push_back(int32_t(r)), p.starts.push_back(int32_t(p.taps.size()));
       }
     }

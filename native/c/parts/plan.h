@@ -225,7 +225,7 @@ class PlanReader {
       const uint8_t *next = from + bitmap, *end = from + size;
       if (live(from, count) * each != end - next)
         throw FormatError("array " + shown(s.name) + " has values that do not fit it");
-      next = spread(from, count, each, next, s.data.data());
+      spread(from, count, each, next, s.data.data());
     } else if (coding == "few" && few_bits(s.dtype)) {
       s.data.resize(size_t(count * each));
       const int64_t rows = s.shape.empty() ? 1 : s.shape[0];
@@ -252,9 +252,9 @@ class PlanReader {
     return all;
   }
 
-  // Values to the places whose bits are set; what is behind the last of them.
-  static const uint8_t* spread(const uint8_t* map, int64_t count, int64_t each, const uint8_t* next,
-                               uint8_t* to) {
+  // Values to the places whose bits are set.
+  static void spread(const uint8_t* map, int64_t count, int64_t each, const uint8_t* next,
+                     uint8_t* to) {
     const auto all = [&](auto size) {
       for (int64_t i = 0; i < count; i += 8) {
         uint32_t bits = uint32_t(map[i / 8]) << 24;
@@ -267,7 +267,6 @@ class PlanReader {
       }
     };
     each == 4 ? all(std::integral_constant<int64_t, 4>()) : all(std::integral_constant<int64_t, 1>());
-    return next;
   }
 
   static bool few_bits(int dtype) { return dtype == GOSSAMER_FLOAT32 || dtype == GOSSAMER_INT8; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from gossamer.structure.fit_network import Kind, Survey, approximate, form_of, r
 from gossamer.structure.ladders import costs, levels
 from gossamer.structure.rank_selection import Ladder, choose_ranks
 
-__all__ = ["calibration", "cifar", "first", "looked", "milliseconds", "ranks_at", "reduced"]
+__all__ = [
+    "briefly",
+    "calibration",
+    "cifar",
+    "first",
+    "looked",
+    "milliseconds",
+    "ranks_at",
+    "reduced",
+]
 
 
 def cifar(quick: bool) -> Dataset:
@@ -30,6 +40,15 @@ def cifar(quick: bool) -> Dataset:
 def first(split: Split, count: int) -> Split:
     """Its first examples."""
     return Split(split.stored[:count], split.targets[:count], mean=split.mean, std=split.std)
+
+
+def briefly(quick: bool) -> Dataset:
+    """CIFAR-10; of a smoke run 50 images to evaluate."""
+    data = cifar(quick)
+    if not quick:
+        return data
+    validation, test = first(data.validation, 50), first(data.test, 50)
+    return dataclasses.replace(data, validation=validation, test=test)
 
 
 def calibration(count: int, quick: bool, part: int = 0) -> list[Tensor]:

@@ -27,9 +27,8 @@ from gossamer import nets
 from gossamer.core import flops, names
 from gossamer.core.group_budgets import GroupBudget, group_scores, select, weight_cost
 from gossamer.core.groups import families
-from gossamer.datasets import Dataset
 from gossamer.experiments import Claim, Context, experiment
-from gossamer.experiments.low_rank.network import calibration, cifar, first, looked
+from gossamer.experiments.low_rank.network import briefly, calibration, first, looked
 from gossamer.experiments.shared.layout import channels_last_
 from gossamer.runtime.bench import bench
 from gossamer.runtime.engines import Subject
@@ -115,14 +114,6 @@ def _unfitted(kind: str, ranks: tuple[int, int, int]) -> nn.Module:
     return made
 
 
-def _data(quick: bool) -> Dataset:
-    """CIFAR-10; of a smoke run 50 images to evaluate."""
-    data = cifar(quick)
-    if not quick:
-        return data
-    return replace(data, validation=first(data.validation, 50), test=first(data.test, 50))
-
-
 def _way(name: str, way: str, work: Path, quick: bool) -> dict[str, Any]:
     """A network without channels, not trained yet: its size, and validation images' loss."""
     if name == "half":
@@ -137,7 +128,7 @@ def _way(name: str, way: str, work: Path, quick: bool) -> dict[str, Any]:
 def _saved(name: str, way: str, made: nn.Module, work: Path, quick: bool) -> dict[str, Any]:
     """Keep a network; what is known of it before its training."""
     torch.save(made, work / f"{name}-{way}.pt")
-    seen = evaluate(made, first(_data(quick).validation, 50 if quick else 1000))
+    seen = evaluate(made, first(briefly(quick).validation, 50 if quick else 1000))
     return {
         "name": name,
         "way": way,
@@ -181,7 +172,7 @@ def _factored(kind: str, ranks: tuple[int, int, int], work: Path, quick: bool) -
 
 def _trained(name: str, way: str, work: Path, quick: bool) -> dict[str, Any]:
     """A few epochs against the dense network's soft outputs; accuracy in percent."""
-    data, teacher = _data(quick), _dense()
+    data, teacher = briefly(quick), _dense()
     net = _loaded(work / f"{name}-{way}.pt")
     epochs = 1 if quick else _EPOCHS[name]
     before = evaluate(net, data.test)
@@ -210,7 +201,7 @@ def _loaded(path: Path) -> nn.Module:
 
 def _tested(quick: bool) -> dict[str, Any]:
     """The dense network."""
-    data, net = _data(quick), _dense()
+    data, net = briefly(quick), _dense()
     seen = evaluate(net, data.test)
     return {
         "accuracy": 100 * seen.accuracy,

@@ -26,9 +26,8 @@ from gossamer.compression.eight_bits import Planned
 from gossamer.compression.parts import examples
 from gossamer.compression.records import load
 from gossamer.core import flops
-from gossamer.datasets import Dataset
 from gossamer.experiments import Claim, Context, experiment
-from gossamer.experiments.low_rank.network import cifar, first
+from gossamer.experiments.low_rank.network import briefly
 from gossamer.experiments.shared.mixed import Mixed
 from gossamer.runtime import sessions
 from gossamer.runtime.bench import bench
@@ -63,20 +62,12 @@ def _recipe(seed: int, quick: bool) -> dict[str, Any]:
             {"train": {**after, "weight_decay": 5e-4}},
             "absorb_batchnorm",
             # seven bits: codes beyond 64 leave our export unsigned, and onnxruntime runs those at
-            # half speed, with VNNI too (.53 against .25 ms)
+            # about half speed, with VNNI too
             {"obs": {"bits": 7, "calibration": 32 if quick else _CALIBRATION}},
             {"pack": {"profile": "smallest"}},
             {"evaluate": {"latency": False}},  # timed below, beside the engines
         ],
     }  # fmt: skip
-
-
-def _data(quick: bool) -> Dataset:
-    """CIFAR-10; of a smoke run 50 images to evaluate."""
-    data = cifar(quick)
-    if not quick:
-        return data
-    return replace(data, validation=first(data.validation, 50), test=first(data.test, 50))
 
 
 def _net(seed: int, quick: bool) -> nn.Module:
@@ -85,7 +76,7 @@ def _net(seed: int, quick: bool) -> nn.Module:
 
 def _trained(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """The dense network, kept in the work folder."""
-    data, net, epochs = _data(quick), _net(seed, quick), 1 if quick else _DENSE
+    data, net, epochs = briefly(quick), _net(seed, quick), 1 if quick else _DENSE
     train(
         Mixed(net), data, replace(_CONFIG, epochs=epochs, seed=seed), evaluate_every=epochs,
         checkpoint=work / f"train-{seed}.pt",
@@ -104,7 +95,7 @@ def _compressed(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """The recipe's run: bytes, multiply-adds, and accuracy in percent, computed in float32."""
     dense = _dense(seed, work, quick)
     done = compress(
-        dense, _data(quick), recipe=_recipe(seed, quick),
+        dense, briefly(quick), recipe=_recipe(seed, quick),
         out=work / f"run-{seed}",
     )  # fmt: skip
     return {
@@ -133,7 +124,7 @@ class _Opened(nn.Module):
 
 def _timed(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """Least milliseconds of both in each engine, and accuracy of the half in eight bits."""
-    data = _data(quick)
+    data = briefly(quick)
     example = data.test.batch(slice(0, 1))[0]
     seen = examples(data.train, 32 if quick else _CALIBRATION, torch.Generator().manual_seed(seed))
     half = load(work / f"run-{seed}" / "model.gsm", _net(seed, quick)).eval()

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from gossamer import nets
 from gossamer.core import flops
-from gossamer.datasets import Dataset, Split
+from gossamer.datasets import Split
 from gossamer.experiments import Claim, Context, experiment
-from gossamer.experiments.low_rank.network import calibration, cifar, first
+from gossamer.experiments.low_rank.network import briefly, calibration, first
 from gossamer.experiments.shared.mixed import Mixed
 from gossamer.nets.resnet import BasicBlock
 from gossamer.structure import shrink
@@ -82,18 +82,10 @@ def _known(net: nn.Module) -> dict[str, Any]:
     }
 
 
-def _data(quick: bool) -> Dataset:
-    """CIFAR-10; of a smoke run 50 images to evaluate."""
-    data = cifar(quick)
-    if not quick:
-        return data
-    return replace(data, validation=first(data.validation, 50), test=first(data.test, 50))
-
-
 def _order(work: Path, quick: bool) -> list[dict[str, Any]]:
     """Blocks one after the other, without training; validation error in percent after each."""
     dense, images = _dense(), calibration(64 if quick else 512, quick)
-    seen = first(_data(quick).validation, 50 if quick else 1000)
+    seen = first(briefly(quick).validation, 50 if quick else 1000)
     net, rows = dense, [{"block": None, "error": _error(dense, seen), **_known(dense)}]
     for number in range(1, (1 if quick else _MOST) + 1):
         tried = {}
@@ -115,7 +107,7 @@ def _error(net: nn.Module, split: Split) -> float:
 
 def _trained(removed: int, work: Path, quick: bool) -> dict[str, Any]:
     """A few epochs against the published network's soft outputs; errors in percent."""
-    data = _data(quick)
+    data = briefly(quick)
     path = work / f"without-{removed}.pt"
     net: nn.Module = torch.load(path, weights_only=False)  # written by this run
     untrained = _error(net, data.test)
@@ -132,7 +124,7 @@ def _trained(removed: int, work: Path, quick: bool) -> dict[str, Any]:
 
 def _tested(quick: bool) -> dict[str, Any]:
     net = _dense()
-    return {"error": _error(net, _data(quick).test), **_known(net)}
+    return {"error": _error(net, briefly(quick).test), **_known(net)}
 
 
 def _judge(raw: Mapping[str, Any]) -> list[Claim]:

@@ -26,9 +26,8 @@ from torch import nn
 from gossamer import nets
 from gossamer.core import flops
 from gossamer.core.group_budgets import GroupBudget
-from gossamer.datasets import Dataset
 from gossamer.experiments import Claim, Context, experiment
-from gossamer.experiments.low_rank.network import cifar, first
+from gossamer.experiments.low_rank.network import briefly, first
 from gossamer.experiments.shared.mixed import Mixed
 from gossamer.experiments.structured_sparsity.channels import WAYS, pruned
 from gossamer.training import TrainConfig, evaluate, train
@@ -46,14 +45,6 @@ def _dense(quick: bool) -> nn.Module:
     return nets.build("resnet-20" if quick else "resnet-56", pretrained=True).eval()
 
 
-def _data(quick: bool) -> Dataset:
-    """CIFAR-10; of a smoke run 50 images to evaluate."""
-    data = cifar(quick)
-    if not quick:
-        return data
-    return replace(data, validation=first(data.validation, 50), test=first(data.test, 50))
-
-
 def _macs(net: nn.Module) -> dict[str, float]:
     return flops.count(net, torch.zeros(1, 3, 32, 32)).totals()
 
@@ -61,7 +52,7 @@ def _macs(net: nn.Module) -> dict[str, float]:
 def _tested(quick: bool) -> dict[str, Any]:
     """The published network."""
     net = _dense(quick)
-    seen = evaluate(net, _data(quick).test)
+    seen = evaluate(net, briefly(quick).test)
     parameters = sum(p.numel() for p in net.parameters())
     return {"accuracy": 100 * seen.accuracy, "parameters": parameters, **_macs(net)}
 
@@ -72,7 +63,7 @@ def _way(way: str, work: Path, quick: bool) -> dict[str, Any]:
     budget = GroupBudget(1 / FEWER, scope="global", normalise=WAYS[way], multiple=4)
     made = pruned(_dense(quick), budget, quick)
     torch.save(made, work / f"{way}.pt")
-    seen = evaluate(made, first(_data(quick).validation, 50 if quick else 1000))
+    seen = evaluate(made, first(briefly(quick).validation, 50 if quick else 1000))
     widths = {n: m.out_channels for n, m in made.named_modules() if isinstance(m, nn.Conv2d)}
     return {
         "way": way, "loss": seen.loss, "accuracy": 100 * seen.accuracy, "widths": widths,
@@ -82,7 +73,7 @@ def _way(way: str, work: Path, quick: bool) -> dict[str, Any]:
 
 def _trained(way: str, work: Path, quick: bool) -> dict[str, Any]:
     """A few epochs against the published network's soft outputs; accuracy in percent."""
-    data = _data(quick)
+    data = briefly(quick)
     net: nn.Module = torch.load(work / f"{way}.pt", weights_only=False)  # written by this run
     before = evaluate(net, data.test)
     epochs = 1 if quick else _EPOCHS
