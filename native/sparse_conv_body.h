@@ -10,14 +10,14 @@ struct FloatOp {
   }
   GOSSAMER_INLINE F step(F sum, const I& x, F w) { return madd(sum, w, (F)x); }
   GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
-  GOSSAMER_INLINE F real(F v, float scale) { return v * scale; }
+  GOSSAMER_INLINE F real(F v, F scale) { return v * scale; }
 };
 struct QuadOp {
   typedef I Sum;
   GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
   GOSSAMER_INLINE I step(I sum, const I& x, I w) { return dot4(sum, x, w); }
   GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
-  GOSSAMER_INLINE F real(I v, float scale) { return to_float(v) * scale; }
+  GOSSAMER_INLINE F real(I v, F scale) { return to_float(v) * scale; }
 };
 struct PairOp {
   typedef I Sum;
@@ -28,7 +28,7 @@ struct PairOp {
     const I v = half ? (I)((U)quad >> 16) : quad & 0xffff;
     return (v & 255) | (v & 0xff00) << 8;
   }
-  GOSSAMER_INLINE F real(I v, float scale) { return to_float(v) * scale; }
+  GOSSAMER_INLINE F real(I v, F scale) { return to_float(v) * scale; }
 };
 
 constexpr int kMost = 14;  // sums in registers
@@ -275,7 +275,7 @@ static void finish_floats(const SparseConv c, const Region r, int64_t fold, int6
   const F low = splat(c.low), high = splat(c.high);
   for (int64_t m = from; m < to; m++) {
     const int64_t channel = r.group * c.rows + m;
-    const float scale = c.scale ? c.scale[channel] : 1.0f, bias = c.bias ? c.bias[channel] : 0.0f;
+    const F scale = splat(c.scale ? c.scale[channel] : 1.0f), bias = splat(c.bias ? c.bias[channel] : 0.0f);
     const int64_t at = (r.image * c.groups * c.rows + channel) * c.oh * c.ow;
     for (int64_t y = 0; y < r.rows; y++) {
       const uint32_t* s = sums + place_of(r, fold, m - from, y);
@@ -292,30 +292,74 @@ static void finish_floats(const SparseConv c, const Region r, int64_t fold, int6
 }
 
 // Four rows at a time to quads; rows that do not exist are zero.
-template <class Op>
+template <class Op, bool Added>
 static void finish_quads(const SparseConv c, const Region r, int64_t fold, int64_t from,
                          int64_t to, const uint32_t* sums) {
-  const F low = splat(c.low), high = splat(c.high);
-  const int64_t quads = (c.groups * c.rows + 3) / 4;
+  typedef typename Op::Sum Sum;
+  const F high = splat(c.high), step = splat(c.residual_scale);
+  const I low = to_nearest(splat(c.low)) * 0x01010101;
+  const int64_t quads = (c.groups * c.rows + 3) / 4, pitch = r.lines * r.width;
   for (int64_t m = from; m < to; m += 4) {
     const int64_t channel = r.group * c.rows + m;
+    const int count = to - m < 4 ? int(to - m) : 4;
+    const I there = splat(count == 4 ? -1 : int32_t((1u << (8 * count)) - 1));
+    F scale[4], bias[4];
+    for (int k = 0; k < 4; k++) {
+      scale[k] = splat(k < count && c.scale ? c.scale[channel + k] : 1.0f);
+      bias[k] = splat(k < count && c.bias ? c.bias[channel + k] : 0.0f);
+    }
+    const int64_t next = count > 1 ? pitch : 0, third = count > 2 ? 2 * pitch : 0;
+    const int64_t last = count > 3 ? 3 * pitch : 0;
     const int64_t at = (r.image * quads + channel / 4) * c.oh * c.ow;
     for (int64_t y = 0; y < r.rows; y++)
       for (int64_t x = 0; x < r.width && r.x0 + x < c.ow; x += kLanes) {
         const int64_t place = at + (r.y0 + y) * c.ow + r.x0 + x;
         const int left = int(c.ow - r.x0 - x);
-        const I residual =
-            c.residual ? load_part((const uint32_t*)c.residual + place, 0, left, I{}) : I{};
-        I quad{};
-        for (int k = 0; k < 4 && m + k < to; k++) {
-          const uint32_t* s = sums + place_of(r, fold, m + k - from, y) + x;
-          F v = Op::real(load<typename Op::Sum>(s), c.scale ? c.scale[channel + k] : 1.0f);
-          v += c.bias ? c.bias[channel + k] : 0.0f;
-          if (c.residual) v += to_float(residual >> (8 * k) & 255) * c.residual_scale;
-          quad |= to_nearest(clamp(v, low, high)) << (8 * k);
+        const uint32_t* s = sums + place_of(r, fold, m - from, y) + x;
+        F v[4] = {Op::real(load<Sum>(s), scale[0]), Op::real(load<Sum>(s + next), scale[1]),
+                  Op::real(load<Sum>(s + third), scale[2]), Op::real(load<Sum>(s + last), scale[3])};
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) v[k] += bias[k];
+        if (Added) {
+          const I more = load_part((const uint32_t*)c.residual + place, 0, left, I{});
+#pragma GCC unroll 4
+          for (int k = 0; k < 4; k++) v[k] += to_float((I)((U)more >> (8 * k)) & 255) * step;
         }
-        store_first((uint32_t*)c.out + place, quad, left);
+        const I quad = greater_bytes(to_quads(v[0], v[1], v[2], v[3], high), low);
+        store_first((uint32_t*)c.out + place, quad & there, left);
       }
+  }
+}
+
+// One quad of `count` channels, each `size` floats behind the last; whether all are finite.
+static bool quantize_quad(const float* from, int64_t count, int64_t size, float factor, float shift,
+                          uint32_t* to) {
+  const F top = splat(127.0f), scale = splat(factor), bias = splat(shift);
+  const I there = splat(count == 4 ? -1 : int32_t((1u << (8 * count)) - 1));
+  I bad{};
+  for (int64_t x = 0; x < size; x += kLanes) {
+    const int left = int(size - x < kLanes ? size - x : kLanes);
+    F v[4];
+    for (int k = 0; k < 4; k++) {
+      v[k] = (F)load_part(from + (k < count ? k : 0) * size + x, 0, left, I{});
+      bad |= (I)(v[k] - v[k] != 0);  // NaN is not equal to anything
+      v[k] = v[k] * scale + bias;
+    }
+    store_first(to + x, to_quads(v[0], v[1], v[2], v[3], top) & there, left);
+  }
+  int32_t any = 0;
+  for (int i = 0; i < kLanes; i++) any |= bad[i];
+  return !any;
+}
+
+static void dequantize_quad(const uint32_t* from, int64_t count, int64_t size, float factor,
+                            float shift, float* to) {
+  for (int64_t x = 0; x < size; x += kLanes) {
+    const int left = int(size - x < kLanes ? size - x : kLanes);
+    const I quad = load_part(from + x, 0, left, I{});
+    for (int64_t k = 0; k < count; k++)
+      store_first(to + k * size + x, to_float((I)((U)quad >> int(8 * k)) & 255) * factor + shift,
+                  left);
   }
 }
 
@@ -338,7 +382,8 @@ static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_
       else accumulate_any<Op, true>(lines * t.vectors, c.full, panel);
     }
   }
-  if (c.quads_out) finish_quads<Op>(c, r, t.fold, row0, row1, sums);
+  if (c.quads_out && c.residual) finish_quads<Op, true>(c, r, t.fold, row0, row1, sums);
+  else if (c.quads_out) finish_quads<Op, false>(c, r, t.fold, row0, row1, sums);
   else finish_floats<Op>(c, r, t.fold, row0, row1, sums);
 }
 

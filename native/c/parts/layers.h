@@ -86,10 +86,9 @@ inline Step conv(const Binding& b) {
   c.input = reinterpret_cast<const uint32_t*>(x.data), c.out = y.data;
   c.bias = bias.floats(), c.residual = more.data, c.residual_scale = 1;
   c.low = end.low(), c.high = end.high();
-  const int64_t count = y.count();
-  return [c, end, count](size_t threads) {
-    run_conv(c, threads);
-    if (end.more()) end.apply(static_cast<float*>(c.out), count);
+  return [run = ConvRun(c), end, to = y.floats(), count = y.count()](size_t threads) {
+    run(threads);
+    if (end.more()) end.apply(to, count);
   };
 }
 
@@ -171,7 +170,7 @@ inline Step conv_int8(const Binding& b) {
   c.residual_scale = finite(b, "step");
   const Ends ends(b);
   c.low = ends.low, c.high = ends.high;
-  return [c](size_t threads) { run_conv(c, threads); };
+  return ConvRun(c);
 }
 
 inline Step linear_int8(const Binding& b) {

@@ -334,8 +334,9 @@ class PlanReader {
     std::vector<bool> codes(plan_.slots.size());
     for (const Node& n : plan_.nodes) {
       const bool integer = n.op == "conv_int8" || n.op == "linear_int8" || n.op == "max_pool_int8";
-      if ((integer || n.op == "quantize" || (n.op == "reshape" && n.inputs[0] >= 0 &&
-                                             codes[size_t(n.inputs[0])])) &&
+      const bool moves = n.op == "reshape" || n.op == "slice" || n.op == "pad";
+      if ((integer || n.op == "quantize" ||
+           (moves && n.inputs[0] >= 0 && codes[size_t(n.inputs[0])])) &&
           plan_.slots[size_t(n.output)].dtype == GOSSAMER_UINT8)
         codes[size_t(n.output)] = true;
       if (!integer && n.op != "dequantize") continue;

@@ -119,7 +119,7 @@ class Program {
         {"conv_int8", conv_int8}, {"linear_int8", linear_int8}, {"max_pool_int8", max_pool_int8}};
     const std::string& op = b.node.op;
     const bool whole = op == "quantize" || op.find("int8") != op.npos;  // may give codes
-    const bool moves = op == "reshape" || op == "permute" || op == "slice" || op == "cat";
+    const bool moves = op == "reshape" || op == "permute" || op == "slice" || op == "cat" || op == "pad";
     if (!whole && !moves && b.out.dtype != GOSSAMER_FLOAT32)
       throw Unsupported(op + " of another type than float32");
     return all.at(op)(b);

@@ -333,12 +333,12 @@ def convolve(
             y += residual
         np.clip(y, low, high, out=out)
         return out
-    module.run(
+    module.Convolution(
         sizes(packed, n, c, h, w, result[2:]), packed.starts, packed.order, packed.taps,
         packed.values, x.view(np.uint32).reshape(-1), 0, None, bias,
         None if residual is None else residual.view(np.uint32).reshape(-1), 1.0, low, high, False,
         out.view(np.uint32).reshape(-1), threads,
-    )  # fmt: skip
+    ).run()  # fmt: skip
     return out
 
 

@@ -231,12 +231,12 @@ def convolve_int8(
     if module is None:
         out[...] = _twin(packed, x, bias, residual, np.float32(step), low, high)
         return out
-    module.run(
+    module.Convolution(
         sizes(taps, n, quads // taps.groups, h, w, (oh, ow)), taps.starts, taps.order, taps.taps,
         taps.values, x.view(np.uint32).reshape(-1), packed.source.zero * 0x01010101, packed.scale,
         bias, None if residual is None else residual.view(np.uint32).reshape(-1), step, low, high,
         target is not None, out.view(np.uint32).reshape(-1), threads,
-    )  # fmt: skip
+    ).run()  # fmt: skip
     return out
 
 

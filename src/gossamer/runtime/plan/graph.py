@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.core.errors import FormatError
+from gossamer.runtime.kernels.eight_bits import TOP
 
 __all__ = [
     "ACTIVATIONS",
@@ -78,6 +79,9 @@ LAYERS: Mapping[str, int] = {
 
 CODES = frozenset({"quantize", "conv_int8", "linear_int8", "max_pool_int8"})
 """Operators whose uint8 results are codes of seven bits (:mod:`..kernels.eight_bits`)."""
+
+MOVES = frozenset({"reshape", "slice", "pad"})
+"""Operators whose results are codes where what they read is."""
 
 FUNCTIONS = ("add", "sub", "mul", "div", "maximum", "minimum")
 DTYPES = ("float32", "int64", "int32", "bool", "float64", "uint8", "int8", "int16")
@@ -214,7 +218,10 @@ def _check_codes(graph: Graph) -> None:
     """Integer operators read codes of seven bits: bytes beyond saturate on some processors."""
     codes: set[str] = set()
     for node in graph.nodes:
-        if node.op in CODES or (node.op == "reshape" and node.inputs[0] in codes):
+        moved = node.op in MOVES and node.inputs[0] in codes
+        if moved and node.op == "pad" and node.attributes["value"] not in range(TOP + 1):
+            raise FormatError(f"pad {node.name!r}: {node.attributes['value']} is no code")
+        if node.op in CODES or moved:
             codes |= {n for n in node.outputs if graph.values[n].dtype == "uint8"}
         if node.op not in (*CODES, "dequantize") or node.op == "quantize":
             continue

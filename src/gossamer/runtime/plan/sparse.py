@@ -162,11 +162,13 @@ def _convolution(
         return None if array is None else array.view(np.uint32).reshape(-1)
 
     groups = weight.groups
-    return partial(
-        module.run, conv.sizes(weight, n, c // groups, h, w, y.shape[2:]), weight.starts,
-        weight.order, weight.taps, weight.values, flat(x), 0, None, packed.bias, flat(added), 1.0,
-        low, high, False, flat(y), packed.threads,
+    made = module.Convolution(
+        conv.sizes(weight, n, c // groups, h, w, y.shape[2:]), weight.starts, weight.order,
+        weight.taps, weight.values, flat(x), 0, None, packed.bias, flat(added), 1.0, low, high,
+        False, flat(y), packed.threads,
     )  # fmt: skip
+    run: Call = made.run
+    return run
 
 
 def _across(run: Any, x: np.ndarray, y: np.ndarray, added: np.ndarray | None) -> Call:

@@ -1,7 +1,6 @@
 """The compiled kernels on codes of seven bits: what is zero is left out, whatever its pattern.
 
-Bias, ReLU, the added value and the requantization are computed as sums leave the convolution. Maps
-are quantized and dequantized by convolutions too, whose weight is the identity: one pass each.
+Bias, ReLU, the added value and the requantization are computed as sums leave the convolution.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import conv, conv_int8, gemv_int8
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
-from gossamer.runtime.kernels.eight_bits import TOP, Scale
+from gossamer.runtime.kernels.eight_bits import Scale
 from gossamer.runtime.plan.graph import Graph, Node
-from gossamer.runtime.plan.portable_int8 import affine, clamps, no_nan
+from gossamer.runtime.plan.portable_int8 import affine, clamps, fits, no_nan
 
 __all__ = ["PAIRS", "SERVES", "bind", "pack", "pack_pairs", "refuses", "rows_of_codes"]
 
@@ -32,8 +31,8 @@ PAIRS = frozenset({"conv_int8"})
 @dataclass(frozen=True)
 class _Packed:
     weight: Any
-    factor: Array
-    shift: Array
+    factor: Any  # a float for each channel, or for all
+    shift: Any
     threads: int
 
 
@@ -66,8 +65,11 @@ def pack_pairs(
 
 def _pack(graph: Graph, node: Node, threads: int, element: str) -> _Packed:
     a = node.attributes
-    if node.op in ("quantize", "dequantize"):
-        return _identity(graph, node, threads)
+    if node.op == "quantize":
+        scale = Scale(a["scale"], a["zero"])
+        return _Packed(None, np.float32(1 / scale.scale), np.float32(scale.zero), threads)
+    if node.op == "dequantize":
+        return _Packed(None, *affine(a), threads)
     weight, factor, shift = (np.ascontiguousarray(graph.constants[n]) for n in node.inputs[1:4])
     if node.op == "linear_int8":
         return _Packed(gemv_int8.pack_codes(weight), factor, shift, threads)
@@ -77,23 +79,6 @@ def _pack(graph: Graph, node: Node, threads: int, element: str) -> _Packed:
         groups=a["groups"], element=element, image=graph.kind(node.inputs[0]).shape[2:4],
     )  # fmt: skip
     return _Packed(packed, factor, shift, threads)
-
-
-def _identity(graph: Graph, node: Node, threads: int) -> _Packed:
-    """Each channel as it is: ``quantize`` of floats, ``dequantize`` of quads."""
-    a = node.attributes
-    if node.op == "quantize":
-        channels = graph.values[node.inputs[0]].shape[1]
-        eye: Array = np.eye(channels, dtype=np.float32)
-        weight = conv.pack_conv(eye[:, :, None, None])
-        scale = Scale(a["scale"], a["zero"])
-        factor, shift = np.float32(1 / scale.scale), np.float32(scale.zero)
-    else:
-        channels = graph.values[node.name].shape[1]
-        eye = np.eye(channels, dtype=np.int8)
-        weight = conv_int8.pack_codes(eye[:, :, None, None], element="quads")
-        factor, shift = affine(a)
-    return _Packed(weight, np.full(channels, factor), np.full(channels, shift), threads)
 
 
 def bind(
@@ -113,15 +98,35 @@ def bind(
         return _maps(
             packed, x, y, inputs[-1] if node.inputs[4] else None, a["step"], zero, low_high
         )
-    if node.op == "dequantize":
-        return _maps(packed, x, y, None, 1.0, 0, (-np.inf, np.inf))
-    run = _maps(packed, x, y, None, 1.0, 0, (0.0, float(TOP)))
+    return _quantize(packed, x, y) if node.op == "quantize" else _dequantize(packed, x, y)
+
+
+def _flat(x: Array) -> Array:
+    return x.view(np.uint32).reshape(-1)
+
+
+def _quantize(packed: _Packed, x: Array, y: Array) -> Call:
+    fits(y, x)
+    module: Any = kernel("sparse_conv")
+    run = partial(
+        module.quantize, x.reshape(*x.shape[:2], -1), float(packed.factor), float(packed.shift),
+        _flat(y), packed.threads,
+    )  # fmt: skip
 
     def call() -> None:
-        no_nan(x)
-        run()
+        if not run():
+            no_nan(x)
 
     return call
+
+
+def _dequantize(packed: _Packed, x: Array, y: Array) -> Call:
+    fits(x, y)
+    module: Any = kernel("sparse_conv")
+    return partial(
+        module.dequantize, _flat(x), float(packed.factor), float(packed.shift),
+        y.reshape(*y.shape[:2], -1), packed.threads,
+    )  # fmt: skip
 
 
 def _maps(
@@ -142,15 +147,14 @@ def _maps(
     if y.shape != shape or (added is not None and (added.shape, added.dtype) != (shape, y.dtype)):
         raise ArgumentError(f"a convolution of {x.shape} does not give {y.shape}")
     module: Any = kernel("sparse_conv")
-
-    def flat(array: Array | None) -> Array | None:
-        return None if array is None else array.view(np.uint32).reshape(-1)
-
-    return partial(
-        module.run, conv.sizes(weight, n, c // weight.groups, h, w, size), weight.starts,
-        weight.order, weight.taps, weight.values, flat(x), zero * 0x01010101, packed.factor,
-        packed.shift, flat(added), step, *ends, codes, flat(y), packed.threads,
+    more = None if added is None else _flat(added)
+    made = module.Convolution(
+        conv.sizes(weight, n, c // weight.groups, h, w, size), weight.starts, weight.order,
+        weight.taps, weight.values, _flat(x), zero * 0x01010101, packed.factor, packed.shift,
+        more, step, *ends, codes, _flat(y), packed.threads,
     )  # fmt: skip
+    run: Call = made.run
+    return run
 
 
 def _rows(packed: _Packed, x: Array, y: Array, low: float, high: float) -> Call:
