@@ -248,6 +248,28 @@ def test_the_operators_of_integers(lib: ctypes.CDLL, tmp_path: Path, density: fl
     same(lib, plan, tmp_path / "mixed.plan", [x[:1].numpy()], threads=2)
 
 
+class Shortcut(nn.Module):
+    """Codes through a slice and a padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.c = nn.Conv2d(16, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.a(x) + 1)
+        more = F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        return self.c(F.relu(self.b(y) + more))
+
+
+def test_codes_that_are_moved(lib: ctypes.CDLL, tmp_path: Path) -> None:
+    x = torch.randn(3, 3, 9, 10)
+    plan = plan_of(pruned(Shortcut(), 0.5), x, int8=True)
+    kinds = {node.op: plan.graph.values[node.name].dtype for node in plan.graph.nodes}
+    assert kinds["slice"] == kinds["pad"] == "uint8"
+    same(lib, plan, tmp_path / "moved.plan", [x.numpy()])
+
+
 def test_threads_share_a_network(lib: ctypes.CDLL, small: Path) -> None:
     network, plan = Network(lib, small.read_bytes()), Plan.load(small)
     rng = np.random.default_rng(1)
