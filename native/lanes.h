@@ -72,6 +72,22 @@ GOSSAMER_INLINE I to_quads(F a, F b, F c, F d, F most) {
   return to_nearest(a) | to_nearest(b) << 8 | to_nearest(c) << 16 | to_nearest(d) << 24;
 #endif
 }
+// Lanes 0, 2, 4, ... of two vectors behind each other.
+GOSSAMER_INLINE I even_lanes(I a, I b) {
+#if defined(GOSSAMER_LANES_AVX512)
+  const __m512i at = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  return (I)_mm512_permutex2var_epi32((__m512i)a, at, (__m512i)b);
+#elif defined(GOSSAMER_LANES_AVX2)
+  const __m256 both = _mm256_shuffle_ps((__m256)a, (__m256)b, 0x88);
+  return (I)_mm256_permute4x64_epi64((__m256i)both, 0xd8);
+#elif defined(GOSSAMER_LANES_NEON)
+  return (I)vuzp1q_s32((int32x4_t)a, (int32x4_t)b);
+#else
+  I v;
+  for (int i = 0; i < kLanes / 2; i++) v[i] = a[2 * i], v[i + kLanes / 2] = b[2 * i];
+  return v;
+#endif
+}
 // The greater of the bytes of each.
 GOSSAMER_INLINE I greater_bytes(I a, I b) {
   typedef uint8_t B __attribute__((vector_size(4 * GOSSAMER_LANES)));

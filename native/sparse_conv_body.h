@@ -167,6 +167,15 @@ static int64_t between(int64_t v, int64_t low, int64_t high) {
 // Columns (x0 + x) * sx + shift of a row of the input, for 0 <= x < width; `fill` outside of it.
 GOSSAMER_INLINE void take_line(const SparseConv& c, const uint32_t* from, int64_t x0, int64_t shift,
                                int64_t width, uint32_t* to) {
+  if (c.sx == 2 && from) {
+    const I fill = splat(int32_t(c.fill));
+    for (int64_t x = 0; x < width; x += kLanes) {
+      const int64_t at = (x0 + x) * 2 + shift, more = at + kLanes;
+      store(to + x, even_lanes(load_part(from + at, -at, c.w - at, fill),
+                               load_part(from + more, -more, c.w - more, fill)));
+    }
+    return;
+  }
   const int64_t first = from ? between(-floor_div(shift, c.sx) - x0, 0, width) : width;
   const int64_t end = between(floor_div(c.w - 1 - shift, c.sx) + 1 - x0, first, width);
   for (int64_t x = 0; x < first; x++) to[x] = c.fill;
