@@ -76,8 +76,17 @@ class Plan:
 
     def arrays(self, given: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
         """Arrays that fit in, arrays out, in order; ``batch``: of how many examples."""
-        run = self._run if all(map(_finite, given)) else self.portable
+        run = self._run if all(_finite(given[i]) for i in self._floats) else self.portable
         return list(run(given, batch))
+
+    @cached_property
+    def _floats(self) -> tuple[int, ...]:
+        """Inputs that something else reads than ``quantize``, which looks for NaN itself."""
+        if not isinstance(self._run, Program):
+            return tuple(range(len(self.graph.inputs)))
+        read = {n for node in self.graph.nodes if node.op != "quantize" for n in node.inputs}
+        read |= set(self.graph.outputs)
+        return tuple(i for i, name in enumerate(self.graph.inputs) if name in read)
 
     @cached_property
     def portable(self) -> Program:
