@@ -76,27 +76,6 @@ class Convolution {
   size_t threads_;
 };
 
-// Channels of codes that go with maps of floats.
-template <class T>
-void check_quads(const Array<T, 3>& floats, size_t codes) {
-  if (codes != floats.shape(0) * ((floats.shape(1) + 3) / 4) * floats.shape(2))
-    throw std::invalid_argument("codes and floats differ in size");
-}
-
-bool quantize(Array<const float, 3> x, float factor, float shift, Array<uint32_t, 1> out, size_t threads) {
-  check_quads(x, out.size());
-  nb::gil_scoped_release release;
-  return gossamer::quantize_quads(x.data(), int64_t(x.shape(0)), int64_t(x.shape(1)),
-                                  int64_t(x.shape(2)), factor, shift, out.data(), threads);
-}
-
-void dequantize(Array<const uint32_t, 1> x, float factor, float shift, Array<float, 3> out, size_t threads) {
-  check_quads(out, x.size());
-  nb::gil_scoped_release release;
-  gossamer::dequantize_quads(x.data(), int64_t(out.shape(0)), int64_t(out.shape(1)),
-                             int64_t(out.shape(2)), factor, shift, out.data(), threads);
-}
-
 }  // namespace
 
 NB_MODULE(sparse_conv, m) {
@@ -128,9 +107,4 @@ NB_MODULE(sparse_conv, m) {
            nb::arg("quads_out"), nb::arg("out"), nb::arg("threads"),
            "Sizes and layouts: native/sparse_conv.h. The weights must stay as they are.")
       .def("run", &Convolution::run, "Convolve; `out` is written.");
-  m.def("quantize", &quantize, nb::arg("x"), nb::arg("factor"), nb::arg("shift"), nb::arg("out"),
-        nb::arg("threads"),
-        "Floats (images, channels, size) to codes in fours; False where one is NaN or infinite.");
-  m.def("dequantize", &dequantize, nb::arg("x"), nb::arg("factor"), nb::arg("shift"), nb::arg("out"),
-        nb::arg("threads"), "Codes in fours to floats (images, channels, size).");
 }

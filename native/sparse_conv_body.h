@@ -148,9 +148,13 @@ static Tiling tiling(const SparseConv& c, int64_t sums_bytes) {
       const int64_t whole = down / lines, rest = down % lines;
       const double cost =
           double(columns) * (double(whole) * tile(lines) + (rest ? tile(rest) : 0));
-      if (!best.vectors || cost <= least) least = cost, best = {v, lines, 1, columns, 0, fold};
+      if (!best.vectors || cost <= least) least = cost, best = {v, lines, 1, columns, 0, fold, false};
     }
   }
+  // Vectors that cross lines of the cache take twice as long to load: for dense rows alone, which
+  // share what they load.
+  if (c.full && fold == 1 && c.oh > 1 && across * kLanes * 16 >= c.ow * 17)
+    best = {across, 1, 1, 1, 0, 1, true};
   const int64_t tile_bytes = c.rows * best.vectors * best.tile_lines * kLanes * 4;
   const int64_t most = (down + best.tile_lines - 1) / best.tile_lines;
   best.tiles = tile_bytes < sums_bytes ? sums_bytes / tile_bytes : 1;
@@ -187,7 +191,7 @@ GOSSAMER_INLINE void take_line(const SparseConv& c, const uint32_t* from, int64_
 // phase; `used`: the first rows of a line that a tap needs.
 template <int Fold>
 GOSSAMER_INLINE void put(const Region& r, const char* used, int64_t q, int64_t x, I v, uint32_t* to) {
-  if (Fold == 1) return store(to + q * r.width + x, v);
+  if (Fold == 1) return store_first(to + q * r.width + x, v, int(r.width - x));
   constexpr int64_t part = kLanes / Fold;
 #pragma GCC unroll 16
   for (int64_t first = 0; first < Fold && first <= q; first++) {
@@ -288,9 +292,9 @@ static void finish_floats(const SparseConv c, const Region r, int64_t fold, int6
     const int64_t at = (r.image * c.groups * c.rows + channel) * c.oh * c.ow;
     for (int64_t y = 0; y < r.rows; y++) {
       const uint32_t* s = sums + place_of(r, fold, m - from, y);
-      for (int64_t x = 0; x < r.width && r.x0 + x < c.ow; x += kLanes) {
+      for (int64_t x = 0; x < r.columns; x += kLanes) {
         const int64_t place = at + (r.y0 + y) * c.ow + r.x0 + x;
-        const int left = int(c.ow - r.x0 - x);
+        const int left = int(r.columns - x);
         F v = Op::real(load<typename Op::Sum>(s + x), scale) + bias;
         if (c.residual)
           v += (F)load_part((const float*)c.residual + place, 0, left, I{}) * c.residual_scale;
@@ -321,9 +325,9 @@ static void finish_quads(const SparseConv c, const Region r, int64_t fold, int64
     const int64_t last = count > 3 ? 3 * pitch : 0;
     const int64_t at = (r.image * quads + channel / 4) * c.oh * c.ow;
     for (int64_t y = 0; y < r.rows; y++)
-      for (int64_t x = 0; x < r.width && r.x0 + x < c.ow; x += kLanes) {
+      for (int64_t x = 0; x < r.columns; x += kLanes) {
         const int64_t place = at + (r.y0 + y) * c.ow + r.x0 + x;
-        const int left = int(c.ow - r.x0 - x);
+        const int left = int(r.columns - x);
         const uint32_t* s = sums + place_of(r, fold, m - from, y) + x;
         F v[4] = {Op::real(load<Sum>(s), scale[0]), Op::real(load<Sum>(s + next), scale[1]),
                   Op::real(load<Sum>(s + third), scale[2]), Op::real(load<Sum>(s + last), scale[3])};
@@ -340,60 +344,32 @@ static void finish_quads(const SparseConv c, const Region r, int64_t fold, int64
   }
 }
 
-// One quad of `count` channels, each `size` floats behind the last; whether all are finite.
-static bool quantize_quad(const float* from, int64_t count, int64_t size, float factor, float shift,
-                          uint32_t* to) {
-  const F top = splat(127.0f), scale = splat(factor), bias = splat(shift);
-  const I there = splat(count == 4 ? -1 : int32_t((1u << (8 * count)) - 1));
-  I bad{};
-  for (int64_t x = 0; x < size; x += kLanes) {
-    const int left = int(size - x < kLanes ? size - x : kLanes);
-    F v[4];
-    for (int k = 0; k < 4; k++) {
-      v[k] = (F)load_part(from + (k < count ? k : 0) * size + x, 0, left, I{});
-      bad |= (I)(v[k] - v[k] != 0);  // NaN is not equal to anything
-      v[k] = v[k] * scale + bias;
-    }
-    store_first(to + x, to_quads(v[0], v[1], v[2], v[3], top) & there, left);
-  }
-  int32_t any = 0;
-  for (int i = 0; i < kLanes; i++) any |= bad[i];
-  return !any;
-}
-
-static void dequantize_quad(const uint32_t* from, int64_t count, int64_t size, float factor,
-                            float shift, float* to) {
-  for (int64_t x = 0; x < size; x += kLanes) {
-    const int left = int(size - x < kLanes ? size - x : kLanes);
-    const I quad = load_part(from + x, 0, left, I{});
-    for (int64_t k = 0; k < count; k++)
-      store_first(to + k * size + x, to_float((I)((U)quad >> int(8 * k)) & 255) * factor + shift,
-                  left);
-  }
-}
-
 // Rows row0 .. row1 of the weight over one region.
 template <class Op>
 static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,
                    int64_t row1, const uint32_t* offsets, const char* used, uint32_t* line,
                    uint32_t* copies, uint32_t* sums) {
   const Copier copy = copier<Op>(t.fold);
+  const int64_t vectors = (r.lines * r.width + kLanes - 1) / kLanes, whole = t.tile_lines * t.vectors;
+  const int64_t tile = t.flat ? kFullMost : whole;
+  Region sum = r;  // as sums lie: of a flat map in one line
+  if (t.flat) sum.rows = sum.lines = 1, sum.columns = r.rows * r.width, sum.width = vectors * kLanes;
   for (int64_t b = 0; b < c.blocks; b++) {
     const int64_t plane = b * c.block, q = r.group * c.blocks + b;
     const int64_t count = c.planes - plane < c.block ? c.planes - plane : c.block;
     copy(c, r, plane, count, used, line, copies);
-    for (int64_t y = 0; y < r.lines; y += t.tile_lines) {
-      const int64_t lines = r.lines - y < t.tile_lines ? r.lines - y : t.tile_lines;
+    for (int64_t v = 0; v < vectors; v += tile) {
+      const int64_t some = vectors - v < tile ? vectors - v : tile;
       const Panel panel{c.starts + q * (c.rows + 1), c.order + q * c.rows, row0, row1, row0, c.taps,
-                        c.values, offsets, copies + y * r.width, sums + y * r.width,
-                        r.lines * r.width};
-      if (b) accumulate_any<Op, false>(lines * t.vectors, c.full, panel);
-      else accumulate_any<Op, true>(lines * t.vectors, c.full, panel);
+                        c.values, offsets, copies + v * kLanes, sums + v * kLanes,
+                        sum.lines * sum.width};
+      if (b) accumulate_any<Op, false>(some, c.full, panel);
+      else accumulate_any<Op, true>(some, c.full, panel);
     }
   }
-  if (c.quads_out && c.residual) finish_quads<Op, true>(c, r, t.fold, row0, row1, sums);
-  else if (c.quads_out) finish_quads<Op, false>(c, r, t.fold, row0, row1, sums);
-  else finish_floats<Op>(c, r, t.fold, row0, row1, sums);
+  if (c.quads_out && c.residual) finish_quads<Op, true>(c, sum, t.fold, row0, row1, sums);
+  else if (c.quads_out) finish_quads<Op, false>(c, sum, t.fold, row0, row1, sums);
+  else finish_floats<Op>(c, sum, t.fold, row0, row1, sums);
 }
 
 static void any_region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,

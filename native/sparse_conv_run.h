@@ -1,32 +1,18 @@
 // Checks and runs a direct sparse convolution: included behind each_isa.h with sparse_conv_body.h.
 #pragma once
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
 #include "parallel.h"
+#include "room.h"
 #include "sparse_conv.h"
 
 namespace gossamer {
 
 constexpr int64_t kSumsBytes = 192 << 10;  // of one worker, or those of one tile where they are more
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
-// Room for `count` elements at a multiple of 64 bytes.
-inline std::unique_ptr<uint32_t[], Free> room(int64_t count) {
-  void* p = std::aligned_alloc(64, (size_t(count) * 4 + 127) / 64 * 64);
-  if (!p) throw std::bad_alloc();
-  return std::unique_ptr<uint32_t[], Free>(static_cast<uint32_t*>(p));
-}
 
 // Nothing outside the arrays can be reached, whatever they hold.
 inline void check_conv(const SparseConv& c, size_t starts, size_t order, size_t taps, size_t values) {
@@ -156,7 +142,7 @@ class ConvRun {
     }
     lanes = GOSSAMER_PICK(level, lanes)();
     t = GOSSAMER_PICK(level, tiling)(c, kSumsBytes);
-    width = t.vectors * lanes;
+    width = t.flat ? c.ow : t.vectors * lanes;
     const int64_t down = (c.oh + t.fold - 1) / t.fold;
     most_lines = std::min(down, t.tiles * t.tile_lines);
     used = used_kinds(c, t);
@@ -174,10 +160,11 @@ class ConvRun {
     const int64_t wanted = int64_t(std::max<size_t>(threads, 1));
     const int64_t shares = regions >= 2 * wanted ? 1 : std::min(chunks, wanted);
     const int64_t per_share = (chunks + shares - 1) / shares * c.chunk;
-    const auto aligned = [](int64_t count) { return (count + 31) / 16 * 16; };
+    const auto up = [](int64_t count, int64_t to) { return (count + to - 1) / to * to; };
+    const auto aligned = [&](int64_t count) { return up(count, 16) + 16; };
     const int64_t line = aligned(width + c.dx * c.kw + 2 * lanes);
     const int64_t copies = aligned(conv_copies(c, t, most_lines, width));
-    const int64_t sums = aligned(std::min(per_share, c.rows) * most_lines * width);
+    const int64_t sums = aligned(std::min(per_share, c.rows) * up(most_lines * width, lanes));
     const size_t workers = std::min(std::max<size_t>(threads, 1), size_t(regions * shares));
     const int64_t each = line + copies + sums;
     const auto own = room(int64_t(workers) * each);
@@ -195,7 +182,8 @@ class ConvRun {
       const int64_t row0 = share * per_share, row1 = std::min(row0 + per_share, c.rows);
       if (row0 >= row1) return;
       uint32_t* mine = own.get() + int64_t(worker) * each;
-      const Region region{image, group, y0, rows, lines, column * width, width, base_lines(c, t, lines)};
+      const int64_t x0 = column * width, columns = std::min(width, c.ow - x0);
+      const Region region{image, group, y0, rows, lines, x0, columns, width, base_lines(c, t, lines)};
       any_region(c, t, region, row0, row1, offsets[lines != most_lines].data(), used.data(), mine,
                  mine + line, mine + line + copies);
     });
@@ -224,34 +212,5 @@ class ConvRun {
   std::vector<char> used;
   std::vector<uint32_t> offsets[2];  // of a whole region, and of the last
 };
-
-// Floats, (images, channels, size), as codes in quads: the nearest to value * factor + shift, of 0 to
-// 127. False where a value is NaN or infinite: the codes are then of no use.
-inline bool quantize_quads(const float* from, int64_t images, int64_t channels, int64_t size,
-                           float factor, float shift, uint32_t* to, size_t threads) {
-  const auto some = GOSSAMER_PICK(isa(), quantize_quad);
-  const int64_t quads = (channels + 3) / 4;
-  std::atomic<bool> finite{true};
-  parallel(size_t(images * quads), threads, [&](size_t, size_t item) {
-    const int64_t image = int64_t(item) / quads, quad = int64_t(item) % quads;
-    const int64_t count = std::min<int64_t>(4, channels - 4 * quad);
-    if (!some(from + (image * channels + 4 * quad) * size, count, size, factor, shift,
-              to + int64_t(item) * size))
-      finite = false;
-  });
-  return finite;
-}
-
-// The other way: code * factor + shift.
-inline void dequantize_quads(const uint32_t* from, int64_t images, int64_t channels, int64_t size,
-                             float factor, float shift, float* to, size_t threads) {
-  const auto some = GOSSAMER_PICK(isa(), dequantize_quad);
-  const int64_t quads = (channels + 3) / 4;
-  parallel(size_t(images * quads), threads, [&](size_t, size_t item) {
-    const int64_t image = int64_t(item) / quads, quad = int64_t(item) % quads;
-    some(from + int64_t(item) * size, std::min<int64_t>(4, channels - 4 * quad), size, factor, shift,
-         to + (image * channels + 4 * quad) * size);
-  });
-}
 
 }  // namespace gossamer

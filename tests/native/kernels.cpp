@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../../native/few_bits.h"
+#include "../../native/quads.h"
 #include "../../native/sparse_conv.h"
 #include "../../native/sparse_gemv.h"
 

@@ -1,7 +1,7 @@
 // To codes of seven bits and back, and pools of codes; layers on them: layers.h.
 #pragma once
+#include "../../quads_run.h"
 #include "others.h"
-#include "../../sparse_conv_run.h"
 
 namespace gossamer::c {
 
@@ -9,19 +9,15 @@ namespace gossamer::c {
 inline Step max_pool_int8(const Binding& b) {
   b.fits(b.in[0] && b.in[0].rank() == 5 && b.in[0].shape[4] == 4, "codes in fours");
   b.fits(b.out.dtype == GOSSAMER_UINT8, "its result");
-  const Pool pool(b, 1);
-  const uint8_t* x = b.in[0].data;
-  uint8_t* y = b.out.data;
-  return [=](size_t) {
-    uint8_t most[4] = {};
-    pool.run(
-        [&](bool first, int64_t at) {
-          for (int k = 0; k < 4; k++)
-            most[k] = first ? x[4 * at + k] : std::max(most[k], x[4 * at + k]);
-        },
-        [&](int64_t window, int64_t seen) {
-          for (int k = 0; k < 4; k++) y[4 * window + k] = seen ? most[k] : 0;
-        });
+  const Pool pool(b, 1);  // checks the windows
+  const QuadPool p{pool.size[1],   pool.size[2],   pool.places[1], pool.places[2],
+                   pool.kernel[1], pool.kernel[2], pool.stride[1], pool.stride[2],
+                   pool.before[1], pool.before[2], pool.dilation[1], pool.dilation[2]};
+  check_pool(p);
+  if (double(p.line()) * 4 > double(b.limit)) throw std::bad_alloc();
+  return [p, planes = pool.images, x = reinterpret_cast<const uint32_t*>(b.in[0].data),
+          y = reinterpret_cast<uint32_t*>(b.out.data)](size_t threads) {
+    max_pool_quads(p, planes, x, y, threads);
   };
 }
 

@@ -5,7 +5,7 @@ Bias, ReLU, the added value and the requantization are computed as sums leave th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,8 +24,9 @@ __all__ = ["PAIRS", "SERVES", "bind", "pack", "pack_pairs", "refuses", "rows_of_
 
 Array = np.ndarray
 Call = Callable[[], object]
-SERVES = frozenset({"quantize", "dequantize", "conv_int8", "linear_int8"})
+SERVES = frozenset({"quantize", "dequantize", "conv_int8", "linear_int8", "max_pool_int8"})
 PAIRS = frozenset({"conv_int8"})
+_MODULES = {"linear_int8": "sparse_gemv", "conv_int8": "sparse_conv"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class _Packed:
 
 def refuses(graph: Graph, node: Node) -> str:
     """Why a node is not for the compiled kernels; "" for one that is."""
-    if kernel("sparse_gemv" if node.op == "linear_int8" else "sparse_conv") is None:
+    if kernel(_MODULES.get(node.op, "quads")) is None:
         return "the compiled kernels are not built"
     if node.op in ("conv_int8", "linear_int8"):
         weight = graph.constants[node.inputs[1]]
@@ -70,6 +71,8 @@ def _pack(graph: Graph, node: Node, threads: int, element: str) -> _Packed:
         return _Packed(None, np.float32(1 / scale.scale), np.float32(scale.zero), threads)
     if node.op == "dequantize":
         return _Packed(None, *affine(a), threads)
+    if node.op == "max_pool_int8":
+        return _Packed(None, None, None, threads)
     weight, factor, shift = (np.ascontiguousarray(graph.constants[n]) for n in node.inputs[1:4])
     if node.op == "linear_int8":
         return _Packed(gemv_int8.pack_codes(weight), factor, shift, threads)
@@ -98,6 +101,8 @@ def bind(
         return _maps(
             packed, x, y, inputs[-1] if node.inputs[4] else None, a["step"], zero, low_high
         )
+    if node.op == "max_pool_int8":
+        return _max_pool(a, x, y, packed.threads)
     return _quantize(packed, x, y) if node.op == "quantize" else _dequantize(packed, x, y)
 
 
@@ -107,7 +112,7 @@ def _flat(x: Array) -> Array:
 
 def _quantize(packed: _Packed, x: Array, y: Array) -> Call:
     fits(y, x)
-    module: Any = kernel("sparse_conv")
+    module: Any = kernel("quads")
     run = partial(
         module.quantize, x.reshape(*x.shape[:2], -1), float(packed.factor), float(packed.shift),
         _flat(y), packed.threads,
@@ -122,11 +127,23 @@ def _quantize(packed: _Packed, x: Array, y: Array) -> Call:
 
 def _dequantize(packed: _Packed, x: Array, y: Array) -> Call:
     fits(x, y)
-    module: Any = kernel("sparse_conv")
+    module: Any = kernel("quads")
     return partial(
         module.dequantize, _flat(x), float(packed.factor), float(packed.shift),
         y.reshape(*y.shape[:2], -1), packed.threads,
     )  # fmt: skip
+
+
+def _max_pool(a: Mapping[str, Any], x: Array, y: Array, threads: int) -> Call:
+    window = zip(x.shape[2:4], a["padding"], a["kernel"], a["stride"], a["dilation"], strict=True)
+    places = [(n + sum(p) - d * (k - 1) - 1) // s + 1 for n, p, k, s, d in window]
+    if y.shape != (*x.shape[:2], *places, 4):
+        raise ArgumentError(f"windows over {x.shape} do not give {y.shape}")
+    module: Any = kernel("quads")
+    before = [p[0] for p in a["padding"]]
+    sizes = [*a["kernel"], *a["stride"], *before, *a["dilation"]]
+    planes = [v.view(np.uint32).reshape(-1, *v.shape[2:4]) for v in (x, y)]
+    return partial(module.max_pool, sizes, *planes, threads)
 
 
 def _maps(
