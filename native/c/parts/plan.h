@@ -115,6 +115,9 @@ inline const std::map<std::string, std::pair<int, std::vector<const char*>>>& op
       {"layer_norm", {3, {"rank", "eps"}}},
       {"embedding", {2, {}}},
       {"matmul", {2, {}}},
+      {"lstm", {4, {"reverse"}}},
+      {"gru", {4, {"reverse"}}},
+      {"fill", {0, {"shape", "value"}}},
       {"quantize", {1, {"scale", "zero"}}},
       {"dequantize", {1, {"scale", "zero", "channels"}}},
       {"conv_int8",
@@ -304,8 +307,6 @@ class PlanReader {
     Node n;
     n.op = row.at(0).string();
     if (n.op == "torch") throw Unsupported("parts of it run in torch");
-    if (n.op == "lstm" || n.op == "gru" || n.op == "fill")
-      throw Unsupported("operator " + n.op + " is not in this library");
     const auto rule = operators().find(n.op);
     if (rule == operators().end())
       throw FormatError("operator " + shown(n.op) + " is unknown");
