@@ -11,247 +11,25 @@ A linear layer on a batch is a convolution of kernel 1 with the samples as the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from gossamer.core.errors import ArgumentError, one_of
+from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels.arrays import (
     LINEAR,
     Clamp,
-    Packed,
     array,
     bounds,
-    frozen,
-    pair,
     weights,
 )
+from gossamer.runtime.kernels.taps import CHUNK, ELEMENTS, SparseConv, pack_taps
 
-__all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv", "pack_taps"]
-
-# What 32 bits of the input are: a float, four channels of seven bits, or two of 16 bits.
-ELEMENTS = ("float32", "quads", "pairs")
-CHUNK = 128  # rows that are ordered by their number of taps
-_CACHE = 36 << 10  # bytes of copies of one block for one register tile, a little over a first level
-_FULL = 0.8  # density from which zeros are taps as well
-_TILE = (14, 14 * 48 * 1.3)  # vectors of a register tile; bytes of its copies, a kernel column
-
-
-@dataclass(frozen=True)
-class SparseConv(Packed):
-    """A packed weight and the geometry of its convolution.
-
-    Attributes:
-        shape: (output channels, input channels of a group, kernel height, kernel width).
-        stride, padding, dilation: of height and width. ``padding`` has (top, left, bottom, right).
-        groups: of channels.
-        element: one of :data:`ELEMENTS`.
-        block: planes (channels, quads or pairs of channels) in a block.
-        starts: int32, (groups * blocks * (rows + 1)): where the taps of a row begin.
-        order: int32, (groups * blocks * rows): the row at each position of a block.
-        taps: uint16: (plane in its block * kernel height + y) * kernel width + x.
-        values: uint32: the bits of each tap's float, four bytes or two 16-bit weights.
-
-    Raises :class:`ArgumentError` where the parts do not fit together.
-    """
-
-    shape: tuple[int, int, int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
-    groups: int
-    element: str
-    block: int
-    starts: NDArray[np.int32] = field(repr=False)
-    order: NDArray[np.int32] = field(repr=False)
-    taps: NDArray[np.uint16] = field(repr=False)
-    values: NDArray[np.uint32] = field(repr=False)
-
-    def __post_init__(self) -> None:
-        """Check that parts fit."""
-        one_of("element", self.element, ELEMENTS)
-        if min(self.shape) < 1 or self.groups < 1 or self.shape[0] % self.groups:
-            raise ArgumentError(f"groups={self.groups} does not divide {self.shape[0]} channels")
-        if self.block < 1 or self.block * self.shape[2] * self.shape[3] > 65536:
-            raise ArgumentError(f"block={self.block} must be 1 to 65536 taps of {self.shape}")
-        panels = self.groups * self.blocks
-        array("starts", self.starts, np.int32, [panels * (self.rows + 1)])
-        array("order", self.order, np.int32, [panels * self.rows])
-        array("taps", self.taps, np.uint16, [None])
-        array("values", self.values, np.uint32, [len(self.taps)])
-        if not np.array_equal(
-            np.sort(self.order.reshape(panels, self.rows), axis=1),
-            np.broadcast_to(np.arange(self.rows), (panels, self.rows)),
-        ):
-            raise ArgumentError("order must hold every row once in each block")
-
-    @property
-    def rows(self) -> int:
-        """Output channels of a group."""
-        return self.shape[0] // self.groups
-
-    @property
-    def planes(self) -> int:
-        """Channels, quads or pairs of channels that a group reads."""
-        return -(-self.shape[1] // _PER[self.element])
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of planes in a group."""
-        return -(-self.planes // self.block)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the kernel reads of the weight."""
-        return sum(a.nbytes for a in (self.starts, self.order, self.taps, self.values))
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the output; :class:`ArgumentError` where the kernel does not fit."""
-        return _output_size(
-            (height, width), self.shape[2:], self.stride, self.padding, self.dilation
-        )
-
-    @cached_property
-    def dense(self) -> NDArray[Any]:
-        """The weight, (output channels, channels of a group, height, width): float32 or int16."""
-        kh, kw = self.shape[2:]
-        counts = np.diff(self.starts.reshape(-1, self.rows + 1), axis=1).reshape(-1)
-        at = np.repeat(np.arange(counts.size), counts)  # position of each tap
-        panel, row = at // self.rows, self.order[at]
-        plane = panel % self.blocks * self.block + self.taps // (kh * kw)
-        y, x = self.taps // kw % kh, self.taps % kw
-        channel = panel // self.blocks * self.rows + row
-        per = _PER[self.element]
-        kind: Any = {1: np.float32, 2: np.int16, 4: np.int8}[per]
-        full = np.zeros((self.shape[0], self.planes, kh, kw, per), kind)
-        full[channel, plane, y, x] = self.values.view(kind).reshape(-1, per)
-        full = full.transpose(0, 1, 4, 2, 3).reshape(self.shape[0], -1, kh, kw)[:, : self.shape[1]]
-        return frozen(full if per == 1 else full.astype(np.int16))
-
-
-_PER = {"float32": 1, "quads": 4, "pairs": 2}  # channels of a plane
-
-
-def block_of(
-    planes: int, kh: int, kw: int, density: float, tile: tuple[float, float] | None = None
-) -> int:
-    """Planes of a block: copies for a register tile that about stay in the first-level cache.
-
-    Few taps take more, from the second level: sums that go in and out of registers for a few taps
-    cost more than that. ``tile``: its vectors, and bytes of its copies of a plane, where the map is
-    known.
-    """
-    vectors, copies = tile or (_TILE[0], _TILE[1] * kw)
-    fit = _CACHE / copies
-    wanted = (6 + 60 / vectors) / max(density * kh * kw, 1e-9)  # taps of a row in a block
-    block = round(min(max(fit, wanted), 4 * fit))
-    return max(1, min(planes, block, 65536 // (kh * kw)))
-
-
-def _output_size(
-    image: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, int]:
-    top, left, bottom, right = padding
-    tall, wide = (kernel_size[0] - 1) * dilation[0] + 1, (kernel_size[1] - 1) * dilation[1] + 1
-    down, across = image[0] + top + bottom - tall, image[1] + left + right - wide
-    if down < 0 or across < 0:
-        raise ArgumentError(
-            f"an input of {image[0]} x {image[1]} is smaller than the kernel's {tall} x {wide} "
-            f"after padding {tuple(padding)}"
-        )
-    return down // stride[0] + 1, across // stride[1] + 1
-
-
-def _tile(
-    rows: int, kernel_size: Sequence[int], geometry: Mapping[str, Any], image: Sequence[int]
-) -> tuple[float, float] | None:
-    """This processor's register tile, as :func:`block_of` takes it; None without the kernels."""
-    module = kernel("sparse_conv")
-    if module is None:
-        return None
-    (sy, sx), (dy, _) = geometry["stride"], geometry["dilation"]
-    oh, ow = _output_size(image, kernel_size, **geometry)
-    if max(kernel_size) == sy == sx == 1 and (oh, ow) == tuple(image):
-        oh, ow = 1, oh * ow  # one long row
-    vectors, copies = module.tile(rows, *kernel_size, oh, ow, sy, dy)
-    return float(vectors), float(copies)
-
-
-def pack_taps(
-    planes: NDArray[Any],
-    values: NDArray[np.uint32],
-    shape: tuple[int, int, int, int],
-    element: str,
-    groups: int,
-    geometry: Mapping[str, Any],
-    block: int | None = None,
-    image: Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """Geometry and arrays of a :class:`SparseConv` from a mask and the bits of each plane.
-
-    Args:
-        planes: bool, (output channels, planes, height, width): where there is a tap.
-        values: uint32, of the same shape.
-        shape: of the dense weight.
-        geometry: stride, padding and dilation, as given.
-        block: planes in a block; None for a rule.
-        image: height and width of the inputs, where they are known: for the rule.
-    """
-    rows, count, (kh, kw) = shape[0] // groups, planes.shape[1], shape[2:]
-    geometry = {
-        "stride": pair("stride", geometry["stride"], 1),
-        "padding": paddings(geometry["padding"]),
-        "dilation": pair("dilation", geometry["dilation"], 1),
-    }
-    if block is None:
-        tile = _tile(rows, (kh, kw), geometry, image) if image is not None else None
-        block = block_of(count, kh, kw, float(planes.mean()), tile)
-    if float(planes.mean()) > _FULL:  # rows of the same taps share what they load
-        planes = np.ones_like(planes)
-    blocks = -(-count // block)
-    channel, plane, y, x = np.nonzero(planes)
-    taps = (plane % block * kh + y) * kw + x
-    panel = channel // rows * blocks + plane // block
-    row = channel % rows
-    counts = np.bincount(panel * rows + row, minlength=groups * blocks * rows)
-    counts = counts.reshape(-1, rows)
-    chunk = np.broadcast_to(np.arange(rows) // CHUNK, counts.shape)
-    order = np.lexsort((counts, chunk), axis=1)
-    position = np.argsort(order, axis=1)[panel, row]
-    sort = np.lexsort((taps, position, panel))
-    starts = np.zeros((len(counts), rows + 1), np.int64)
-    np.cumsum(np.take_along_axis(counts, order, 1), axis=1, out=starts[:, 1:])
-    starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
-    if len(taps) >= 2**31:
-        raise ArgumentError(f"{len(taps)} taps are more than 2^31 - 1")
-    return {
-        **geometry,
-        "shape": shape,
-        "groups": groups,
-        "element": element,
-        "block": block,
-        "starts": frozen(starts.reshape(-1).astype(np.int32)),
-        "order": frozen(order.reshape(-1).astype(np.int32)),
-        "taps": frozen(taps[sort].astype(np.uint16)),
-        "values": frozen(values[planes][sort]),
-    }
-
-
-def paddings(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) from one, two or four numbers."""
-    if isinstance(padding, Sequence) and len(padding) == 4:
-        return pair("padding", padding[:2], 0) + pair("padding", padding[2:], 0)
-    return pair("padding", padding, 0) * 2
+__all__ = ["SparseConv", "bound", "convolve", "linear", "pack_conv"]
 
 
 def pack_conv(
@@ -324,8 +102,7 @@ def convolve(
         residual = array("residual", residual, np.float32, result)
     out = output(out, result, np.float32)
     low, high = bounds(clamp)
-    module = kernel("sparse_conv")
-    if module is None:
+    if kernel("sparse_conv") is None:
         y = sums(packed, x)
         if bias is not None:
             y += bias[:, None, None]
@@ -333,13 +110,50 @@ def convolve(
             y += residual
         np.clip(y, low, high, out=out)
         return out
-    module.Convolution(
-        sizes(packed, n, c, h, w, result[2:]), packed.starts, packed.order, packed.taps,
-        packed.values, x.view(np.uint32).reshape(-1), 0, None, bias,
-        None if residual is None else residual.view(np.uint32).reshape(-1), 1.0, low, high, False,
-        out.view(np.uint32).reshape(-1), threads,
-    ).run()  # fmt: skip
+    bound(packed, x, out, bias=bias, added=residual, ends=(low, high), threads=threads)()
     return out
+
+
+def bound(
+    packed: SparseConv,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    *,
+    scale: NDArray[np.float32] | None = None,
+    bias: NDArray[np.float32] | None = None,
+    added: NDArray[Any] | None = None,
+    step: float = 1.0,
+    fill: int = 0,
+    ends: tuple[float, float] = LINEAR,
+    threads: int = 1,
+) -> Callable[[], object]:
+    """The compiled convolution of x to y, as often as it is called: looked at here, once.
+
+    Args:
+        x, y: float32 (N, C, H, W), or codes in quads, uint8 (N, quads, H, W, 4).
+        scale, bias, added, step, ends: the end of a sum, ``sum * scale + bias + added * step``,
+            between two values; in codes where y is.
+        fill: the padding's element.
+
+    Raises :class:`ArgumentError` where the arrays do not fit. The weight must stay as it is.
+    """
+    n, c, h, w = x.shape[:4]
+    m, size, codes = packed.shape[0], packed.output_size(h, w), y.dtype == np.uint8
+    shape = (n, -(-m // 4), *size, 4) if codes else (n, m, *size)
+    if y.shape != shape or (added is not None and (added.shape, added.dtype) != (shape, y.dtype)):
+        raise ArgumentError(f"a convolution of {x.shape} does not give {y.shape}")
+    module: Any = kernel("sparse_conv")
+
+    def flat(array: NDArray[Any]) -> NDArray[np.uint32]:
+        return array.view(np.uint32).reshape(-1)
+
+    made = module.Convolution(
+        sizes(packed, n, c // packed.groups, h, w, size), packed.starts, packed.order, packed.taps,
+        packed.values, flat(x), fill, scale, bias, None if added is None else flat(added), step,
+        *ends, codes, flat(y), threads,
+    )  # fmt: skip
+    run: Callable[[], object] = made.run
+    return run
 
 
 def linear(

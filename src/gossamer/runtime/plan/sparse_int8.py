@@ -97,10 +97,11 @@ def bind(
     if node.op == "linear_int8":
         return _rows(packed, x, y, *clamps(a, y))
     if node.op == "conv_int8":
-        zero, low_high = Scale(1.0, a["zero"]).zero, clamps(a, y)
-        return _maps(
-            packed, x, y, inputs[-1] if node.inputs[4] else None, a["step"], zero, low_high
-        )
+        return conv.bound(
+            packed.weight, x, y, scale=packed.factor, bias=packed.shift,
+            added=inputs[-1] if node.inputs[4] else None, step=a["step"],
+            fill=Scale(1.0, a["zero"]).zero * 0x01010101, ends=clamps(a, y), threads=packed.threads,
+        )  # fmt: skip
     if node.op == "max_pool_int8":
         return _max_pool(a, x, y, packed.threads)
     return _quantize(packed, x, y) if node.op == "quantize" else _dequantize(packed, x, y)
@@ -144,34 +145,6 @@ def _max_pool(a: Mapping[str, Any], x: Array, y: Array, threads: int) -> Call:
     sizes = [*a["kernel"], *a["stride"], *before, *a["dilation"]]
     planes = [v.view(np.uint32).reshape(-1, *v.shape[2:4]) for v in (x, y)]
     return partial(module.max_pool, sizes, *planes, threads)
-
-
-def _maps(
-    packed: _Packed,
-    x: Array,
-    y: Array,
-    added: Array | None,
-    step: float,
-    zero: int,
-    ends: tuple[float, float],
-) -> Call:
-    """The convolution: shapes are looked at here, once, by the kernel's own checks."""
-    weight, codes = packed.weight, y.dtype == np.uint8
-    n, c, h, w = x.shape[:4]
-    size = weight.output_size(h, w)
-    m = weight.shape[0]
-    shape = (n, -(-m // 4), *size, 4) if codes else (n, m, *size)
-    if y.shape != shape or (added is not None and (added.shape, added.dtype) != (shape, y.dtype)):
-        raise ArgumentError(f"a convolution of {x.shape} does not give {y.shape}")
-    module: Any = kernel("sparse_conv")
-    more = None if added is None else _flat(added)
-    made = module.Convolution(
-        conv.sizes(weight, n, c // weight.groups, h, w, size), weight.starts, weight.order,
-        weight.taps, weight.values, _flat(x), zero * 0x01010101, packed.factor, packed.shift,
-        more, step, *ends, codes, _flat(y), packed.threads,
-    )  # fmt: skip
-    run: Call = made.run
-    return run
 
 
 def _rows(packed: _Packed, x: Array, y: Array, low: float, high: float) -> Call:
