@@ -289,6 +289,23 @@ def test_coupled_groups_are_pruned_through_the_network_and_taken_out(
     torch.testing.assert_close(again.eval()(x), done.model.eval()(x))
 
 
+def test_residual_blocks_go_whole(tmp_path: Path) -> None:
+    """Of the three last layers of a block the one whose weights are smallest, with its block."""
+    data = datasets.load("digits", subset=256)
+    net = nets.build("resnet-20", seed=0, in_shape=(1, 8, 8))
+    with torch.no_grad():
+        net.layer2[1].conv2.weight.mul_(1e-3)
+    depth = {"groups": "depth", "include": ["layer2.1.conv2", "layer3.[12].conv2"]}
+    stages = [{"prune": {**depth, "scope": "global", "density": 0.7}}, "shrink"]
+    done = gossamer.compress(net, data, recipe=stages, out=tmp_path / "run", max_drop=1)
+    assert not any(isinstance(m, nn.Conv2d) for m in done.model.layer2[1].modules())
+    convs = sum(isinstance(m, nn.Conv2d) for m in done.model.modules())
+    assert convs == sum(isinstance(m, nn.Conv2d) for m in net.modules()) - 2
+    again = gossamer.load(done.file, nets.build("resnet-20", seed=1, in_shape=(1, 8, 8)))
+    x = data.test.batch(slice(0, 8))[0]
+    torch.testing.assert_close(again.eval()(x), done.model.eval()(x))
+
+
 def _counted(whole: nn.Module, smaller: nn.Module, example: object) -> tuple[float, float]:
     """A clock by which a network takes a millisecond for 1,000 parameters."""
     counts = [sum(p.numel() for p in m.parameters()) for m in (whole, smaller)]

@@ -189,7 +189,7 @@ def test_n_of_m() -> None:
         ({"density": {"a": 2.0}}, r"density a=2\.0"),
         ({"density": {"a": 0.5}, "scope": "global"}, "needs scope='layer'"),
         ({"limit": math.inf}, "limit=inf"),
-        ({"density": 0.5, "floor": 0}, "floor=0 must be at least 1: a budget empties no layer"),
+        ({"density": 0.5, "floor": -1}, "floor=-1 must be at least 0"),
         ({"density": 0.5, "multiple": 0}, "multiple=0"),
         ({"density": 0.5, "scope": "all"}, "scope='all' is not one of"),
     ],

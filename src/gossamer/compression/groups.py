@@ -145,8 +145,8 @@ class GroupPruning(Strict):
             density = {f.layer: density[next(n for n in f.parameters if n in weights)]
                        for f in made}  # fmt: skip
         budget = GroupBudget(
-            density, scope=scope, normalise=self.normalise, floor=max(1, floor),
-            multiple=self.multiple,
+            density, scope=scope, normalise=self.normalise, multiple=self.multiple,
+            floor=0 if self.kind == "depth" else max(1, floor),
         )  # fmt: skip
         cost = self._cost(state) if latency is None else latency
         return _within(select(made, ranks, budget, cost=cost), before)

@@ -43,7 +43,8 @@ class GroupBudget:
         normalise: divide scores by their mean over alike groups (of one kind, with slices of the
             same axes and roles), so that kinds of different size compete fairly (after Fang et
             al., *Isomorphic Pruning for Vision Models*, ECCV 2024, which ranks each class alone).
-        floor: groups that each family keeps at least.
+        floor: groups that each family keeps at least; 0 lets layers go whole, which suits those
+            beside a shortcut (``depth``).
         multiple: kept groups of a family are a multiple of it, rounded down, or all of them.
 
     Raises :class:`ArgumentError` for values outside what is allowed.
@@ -68,11 +69,9 @@ class GroupBudget:
             raise ArgumentError(f"limit={self.limit} must be more than 0 and finite")
         if isinstance(self.density, Mapping) and self.scope == "global":
             raise ArgumentError("a density by layer needs scope='layer'; scope='global' takes one")
-        for name in ("floor", "multiple"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(
-                    f"{name}={getattr(self, name)} must be at least 1: a budget empties no layer"
-                )
+        for name, least in (("floor", 0), ("multiple", 1)):
+            if getattr(self, name) < least:
+                raise ArgumentError(f"{name}={getattr(self, name)} must be at least {least}")
 
 
 def group_scores(
