@@ -1,8 +1,8 @@
 """Candidates for the whole network: kernels chosen layer by layer, and engines that run all of it.
 
-``plan`` is the cheapest path of single nodes' times. ``plan+onnxruntime`` has its recurrent layers
-in onnxruntime, whose own takes the loop with the product before it; ``plan+openvino`` its dense
-runs in OpenVINO. With calibration inputs ``onnxruntime-int8`` and ``openvino-int8`` are the network
+``plan`` is the cheapest path of single nodes' times. Variants of it have recurrent layers in
+onnxruntime, whose own takes the loop with the product before it, or dense runs in OpenVINO, which a
+single node's time says little of. With calibration inputs ``onnxruntime-int8`` and ``openvino-int8`` are the network
 in eight bits as those engines want it (:mod:`gossamer.runtime.plan.rounded`). A file holds all of
 them but ``torch``.
 """
@@ -97,12 +97,12 @@ class Wholes:
             )  # fmt: skip
             chosen, _ = cheapest(graph, found, overhead(self.facts.threads))
             self._program("plan", graph, chosen, found)
-            if engine == "auto":
-                self._variants(graph, chosen, found)
         for name in (*DENSE, "numpy"):
             asked = engine == name or (engine == "auto" and name in DENSE and lowered)
             if asked and name not in self.made:
                 self._served(name, name, graph)
+        if engine == "auto" and "plan" in self.made and not batches:
+            self._variants(graph, self.made["plan"])
         if engine in ("auto", "torch"):
             self.made["torch"] = Whole(partial(_eager, self.flat), graph)
         return self.made
@@ -115,8 +115,6 @@ class Wholes:
         found: Mapping[str, Measured],
         **more: Any,
     ) -> None:
-        if any(dict(chosen) == w.chosen and graph is w.graph for w in self.made.values()):
-            return  # the same kernels by another name
         try:
             steps = steps_of(graph, chosen, self.facts.threads, self.captured.islands)
             run = Program(graph, steps)
@@ -138,27 +136,27 @@ class Wholes:
             chosen[node.name] = "torch" if node.op == "torch" else kernel if takes else "numpy"
         self._program(name, graph, chosen, {}, **more)
 
-    def _variants(
-        self, graph: Graph, chosen: Mapping[str, str], found: Mapping[str, Measured]
-    ) -> None:
+    def _variants(self, graph: Graph, plan: Whole) -> None:
         """The plan with runs of it in engines whose time single nodes do not say."""
         loops: dict[str, str] = {}
         for node in graph.nodes:
             if node.op in onnx_recurrent.OPERATORS and _serves(graph, node, "onnxruntime"):
                 linear, shaped = onnx_recurrent.before(graph, node)
                 loops |= dict.fromkeys((linear.name, shaped.name, node.name), "onnxruntime")
-        if loops:
-            self._program("plan+onnxruntime", graph, {**chosen, **loops}, found)
         theirs = {
             n.name: "openvino"
             for n in graph.nodes
-            if chosen[n.name] == "onnxruntime" and _serves(graph, n, "openvino")
+            if plan.chosen[n.name] == "onnxruntime" and _serves(graph, n, "openvino")
         }
-        if theirs:
-            self._program("plan+openvino", graph, {**chosen, **theirs}, found)
-        runs = _dense_runs(graph)
-        if runs:
-            self._program("dense runs in openvino", graph, {**chosen, **runs}, found)
+        variants = {
+            "plan, loops in onnxruntime": loops,
+            "plan, its onnxruntime in openvino": theirs,
+            "plan, dense runs in openvino": _dense_runs(graph),
+        }
+        for name, changed in variants.items():
+            chosen = {**plan.chosen, **changed}
+            if all(chosen != whole.chosen for whole in self.made.values()):
+                self._program(name, graph, chosen, plan.found)
 
     def _eight_bits(self, batches: Sequence[Sequence[np.ndarray]]) -> None:
         engine, captured, facts = self.engine, self.captured, self.facts
