@@ -5,6 +5,7 @@ Nothing here needs torch: a plan that was read from a file takes and gives numpy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ from gossamer.runtime.plan.graph import Graph
 from gossamer.runtime.plan.program import Program, steps_of
 
 __all__ = ["Plan"]
+
+_SHORT = 1 << 13  # elements
 
 Run = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
 
@@ -159,5 +162,13 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _finite(array: np.ndarray) -> bool:
-    """Whether all is finite: a sum that is not may be of finite numbers, which costs only time."""
-    return array.dtype.kind != "f" or bool(np.isfinite(np.add.reduce(array, None)))
+    """Whether all is finite: a sum that is not may be of finite numbers, which costs only time.
+
+    The sum of squares of a short array is that of one call of BLAS, on one thread.
+    """
+    if array.dtype.kind != "f":
+        return True
+    if array.size > _SHORT:
+        return math.isfinite(np.add.reduce(array, None))
+    flat = array.ravel()
+    return math.isfinite(flat.dot(flat))
