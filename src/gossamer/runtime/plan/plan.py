@@ -23,7 +23,7 @@ from gossamer.runtime.plan.program import Program, steps_of
 
 __all__ = ["Plan"]
 
-_SHORT = 1 << 13  # elements
+_ONES = np.ones(1 << 13, np.float32)
 
 Run = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
 
@@ -164,11 +164,10 @@ def _array(value: Any) -> np.ndarray:
 def _finite(array: np.ndarray) -> bool:
     """Whether all is finite: a sum that is not may be of finite numbers, which costs only time.
 
-    The sum of squares of a short array is that of one call of BLAS, on one thread.
+    A short array is summed by one call of BLAS, on one thread, in a third of the time.
     """
     if array.dtype.kind != "f":
         return True
-    if array.size > _SHORT:
+    if array.size > len(_ONES) or array.dtype != np.float32:
         return math.isfinite(np.add.reduce(array, None))
-    flat = array.ravel()
-    return math.isfinite(flat.dot(flat))
+    return math.isfinite(array.ravel().dot(_ONES[: array.size]))
