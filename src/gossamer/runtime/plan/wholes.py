@@ -2,9 +2,9 @@
 
 ``plan`` is the cheapest path of single nodes' times. Variants of it have recurrent layers in
 onnxruntime, whose own takes the loop with the product before it, or dense runs in OpenVINO, which a
-single node's time says little of. With calibration inputs ``onnxruntime-int8`` and ``openvino-int8`` are the network
-in eight bits as those engines want it (:mod:`gossamer.runtime.plan.rounded`). A file holds all of
-them but ``torch``.
+single node's time says little of. With calibration inputs ``onnxruntime-int8`` and
+``openvino-int8`` are the network in eight bits as those engines want it
+(:mod:`gossamer.runtime.plan.rounded`). A file holds all of them but ``torch``.
 """
 
 from __future__ import annotations
