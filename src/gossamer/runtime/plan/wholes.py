@@ -9,7 +9,7 @@ single node's time says little of. With calibration inputs ``onnxruntime-int8`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -78,17 +78,20 @@ class Wholes:
     rounds: int
     seconds: float
     say: Callable[[str], None]
-    made: dict[str, Whole] = field(default_factory=dict)
+    tried: list[dict[str, str]] = field(default_factory=list)
 
-    def all(self, batches: Sequence[Sequence[Tensor]]) -> dict[str, Whole]:
-        """Name -> candidate; ``batches``: calibration inputs, of float32 none.
+    def all(self, batches: Sequence[Sequence[Tensor]]) -> Iterator[tuple[str, Whole]]:
+        """Names and candidates, each made when it is asked for: they hold the weights.
 
-        Raises as :func:`gossamer.runtime.plan.integers.integer_choice`.
+        ``batches``: calibration inputs, of float32 none. Raises as
+        :func:`gossamer.runtime.plan.integers.integer_choice`.
         """
         graph, engine = self.captured.graph, self.engine
         lowered = not all(n.op == "torch" for n in graph.nodes)
+        chosen: dict[str, str] = {}
+        found: dict[str, Measured] = {}
         if batches:
-            self._eight_bits([[t.numpy() for t in batch] for batch in batches])
+            yield from self._eight_bits([[t.numpy() for t in batch] for batch in batches])
         elif engine in ("auto", "plan") and lowered:
             self.say(f"timing the kernels of {len(graph.nodes)} operators")
             found = measure(
@@ -96,16 +99,15 @@ class Wholes:
                 threads=self.facts.threads, rounds=self.rounds, seconds=self.seconds,
             )  # fmt: skip
             chosen, _ = cheapest(graph, found, overhead(self.facts.threads))
-            self._program("plan", graph, chosen, found)
+            yield from self._program("plan", graph, chosen, found)
         for name in (*DENSE, "numpy"):
             asked = engine == name or (engine == "auto" and name in DENSE and lowered)
-            if asked and name not in self.made:
-                self._served(name, name, graph)
-        if engine == "auto" and "plan" in self.made and not batches:
-            self._variants(graph, self.made["plan"])
+            if asked and not (batches and name == "numpy"):
+                yield from self._served(name, name, graph)
+        if engine == "auto" and chosen:
+            yield from self._variants(graph, chosen, found)
         if engine in ("auto", "torch"):
-            self.made["torch"] = Whole(partial(_eager, self.flat), graph)
-        return self.made
+            yield "torch", Whole(partial(_eager, self.flat), graph)
 
     def _program(
         self,
@@ -114,16 +116,19 @@ class Wholes:
         chosen: Mapping[str, str],
         found: Mapping[str, Measured],
         **more: Any,
-    ) -> None:
+    ) -> Iterator[tuple[str, Whole]]:
         try:
             steps = steps_of(graph, chosen, self.facts.threads, self.captured.islands)
             run = Program(graph, steps)
         except ArgumentError as e:
             self.facts.notes.append(f"{name} was refused: {e}")
         else:
-            self.made[name] = Whole(run, graph, dict(chosen), dict(found), **more)
+            self.tried.append(dict(chosen))
+            yield name, Whole(run, graph, dict(chosen), dict(found), **more)
 
-    def _served(self, name: str, kernel: str, graph: Graph, **more: Any) -> None:
+    def _served(
+        self, name: str, kernel: str, graph: Graph, **more: Any
+    ) -> Iterator[tuple[str, Whole]]:
         """All that a kernel serves by it, the rest by what always does."""
         if kernel in DENSE and not any(_serves(graph, n, kernel) for n in graph.nodes):
             if self.engine == kernel:
@@ -134,9 +139,11 @@ class Wholes:
         for node in graph.nodes:
             takes = _serves(graph, node, kernel)
             chosen[node.name] = "torch" if node.op == "torch" else kernel if takes else "numpy"
-        self._program(name, graph, chosen, {}, **more)
+        yield from self._program(name, graph, chosen, {}, **more)
 
-    def _variants(self, graph: Graph, plan: Whole) -> None:
+    def _variants(
+        self, graph: Graph, plan: Mapping[str, str], found: Mapping[str, Measured]
+    ) -> Iterator[tuple[str, Whole]]:
         """The plan with runs of it in engines whose time single nodes do not say."""
         loops: dict[str, str] = {}
         for node in graph.nodes:
@@ -146,7 +153,7 @@ class Wholes:
         theirs = {
             n.name: "openvino"
             for n in graph.nodes
-            if plan.chosen[n.name] == "onnxruntime" and _serves(graph, n, "openvino")
+            if plan[n.name] == "onnxruntime" and _serves(graph, n, "openvino")
         }
         variants = {
             "plan, loops in onnxruntime": loops,
@@ -154,18 +161,19 @@ class Wholes:
             "plan, dense runs in openvino": _dense_runs(graph),
         }
         for name, changed in variants.items():
-            chosen = {**plan.chosen, **changed}
-            if all(chosen != whole.chosen for whole in self.made.values()):
-                self._program(name, graph, chosen, plan.found)
+            chosen = {**plan, **changed}
+            if chosen not in self.tried:
+                yield from self._program(name, graph, chosen, found)
 
-    def _eight_bits(self, batches: Sequence[Sequence[np.ndarray]]) -> None:
+    def _eight_bits(self, batches: Sequence[Sequence[np.ndarray]]) -> Iterator[tuple[str, Whole]]:
         engine, captured, facts = self.engine, self.captured, self.facts
         best, apart = integer_choice(
             captured, batches, self.inputs, facts, measured=engine != "numpy", rounds=self.rounds,
             seconds=self.seconds, say=self.say,
         )  # fmt: skip
         name = "numpy" if engine == "numpy" else "plan"
-        self._program(name, best.graph, best.chosen, best.found, integers=bool(best.layers))
+        integers = bool(best.layers)
+        yield from self._program(name, best.graph, best.chosen, best.found, integers=integers)
         able = [
             n for n in DENSE if any(_serves(captured.graph, x, n) for x in captured.graph.nodes)
         ]
@@ -176,7 +184,7 @@ class Wholes:
         count = sum(n.op.endswith("_w8") for n in graph.nodes)
         kept = {layer: why for layer, why in facts.kept.items() if why in apart.values()}
         for kernel in able if count else ():
-            self._served(
+            yield from self._served(
                 f"{kernel}-int8", kernel, graph, integers=True, kept=kept,
                 note=f"{count} layers run in {kernel}'s own eight bits: activations of eight, "
                 "weights of seven; the layers' errors are those of this library's integers",
