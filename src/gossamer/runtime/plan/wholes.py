@@ -139,7 +139,8 @@ class Wholes:
         for node in graph.nodes:
             takes = _serves(graph, node, kernel)
             chosen[node.name] = "torch" if node.op == "torch" else kernel if takes else "numpy"
-        yield from self._program(name, graph, chosen, {}, **more)
+        if chosen not in self.tried:  # the plan may be just that
+            yield from self._program(name, graph, chosen, {}, **more)
 
     def _variants(
         self, graph: Graph, plan: Mapping[str, str], found: Mapping[str, Measured]
