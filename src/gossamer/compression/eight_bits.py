@@ -71,6 +71,6 @@ def timed(
     found = pairs(before, partial(plan.arrays, arrays, plan.batch(arrays)))
     scored = evaluate(Planned(plan), data.test, task=task)
     figures = {"check": plan.facts.check, "score": scored.score, "of": scored.total}
-    runs = "a plan" if plan.facts.engine == "plan" else plan.facts.engine
+    runs = "a plan" if plan.facts.engine.startswith("plan") else plan.facts.engine
     name = f"{other} before, after {runs} in {plan.facts.precision}"
     return name, found, {"eight_bits": figures}

@@ -20,6 +20,7 @@ __all__ = [
     "ACTIVATIONS",
     "CODES",
     "DTYPES",
+    "EIGHT",
     "LAYERS",
     "OPERATORS",
     "Graph",
@@ -61,6 +62,11 @@ OPERATORS: Mapping[str, tuple[int, frozenset[str]]] = {
         ("conv_int8", 5, "stride padding dilation groups zero step low high"),
         ("linear_int8", 4, "low high"),  # codes, weight (int8), factor, shift
         ("max_pool_int8", 1, "kernel stride padding dilation"),
+        # float32 values of eight bits, for dense engines
+        ("round_u8", 1, "scale zero"),  # x: the nearest of 256 values
+        # x, weight in codes (int8), scale of each output channel, bias
+        ("conv_w8", 4, "stride padding dilation groups activation"),
+        ("linear_w8", 4, "activation"),
     )
 }
 """Operator -> number of inputs (-1: any) and names of its attributes."""
@@ -73,7 +79,8 @@ ACTIVATIONS: Mapping[str, int] = {
 """Functions of one value -> how many parameters follow the name: ``["clamp", 0, 6]``."""
 
 LAYERS: Mapping[str, int] = {
-    "conv": 3, "linear": 3, "conv_int8": 4, "linear_int8": 4, "lstm": 4, "gru": 4,
+    "conv": 3, "linear": 3, "conv_int8": 4, "linear_int8": 4, "lstm": 4, "gru": 4, "conv_w8": 4,
+    "linear_w8": 4,
 }  # fmt: skip
 """Operators with a weight, their second input -> where the added value is."""
 
@@ -82,6 +89,9 @@ CODES = frozenset({"quantize", "conv_int8", "linear_int8", "max_pool_int8"})
 
 MOVES = frozenset({"reshape", "slice", "pad"})
 """Operators whose results are codes where what they read is."""
+
+EIGHT = frozenset({"conv_w8", "linear_w8"})
+"""Layers whose weights are codes, for dense engines of eight bits."""
 
 FUNCTIONS = ("add", "sub", "mul", "div", "maximum", "minimum")
 DTYPES = ("float32", "int64", "int32", "bool", "float64", "uint8", "int8", "int16")
@@ -214,10 +224,25 @@ def _check_node(node: Node) -> None:
         raise FormatError(f"{node.name!r}: function {node.attributes['function']!r} is unknown")
 
 
+def _check_eight(graph: Graph, node: Node) -> None:
+    """Scales are positive, zero points are codes, and weights in codes are constants."""
+    scales: Any = [node.attributes["scale"]] if node.op == "round_u8" else []
+    if scales and node.attributes["zero"] not in range(256):
+        raise FormatError(f"{node.name!r}: a zero point of {node.attributes['zero']}")
+    if node.op in EIGHT:
+        for name, wanted in zip(node.inputs[1:3], ("int8", "float32"), strict=True):
+            if name not in graph.constants or str(graph.constants[name].dtype) != wanted:
+                raise FormatError(f"{node.op} {node.name!r}: {name!r} is no {wanted} constant")
+        scales = graph.constants[node.inputs[2]]
+    if len(scales) and not (np.isfinite(scales).all() and np.min(scales) > 0):
+        raise FormatError(f"{node.op} {node.name!r} has a scale that is not positive and finite")
+
+
 def _check_codes(graph: Graph) -> None:
     """Integer operators read codes of seven bits: bytes beyond saturate on some processors."""
     codes: set[str] = set()
     for node in graph.nodes:
+        _check_eight(graph, node)
         moved = node.op in MOVES and node.inputs[0] in codes
         if moved and node.op == "pad" and node.attributes["value"] not in range(TOP + 1):
             raise FormatError(f"pad {node.name!r}: {node.attributes['value']} is no code")

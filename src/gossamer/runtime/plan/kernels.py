@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 
 from gossamer.core.tables import Table
-from gossamer.runtime.plan import dense, few_bits, island, portable, recurrent, sparse, sparse_int8
+from gossamer.runtime.plan import (
+    dense,
+    dense_openvino,
+    few_bits,
+    island,
+    portable,
+    recurrent,
+    sparse,
+    sparse_int8,
+)
 from gossamer.runtime.plan.graph import Graph, Node
 
 __all__ = ["KERNELS", "Call", "Kernel", "candidates"]
@@ -41,6 +50,8 @@ class Kernel:
             element of its outputs at each call, and never its inputs.
         refuses: graph, node -> why it cannot be used here; "" where it can.
         merges: one call computes a run of neighbours at once.
+        apart: it is offered single nodes; else runs alone, whose time a node's does not say.
+        package: of others, that it needs.
         work: weight -> how many of its entries are multiplied, and how many bytes it is read as.
     """
 
@@ -49,6 +60,8 @@ class Kernel:
     bind: Callable[[Any, Sequence[Node], Sequence[np.ndarray], Sequence[np.ndarray], int], Call]
     refuses: Callable[[Graph, Node], str] = lambda graph, node: ""
     merges: bool = False
+    apart: bool = True
+    package: str = ""
     work: Callable[[np.ndarray], tuple[float, float]] = lambda weight: (weight.size, weight.nbytes)
 
 
@@ -62,7 +75,13 @@ KERNELS: Table[Kernel] = Table(
     "kernel",
     {
         "numpy": Kernel(portable.SERVES, portable.pack, portable.bind, portable.refuses),
-        "onnxruntime": Kernel(dense.SERVES, dense.pack, dense.bind, dense.refuses, merges=True),
+        "onnxruntime": Kernel(
+            dense.SERVES, dense.pack, dense.bind, dense.refuses, merges=True, package="onnxruntime"
+        ),
+        "openvino": Kernel(
+            dense.SERVES, dense_openvino.pack, dense_openvino.bind, dense_openvino.refuses,
+            merges=True, apart=False, package="openvino",
+        ),
         "sparse": Kernel(
             sparse.LAYERS, sparse.pack, sparse.bind, sparse.refuses, work=_zeros_left_out
         ),

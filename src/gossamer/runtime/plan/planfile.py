@@ -36,7 +36,9 @@ __all__ = ["header", "read", "write"]
 MAGIC = b"GSMPLAN1"
 _DIGEST = 32
 _MOST_HEADER = 64 << 20
+_MOST_TOLD = 300  # characters
 _CODE = 0.02  # of the largest output
+_STANDS_IN = {"onnxruntime": "openvino", "openvino": "onnxruntime"}
 _MOST_PROBE = 4 << 20  # bytes of example inputs that are kept to try a plan with
 
 
@@ -92,8 +94,8 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
 def read(path: str | Path, key: Mapping[str, Any] | None = None) -> tuple[Contents, Program]:
     """The plan of a file, and what runs it; torch is not needed.
 
-    A kernel that cannot be used here is replaced by the portable one, and the plan says so. Where
-    the file holds an example, the plan is run on it and compared first.
+    A kernel that cannot be used here is replaced by another dense engine or the portable one, and
+    the plan says so. Where the file holds an example, the plan is run on it and compared first.
 
     Args:
         key: what the plan must have been made of; None: anything.
@@ -137,7 +139,7 @@ def _opened(data: bytes, where: str) -> tuple[dict[str, Any], memoryview]:
 def _read(data: bytes, where: str, key: Mapping[str, Any] | None) -> tuple[Contents, Program]:
     header, body = _opened(data, where)
     if key is not None and header["key"] != dict(key):
-        raise FormatError(f"{where} is a plan of something else")
+        raise FormatError(f"{where} is a plan of something else{_changed(header['key'], key)}")
     arrays = {row[0]: _array(body, where, *row[1:]) for row in header["arrays"]}
     given, wanted = (int(n) for n in header["probe"])
     probe = [arrays.pop(f"probe/{i}") for i in range(given + wanted)]
@@ -160,17 +162,34 @@ def _read(data: bytes, where: str, key: Mapping[str, Any] | None) -> tuple[Conte
     return plan, program
 
 
+def _changed(made: Any, wanted: Mapping[str, Any]) -> str:
+    """What is another than when the plan was made, where that can be said."""
+    if not isinstance(made, dict) or set(made) != set(wanted):
+        return ""
+    told = [f"{k} were {made[k]}, here {wanted[k]}" for k in wanted if made[k] != wanted[k]]
+    return f": {'; '.join(told)}"[:_MOST_TOLD] if told else ""
+
+
 def _usable(graph: Graph, node: Node, facts: Facts) -> str:
-    """The kernel that the plan names, or the portable one where it cannot be used here."""
+    """The kernel that the plan names, or where it cannot be used here another dense engine.
+
+    Where that is not there either, the portable one.
+    """
     name = facts.chosen[node.name]
-    if name not in KERNELS or node.op not in KERNELS[name].serves:
-        why = "is unknown here"
-    elif not (why := KERNELS[name].refuses(graph, node)):
+    if not (why := _unusable(graph, node, name)):
         return name
-    note = f"kernel {name} cannot be used here ({why}): numpy in its place"
+    other = _STANDS_IN.get(name, "numpy")
+    other = "numpy" if _unusable(graph, node, other) else other
+    note = f"kernel {name} cannot be used here ({why}): {other} in its place"
     if note not in facts.notes:
         facts.notes.append(note)
-    return "numpy"
+    return other
+
+
+def _unusable(graph: Graph, node: Node, name: str) -> str:
+    if name not in KERNELS or node.op not in KERNELS[name].serves:
+        return "is unknown here"
+    return KERNELS[name].refuses(graph, node)
 
 
 def _tried(plan: Contents, program: Program, where: str) -> None:
