@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gossamer.runtime.plan.plan import Plan
 
 __all__ = ["include", "load"]
@@ -34,6 +35,8 @@ def include() -> Path:
 
     Raises :class:`FileNotFoundError` where the package was installed without its native sources.
     """
+    from pathlib import Path
+
     from gossamer import _native
 
     folders = [Path(p) / "c" for p in _native.__path__]

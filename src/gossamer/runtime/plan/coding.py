@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from gossamer.core.errors import FormatError
-from gossamer.runtime.kernels.row_books import row_values
 
 __all__ = ["coded", "decoded"]
 
@@ -49,6 +48,8 @@ def coded(array: Array) -> tuple[str, bytes]:
 
 def _few(rows: Array) -> bytes | None:
     """Codes of a matrix, a book for each row; None where a row has more than 16 values."""
+    from gossamer.runtime.kernels.row_books import row_values  # readers do without
+
     start = rows[:, :_SAMPLE][: max(1, _SAMPLE // rows.shape[1])]
     if row_values(start, 16) is None or (found := row_values(rows, 16)) is None:
         return None

@@ -14,12 +14,10 @@ import numpy as np
 
 from gossamer.runtime import sessions
 from gossamer.runtime.plan import wire
-from gossamer.runtime.plan.graph import CODES, OPERATORS, Graph, Node
+from gossamer.runtime.plan.graph import Graph, Node
 
-__all__ = ["SERVES", "bind", "model", "pack", "refuses"]
+__all__ = ["bind", "model", "pack", "refuses"]
 
-# its Gather takes indices below zero, and it rounds codes in another order
-SERVES = frozenset(OPERATORS) - {"torch", "embedding", "dequantize", "fill", "lstm", "gru"} - CODES
 _MOST = 1 << 31  # bytes of a protobuf message
 
 

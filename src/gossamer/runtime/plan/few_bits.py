@@ -23,11 +23,10 @@ from gossamer.runtime.plan.portable_int8 import clamps
 from gossamer.runtime.plan.sparse import bias_of, ends
 from gossamer.runtime.plan.sparse_int8 import rows_of_codes
 
-__all__ = ["BYTES", "FLOATS", "bind", "bind_bytes", "pack", "pack_bytes", "refuses", "work"]
+__all__ = ["bind", "bind_bytes", "pack", "pack_bytes", "refuses", "work"]
 
 Array = np.ndarray
 Call = Callable[[], object]
-FLOATS, BYTES = frozenset({"linear"}), frozenset({"linear_int8"})
 _FEWEST, _SAMPLE = 64, 8  # inputs: 16 values are few of more; rows that are looked at first
 
 

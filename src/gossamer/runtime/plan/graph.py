@@ -7,7 +7,7 @@ the size of the batch, which is free.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "Graph",
     "Node",
     "Value",
+    "batch_of",
     "resolved",
     "users",
 ]
@@ -234,6 +235,15 @@ def resolved(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
     (4, 3, 8)
     """
     return tuple(d if d >= 0 else -d * batch for d in shape)
+
+
+def batch_of(graph: Graph, inputs: Sequence[np.ndarray]) -> int:
+    """The size of the batch: what the free dimension of the inputs is; 1 where there is none."""
+    for name, array in zip(graph.inputs, inputs, strict=True):
+        for have, want in zip(array.shape, graph.values[name].shape, strict=True):
+            if want < 0:
+                return int(have // -want)
+    return 1
 
 
 def users(graph: Graph) -> dict[str, list[Node]]:

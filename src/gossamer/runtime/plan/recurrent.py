@@ -18,37 +18,18 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import gemv, row_books
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
+from gossamer.runtime.plan.arrays import arranged, sigmoid
 from gossamer.runtime.plan.graph import Graph, Node
 
-__all__ = ["DENSEST", "FEWEST", "RULES", "SERVES", "Product", "arranged", "bind", "packer",
-           "refuses", "sigmoid"]  # fmt: skip
+__all__ = ["DENSEST", "FEWEST", "RULES", "Product", "bind", "pack", "refuses"]
 
 Array = np.ndarray
 Call = Callable[[], object]
 Product = Callable[[Array, Array], Call]
 """State (N, H), result (N, gates * H) -> the call that multiplies."""
 
-SERVES = frozenset({"lstm", "gru"})
 DENSEST, FEWEST = 0.7, 64  # as of linear layers
 _GATES = {"lstm": 4, "gru": 3}
-
-
-def sigmoid(y: Array) -> Array:
-    """Of each value; never overflows."""
-    return 1 / (1 + np.exp(-np.clip(y, -87, 87)))
-
-
-def arranged(
-    node: Node, packed: Sequence[Array | None], inputs: Sequence[Array]
-) -> list[Array | None]:
-    """A node's inputs at their places: constants, computed arrays (each given once), None."""
-    left, seen = list(inputs), dict[str, Array]()
-    given: list[Array | None] = []
-    for name, constant in zip(node.inputs, packed, strict=True):
-        if constant is None and name and name not in seen:
-            seen[name] = left.pop(0)
-        given.append(seen.get(name, constant))
-    return given
 
 
 def _dense(weight: Array) -> Product:
@@ -173,28 +154,24 @@ _PRODUCTS: Mapping[str, Callable[[Array, int], Product]] = {
 }
 
 
-def refuses(form: str) -> Callable[[Graph, Node], str]:
+def refuses(form: str, graph: Graph, node: Node) -> str:
     """Why a layer is not for the compiled gates with a product of this form; "" for one that is."""
-
-    def why(graph: Graph, node: Node) -> str:
-        needed = {"dense": (), "rows": ("sparse_gemv",), "few": ("few_bits",)}[form]
-        if any(kernel(name) is None for name in ("recurrent", *needed)):
-            return "the compiled kernels are not built"
-        weight = graph.constants[node.inputs[1]]
-        if weight.dtype != np.float32 or weight.ndim != 2:
-            return f"a matrix of {weight.dtype} {weight.shape}"
-        if form != "dense" and weight.shape[1] > MOST_INPUTS:
-            return f"{weight.shape[1]} units"
-        if form == "rows":
-            density = np.count_nonzero(weight) / max(1, weight.size)
-            return f"density {density:.2f} is above {DENSEST}" if density > DENSEST else ""
-        if form == "few" and weight.shape[1] < FEWEST:
-            return f"{weight.shape[1]} units"
-        if form == "few" and row_books.row_values(weight, 16, 8) is None:
-            return "a row has more than 16 values"
-        return ""
-
-    return why
+    needed = {"dense": (), "rows": ("sparse_gemv",), "few": ("few_bits",)}[form]
+    if any(kernel(name) is None for name in ("recurrent", *needed)):
+        return "the compiled kernels are not built"
+    weight = graph.constants[node.inputs[1]]
+    if weight.dtype != np.float32 or weight.ndim != 2:
+        return f"a matrix of {weight.dtype} {weight.shape}"
+    if form != "dense" and weight.shape[1] > MOST_INPUTS:
+        return f"{weight.shape[1]} units"
+    if form == "rows":
+        density = np.count_nonzero(weight) / max(1, weight.size)
+        return f"density {density:.2f} is above {DENSEST}" if density > DENSEST else ""
+    if form == "few" and weight.shape[1] < FEWEST:
+        return f"{weight.shape[1]} units"
+    if form == "few" and row_books.row_values(weight, 16, 8) is None:
+        return "a row has more than 16 values"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -203,18 +180,18 @@ class _Packed:
     product: Product
 
 
-def packer(form: str) -> Callable[..., _Packed]:
-    """``pack`` of a kernel whose product has this form."""
-
-    def pack(
-        graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str],
-        threads: int,
-    ) -> _Packed:  # fmt: skip
-        constants = [graph.constants.get(name) for name in nodes[0].inputs]
-        weight = graph.constants[nodes[0].inputs[1]]
-        return _Packed(constants, _PRODUCTS[form](weight, threads))
-
-    return pack
+def pack(
+    form: str,
+    graph: Graph,
+    nodes: Sequence[Node],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    threads: int,
+) -> _Packed:
+    """The constants, and a product of this form."""
+    constants = [graph.constants.get(name) for name in nodes[0].inputs]
+    weight = graph.constants[nodes[0].inputs[1]]
+    return _Packed(constants, _PRODUCTS[form](weight, threads))
 
 
 def bind(

@@ -21,8 +21,6 @@ from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable import finished
 
 __all__ = [
-    "LAYERS",
-    "ROWS",
     "bias_of",
     "bind",
     "bind_rows",
@@ -35,7 +33,6 @@ __all__ = [
 ]
 
 Call = Callable[[], object]
-LAYERS, ROWS = frozenset({"conv", "linear"}), frozenset({"linear"})
 _DENSEST = 0.7  # beyond it dense kernels have always won, and packing takes time
 
 

@@ -21,12 +21,10 @@ from gossamer.runtime.kernels.eight_bits import TOP, Scale
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable_int8 import affine, clamps, no_nan
 
-__all__ = ["PAIRS", "SERVES", "bind", "pack", "pack_pairs", "refuses", "rows_of_codes"]
+__all__ = ["bind", "pack", "pack_pairs", "refuses", "rows_of_codes"]
 
 Array = np.ndarray
 Call = Callable[[], object]
-SERVES = frozenset({"quantize", "dequantize", "conv_int8", "linear_int8"})
-PAIRS = frozenset({"conv_int8"})
 
 
 @dataclass(frozen=True)
