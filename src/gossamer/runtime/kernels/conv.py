@@ -11,14 +11,13 @@ A linear layer on a batch is a convolution of kernel 1 with the samples as the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.kernels import kernel
@@ -29,18 +28,17 @@ from gossamer.runtime.kernels.arrays import (
     array,
     bounds,
     frozen,
-    pair,
-    weights,
 )
+from gossamer.runtime.kernels.entries import Entries, entries_of
+from gossamer.runtime.kernels.taps import CHUNK, output_size, pack_taps
 
-__all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv", "pack_taps"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv"]
 
 # What 32 bits of the input are: a float, four channels of seven bits, or two of 16 bits.
 ELEMENTS = ("float32", "quads", "pairs")
-CHUNK = 128  # rows that are ordered by their number of taps
-_CACHE = 36 << 10  # bytes of copies of one block for one register tile, a little over a first level
-_FULL = 0.8  # density from which zeros are taps as well
-_TILE = (14, 14 * 48 * 1.3)  # vectors of a register tile; bytes of its copies, a kernel column
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class SparseConv(Packed):
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output; :class:`ArgumentError` where the kernel does not fit."""
-        return _output_size(
+        return output_size(
             (height, width), self.shape[2:], self.stride, self.padding, self.dilation
         )
 
@@ -138,124 +136,8 @@ class SparseConv(Packed):
 _PER = {"float32": 1, "quads": 4, "pairs": 2}  # channels of a plane
 
 
-def block_of(
-    planes: int, kh: int, kw: int, density: float, tile: tuple[float, float] | None = None
-) -> int:
-    """Planes of a block: copies for a register tile that about stay in the first-level cache.
-
-    Few taps take more, from the second level: sums that go in and out of registers for a few taps
-    cost more than that. ``tile``: its vectors, and bytes of its copies of a plane, where the map is
-    known.
-    """
-    vectors, copies = tile or (_TILE[0], _TILE[1] * kw)
-    fit = _CACHE / copies
-    wanted = (6 + 60 / vectors) / max(density * kh * kw, 1e-9)  # taps of a row in a block
-    block = round(min(max(fit, wanted), 4 * fit))
-    return max(1, min(planes, block, 65536 // (kh * kw)))
-
-
-def _output_size(
-    image: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, int]:
-    top, left, bottom, right = padding
-    tall, wide = (kernel_size[0] - 1) * dilation[0] + 1, (kernel_size[1] - 1) * dilation[1] + 1
-    down, across = image[0] + top + bottom - tall, image[1] + left + right - wide
-    if down < 0 or across < 0:
-        raise ArgumentError(
-            f"an input of {image[0]} x {image[1]} is smaller than the kernel's {tall} x {wide} "
-            f"after padding {tuple(padding)}"
-        )
-    return down // stride[0] + 1, across // stride[1] + 1
-
-
-def _tile(
-    rows: int, kernel_size: Sequence[int], geometry: Mapping[str, Any], image: Sequence[int]
-) -> tuple[float, float] | None:
-    """This processor's register tile, as :func:`block_of` takes it; None without the kernels."""
-    module = kernel("sparse_conv")
-    if module is None:
-        return None
-    (sy, sx), (dy, _) = geometry["stride"], geometry["dilation"]
-    oh, ow = _output_size(image, kernel_size, **geometry)
-    if max(kernel_size) == sy == sx == 1 and (oh, ow) == tuple(image):
-        oh, ow = 1, oh * ow  # one long row
-    vectors, copies = module.tile(rows, *kernel_size, oh, ow, sy, dy)
-    return float(vectors), float(copies)
-
-
-def pack_taps(
-    planes: NDArray[Any],
-    values: NDArray[np.uint32],
-    shape: tuple[int, int, int, int],
-    element: str,
-    groups: int,
-    geometry: Mapping[str, Any],
-    block: int | None = None,
-    image: Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """Geometry and arrays of a :class:`SparseConv` from a mask and the bits of each plane.
-
-    Args:
-        planes: bool, (output channels, planes, height, width): where there is a tap.
-        values: uint32, of the same shape.
-        shape: of the dense weight.
-        geometry: stride, padding and dilation, as given.
-        block: planes in a block; None for a rule.
-        image: height and width of the inputs, where they are known: for the rule.
-    """
-    rows, count, (kh, kw) = shape[0] // groups, planes.shape[1], shape[2:]
-    geometry = {
-        "stride": pair("stride", geometry["stride"], 1),
-        "padding": paddings(geometry["padding"]),
-        "dilation": pair("dilation", geometry["dilation"], 1),
-    }
-    if block is None:
-        tile = _tile(rows, (kh, kw), geometry, image) if image is not None else None
-        block = block_of(count, kh, kw, float(planes.mean()), tile)
-    if float(planes.mean()) > _FULL:  # rows of the same taps share what they load
-        planes = np.ones_like(planes)
-    blocks = -(-count // block)
-    channel, plane, y, x = np.nonzero(planes)
-    taps = (plane % block * kh + y) * kw + x
-    panel = channel // rows * blocks + plane // block
-    row = channel % rows
-    counts = np.bincount(panel * rows + row, minlength=groups * blocks * rows)
-    counts = counts.reshape(-1, rows)
-    chunk = np.broadcast_to(np.arange(rows) // CHUNK, counts.shape)
-    order = np.lexsort((counts, chunk), axis=1)
-    position = np.argsort(order, axis=1)[panel, row]
-    sort = np.lexsort((taps, position, panel))
-    starts = np.zeros((len(counts), rows + 1), np.int64)
-    np.cumsum(np.take_along_axis(counts, order, 1), axis=1, out=starts[:, 1:])
-    starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
-    if len(taps) >= 2**31:
-        raise ArgumentError(f"{len(taps)} taps are more than 2^31 - 1")
-    return {
-        **geometry,
-        "shape": shape,
-        "groups": groups,
-        "element": element,
-        "block": block,
-        "starts": frozen(starts.reshape(-1).astype(np.int32)),
-        "order": frozen(order.reshape(-1).astype(np.int32)),
-        "taps": frozen(taps[sort].astype(np.uint16)),
-        "values": frozen(values[planes][sort]),
-    }
-
-
-def paddings(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) from one, two or four numbers."""
-    if isinstance(padding, Sequence) and len(padding) == 4:
-        return pair("padding", padding[:2], 0) + pair("padding", padding[2:], 0)
-    return pair("padding", padding, 0) * 2
-
-
 def pack_conv(
-    weight: NDArray[np.float32],
+    weight: NDArray[np.float32] | Entries,
     *,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
@@ -264,7 +146,7 @@ def pack_conv(
     block: int | None = None,
     image: Sequence[int] | None = None,
 ) -> SparseConv:
-    """Pack a float32 weight, (output channels, channels of a group, height, width).
+    """Pack a float32 weight, (output channels, channels of a group, height, width), or its entries.
 
     Zeros are left out, whatever their pattern.
 
@@ -278,14 +160,16 @@ def pack_conv(
     Raises :class:`ArgumentError` for a weight that is not float32, finite and of four dimensions,
     and for settings that no convolution has.
     """
-    weight = weights("weight", weight, 4)
-    if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
-        raise ArgumentError(f"groups={groups!r} must divide {weight.shape[0]} output channels")
-    shape: tuple[int, int, int, int] = weight.shape
+    live = entries_of("weight", weight, np.float32, 4)
+    m, c, kh, kw = live.shape
+    if not isinstance(groups, int) or groups < 1 or m % groups:
+        raise ArgumentError(f"groups={groups!r} must divide {m} output channels")
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-    bits = weight.view(np.uint32)
+    bits = live.values.view(np.uint32)
     return SparseConv(
-        **pack_taps(weight != 0, bits, shape, "float32", groups, geometry, block, image)
+        **pack_taps(
+            live.places, bits, c, (m, c, kh, kw), "float32", groups, geometry, block, image
+        )
     )
 
 

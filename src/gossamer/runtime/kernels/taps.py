@@ -1,0 +1,173 @@
+"""The taps of a sparse convolution in the order in which the kernel reads them.
+
+From the entries that are not zero alone: time and memory are those of the entries and of the rows
+of each block, not those of the dense weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gossamer.core.errors import ArgumentError
+from gossamer.core.kernels import kernel
+from gossamer.runtime.kernels.arrays import frozen, pair
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["CHUNK", "moved", "output_size", "pack_taps", "paddings"]
+
+CHUNK = 128  # rows that are ordered by their number of taps
+_CACHE = 36 << 10  # bytes of copies of one block for one register tile, a little over a first level
+_FULL = 0.8  # density from which zeros are taps as well
+_TILE = (14, 14 * 48 * 1.3)  # vectors of a register tile; bytes of its copies, a kernel column
+
+
+def _block_of(
+    planes: int, kh: int, kw: int, density: float, tile: tuple[float, float] | None = None
+) -> int:
+    """Planes of a block: copies for a register tile that about stay in the first-level cache.
+
+    Few taps take more, from the second level: sums that go in and out of registers for a few taps
+    cost more than that. ``tile``: its vectors, and bytes of its copies of a plane, where the map is
+    known.
+    """
+    vectors, copies = tile or (_TILE[0], _TILE[1] * kw)
+    fit = _CACHE / copies
+    wanted = (6 + 60 / vectors) / max(density * kh * kw, 1e-9)  # taps of a row in a block
+    block = round(min(max(fit, wanted), 4 * fit))
+    return max(1, min(planes, block, 65536 // (kh * kw)))
+
+
+def output_size(
+    image: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of the output; :class:`ArgumentError` where the kernel does not fit."""
+    top, left, bottom, right = padding
+    tall, wide = (kernel_size[0] - 1) * dilation[0] + 1, (kernel_size[1] - 1) * dilation[1] + 1
+    down, across = image[0] + top + bottom - tall, image[1] + left + right - wide
+    if down < 0 or across < 0:
+        raise ArgumentError(
+            f"an input of {image[0]} x {image[1]} is smaller than the kernel's {tall} x {wide} "
+            f"after padding {tuple(padding)}"
+        )
+    return down // stride[0] + 1, across // stride[1] + 1
+
+
+def _tile(
+    rows: int, kernel_size: Sequence[int], geometry: Mapping[str, Any], image: Sequence[int]
+) -> tuple[float, float] | None:
+    """This processor's register tile, as :func:`_block_of` takes it; None without the kernels."""
+    module = kernel("sparse_conv")
+    if module is None:
+        return None
+    (sy, sx), (dy, _) = geometry["stride"], geometry["dilation"]
+    oh, ow = output_size(image, kernel_size, **geometry)
+    if max(kernel_size) == sy == sx == 1 and (oh, ow) == tuple(image):
+        oh, ow = 1, oh * ow  # one long row
+    vectors, copies = module.tile(rows, *kernel_size, oh, ow, sy, dy)
+    return float(vectors), float(copies)
+
+
+def pack_taps(
+    places: NDArray[np.integer[Any]],
+    bits: NDArray[np.uint32],
+    count: int,
+    shape: tuple[int, int, int, int],
+    element: str,
+    groups: int,
+    geometry: Mapping[str, Any],
+    block: int | None = None,
+    image: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Geometry and arrays of a :class:`~gossamer.runtime.kernels.conv.SparseConv`.
+
+    Args:
+        places: ascending: the taps among (output channels, planes, height, width), flat.
+        bits: uint32, of each tap.
+        count: planes: channels of a group, or its quads or pairs of channels.
+        shape: of the dense weight.
+        geometry: stride, padding and dilation, as given.
+        block: planes in a block; None for a rule.
+        image: height and width of the inputs, where they are known: for the rule.
+    """
+    rows, (kh, kw) = shape[0] // groups, shape[2:]
+    geometry = {
+        "stride": pair("stride", geometry["stride"], 1),
+        "padding": paddings(geometry["padding"]),
+        "dilation": pair("dilation", geometry["dilation"], 1),
+    }
+    size = shape[0] * count * kh * kw
+    density = len(places) / size
+    if block is None:
+        tile = _tile(rows, (kh, kw), geometry, image) if image is not None else None
+        block = _block_of(count, kh, kw, density, tile)
+    if density > _FULL:  # rows of the same taps share what they load
+        every = np.zeros(size, np.uint32)
+        every[places] = bits
+        places, bits = np.arange(size), every
+    if len(places) >= 2**31:
+        raise ArgumentError(f"{len(places)} taps are more than 2^31 - 1")
+    blocks = -(-count // block)
+    # a channel's taps in a block are neighbours in ``places``: whole pieces are moved
+    row = places // (kh * kw)
+    channel = row // count
+    plane = row - channel * count
+    piece = plane // block
+    taps = places - (row - plane + piece * block) * (kh * kw)
+    counts = np.bincount(channel * blocks + piece, minlength=shape[0] * blocks)
+    panels = counts.reshape(groups, rows, blocks).transpose(0, 2, 1).reshape(-1, rows)
+    chunk = np.broadcast_to(np.arange(rows) // CHUNK, panels.shape)
+    order = np.lexsort((panels, chunk), axis=1)
+    starts = np.zeros((len(panels), rows + 1), np.int64)
+    np.cumsum(np.take_along_axis(panels, order, 1), axis=1, out=starts[:, 1:])
+    starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
+    begins = np.empty_like(panels)  # of a panel's row, among the taps
+    np.put_along_axis(begins, order, starts[:, :-1], 1)
+    begins = begins.reshape(groups, blocks, rows).transpose(0, 2, 1).reshape(-1)
+    to = moved(counts, begins)
+    sorted_taps, values = np.empty(len(to), np.uint16), np.empty(len(to), np.uint32)
+    sorted_taps[to], values[to] = taps, bits
+    return {
+        **geometry,
+        "shape": shape,
+        "groups": groups,
+        "element": element,
+        "block": block,
+        "starts": frozen(starts.reshape(-1).astype(np.int32)),
+        "order": frozen(order.reshape(-1).astype(np.int32)),
+        "taps": frozen(sorted_taps),
+        "values": frozen(values),
+    }
+
+
+def moved(
+    counts: NDArray[np.integer[Any]], begins: NDArray[np.integer[Any]]
+) -> NDArray[np.int64]:
+    """Where each of a row of entries goes whose pieces are moved as they are.
+
+    Args:
+        counts: how many entries each piece has; one piece lies behind the other.
+        begins: where each piece begins afterwards.
+
+    >>> moved(np.array([2, 0, 3]), np.array([3, 5, 0]))
+    array([3, 4, 0, 1, 2])
+    """
+    ends = np.cumsum(counts)
+    found: NDArray[np.int64] = np.repeat(begins - (ends - counts), counts)
+    found += np.arange(len(found))
+    return found
+
+
+def paddings(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) from one, two or four numbers."""
+    if isinstance(padding, Sequence) and len(padding) == 4:
+        return pair("padding", padding[:2], 0) + pair("padding", padding[2:], 0)
+    return pair("padding", padding, 0) * 2
