@@ -167,9 +167,7 @@ def pack_conv(
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
     bits = live.values.view(np.uint32)
     return SparseConv(
-        **pack_taps(
-            live.places, bits, c, (m, c, kh, kw), "float32", groups, geometry, block, image
-        )
+        **pack_taps(live.places, bits, c, (m, c, kh, kw), "float32", groups, geometry, block, image)
     )
 
 

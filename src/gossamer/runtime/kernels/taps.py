@@ -148,9 +148,7 @@ def pack_taps(
     }
 
 
-def moved(
-    counts: NDArray[np.integer[Any]], begins: NDArray[np.integer[Any]]
-) -> NDArray[np.int64]:
+def moved(counts: NDArray[np.integer[Any]], begins: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Where each of a row of entries goes whose pieces are moved as they are.
 
     Args:

@@ -19,9 +19,8 @@ from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.kernels.row_books import RowBooks, pack_row_books, row_values
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable import finished
-from gossamer.runtime.plan.portable_int8 import clamps
 from gossamer.runtime.plan.sparse import bias_of, ends
-from gossamer.runtime.plan.sparse_int8 import rows_of_codes
+from gossamer.runtime.plan.stored import once
 
 __all__ = ["bind", "bind_bytes", "pack", "pack_bytes", "refuses", "work"]
 
@@ -61,7 +60,7 @@ def pack(
     graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], threads: int
 ) -> _Packed:
     """The weight's codes and each row's values; raises :class:`ArgumentError` for more than 16."""
-    weight = pack_row_books(graph.constants[nodes[0].inputs[1]])
+    weight = _books(graph, nodes[0])
     return _Packed(weight, (bias_of(graph, nodes[0]),), threads)
 
 
@@ -69,9 +68,13 @@ def pack_bytes(
     graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], threads: int
 ) -> _Packed:
     """The same of an integer layer."""
-    weight, factor, shift = (graph.constants[n] for n in nodes[0].inputs[1:4])
-    terms = np.ascontiguousarray(factor), np.ascontiguousarray(shift)
-    return _Packed(pack_row_books(weight), terms, threads)
+    terms = tuple(np.ascontiguousarray(graph.constants[n]) for n in nodes[0].inputs[2:4])
+    return _Packed(_books(graph, nodes[0]), terms, threads)
+
+
+def _books(graph: Graph, node: Node) -> RowBooks:
+    held = graph.constants
+    return once(held, node.name, RowBooks, lambda: pack_row_books(held[node.inputs[1]]))
 
 
 def bind(
@@ -111,6 +114,9 @@ def bind_bytes(
     batch: int,
 ) -> Call:
     """The call on these codes."""
+    from gossamer.runtime.plan.portable_int8 import clamps  # float32 layers do without
+    from gossamer.runtime.plan.sparse_int8 import rows_of_codes
+
     weight, (x, y) = packed.weight, (inputs[0], outputs[0])
     module: Any = kernel("few_bits")
 

@@ -7,6 +7,7 @@ the size of the batch, which is free.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.core.errors import FormatError
+from gossamer.runtime.plan.stored import Stored
 
 __all__ = [
     "ACTIVATIONS",
@@ -153,7 +155,8 @@ class Graph:
         """What a value or constant is."""
         if name in self.values:
             return self.values[name]
-        array = self.constants[name]
+        held = self.constants
+        array = held.coded[name] if isinstance(held, Stored) else held[name]
         return Value(array.shape, str(array.dtype))
 
     def __str__(self) -> str:
@@ -164,9 +167,9 @@ class Graph:
     def check(self) -> Graph:
         """Itself, where its parts fit together; else :class:`FormatError` names what does not."""
         known = set(self.constants) | set(self.inputs)
-        for name, array in self.constants.items():
-            if str(array.dtype) not in DTYPES:
-                raise FormatError(f"constant {name!r} is of type {array.dtype}")
+        for name in self.constants:
+            if (dtype := self.kind(name).dtype) not in DTYPES:
+                raise FormatError(f"constant {name!r} is of type {dtype}")
         for name in (*self.inputs, *self.outputs):
             if name not in self.values:
                 raise FormatError(f"the graph's value {name!r} has no shape")
@@ -183,7 +186,7 @@ class Graph:
         for name, value in self.values.items():
             if value.dtype not in DTYPES or len(value.shape) > 16:
                 raise FormatError(f"value {name!r} is {value}")
-            if abs(int(np.prod([float(d) for d in value.shape]))) > _MOST:
+            if abs(math.prod(value.shape)) > _MOST:
                 raise FormatError(f"value {name!r} of {value} is larger than can be")
         _check_codes(self)
         if missing := [name for name in self.outputs if name not in known]:
@@ -224,7 +227,7 @@ def _check_codes(graph: Graph) -> None:
             raise FormatError(f"{node.op} {node.name!r} reads {bad[0]!r}, which is no codes")
         for name in node.inputs[1:4]:
             wanted = "int8" if name == node.inputs[1] else "float32"
-            if name not in graph.constants or str(graph.constants[name].dtype) != wanted:
+            if name not in graph.constants or graph.kind(name).dtype != wanted:
                 raise FormatError(f"{node.op} {node.name!r}: {name!r} is no constant of {wanted}")
 
 

@@ -6,6 +6,7 @@ are quantized and dequantized by convolutions too, whose weight is the identity:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.kernels.eight_bits import TOP, Scale
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable_int8 import affine, clamps, no_nan
+from gossamer.runtime.plan.stored import entries, once
 
 __all__ = ["bind", "pack", "pack_pairs", "refuses", "rows_of_codes"]
 
@@ -40,9 +42,9 @@ def refuses(graph: Graph, node: Node) -> str:
     if kernel("sparse_gemv" if node.op == "linear_int8" else "sparse_conv") is None:
         return "the compiled kernels are not built"
     if node.op in ("conv_int8", "linear_int8"):
-        weight = graph.constants[node.inputs[1]]
-        if weight[:1].size > MOST_INPUTS:
-            return f"{weight[:1].size} inputs"
+        inputs = math.prod(graph.kind(node.inputs[1]).shape[1:])
+        if inputs > MOST_INPUTS:
+            return f"{inputs} inputs"
     elif len(graph.values[node.name].shape) == 2:
         return "no map"
     return ""
@@ -66,15 +68,26 @@ def _pack(graph: Graph, node: Node, threads: int, element: str) -> _Packed:
     a = node.attributes
     if node.op in ("quantize", "dequantize"):
         return _identity(graph, node, threads)
-    weight, factor, shift = (np.ascontiguousarray(graph.constants[n]) for n in node.inputs[1:4])
+    held = graph.constants
+    factor, shift = (np.ascontiguousarray(held[n]) for n in node.inputs[2:4])
+    weight: Any
     if node.op == "linear_int8":
-        return _Packed(gemv_int8.pack_codes(weight), factor, shift, threads)
-    (top, bottom), (left, right) = a["padding"]
-    packed = conv_int8.pack_codes(
-        weight, stride=a["stride"], padding=[top, left, bottom, right], dilation=a["dilation"],
-        groups=a["groups"], element=element, image=graph.kind(node.inputs[0]).shape[2:4],
-    )  # fmt: skip
-    return _Packed(packed, factor, shift, threads)
+        weight = once(
+            held, node.name, gemv_int8.SparseBytes,
+            lambda: gemv_int8.pack_codes(entries(held, node.inputs[1])),
+        )  # fmt: skip
+        return _Packed(weight, factor, shift, threads)
+
+    def made() -> conv.SparseConv:
+        (top, bottom), (left, right) = a["padding"]
+        return conv_int8.pack_codes(
+            entries(held, node.inputs[1]), stride=a["stride"], padding=[top, left, bottom, right],
+            dilation=a["dilation"], groups=a["groups"], element=element,
+            image=graph.kind(node.inputs[0]).shape[2:4],
+        )  # fmt: skip
+
+    weight = once(held, node.name, conv.SparseConv, made)
+    return _Packed(weight, factor, shift, threads)
 
 
 def _identity(graph: Graph, node: Node, threads: int) -> _Packed:

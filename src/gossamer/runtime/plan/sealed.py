@@ -1,0 +1,72 @@
+"""A header and arrays as one file, sealed by its digest.
+
+Layout: a magic of eight bytes; the length of the header (8 bytes, little-endian); the header, JSON
+in UTF-8; zeros to a multiple of 64; the arrays, each at a multiple of 64; the SHA-256 of all before
+it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gossamer.core.errors import FormatError
+from gossamer.runtime.plan.arrays import LINE
+
+__all__ = ["DIGEST", "bytes_of", "opened", "sealed"]
+
+DIGEST = 32
+_MOST_HEADER = 64 << 20
+
+
+def sealed(magic: bytes, header: Mapping[str, Any], arrays: Iterable[bytes]) -> list[bytes]:
+    """The pieces of a file."""
+    text = json.dumps(header, allow_nan=False).encode()
+    start = magic + struct.pack("<Q", len(text)) + text
+    parts = [start + bytes(-len(start) % LINE)]
+    for data in arrays:
+        parts += [data, bytes(-len(data) % LINE)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return [*parts, digest.digest()]
+
+
+def bytes_of(path: str | os.PathLike[str]) -> memoryview:
+    """A whole file, at the beginning of a cache line; arrays that lie in it are read-only."""
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        raw = np.empty(size + LINE, np.uint8)
+        start = -raw.ctypes.data % LINE
+        held = raw[start : start + size]
+        done = 0
+        while done < size and (got := file.readinto(memoryview(held)[done:])):
+            done += got
+    held.flags.writeable = False
+    return memoryview(held)[:done]
+
+
+def opened(data: memoryview, magic: bytes, where: str) -> tuple[dict[str, Any], memoryview]:
+    """The header, and the bytes of the arrays, the digest checked.
+
+    Raises :class:`FormatError`, or :class:`ValueError` where the header is no JSON.
+    """
+    if len(data) < len(magic) + 8 + DIGEST or data[: len(magic)] != magic:
+        raise FormatError(f"{where} is no plan of this version; compile the network again")
+    if hashlib.sha256(data[:-DIGEST]).digest() != data[-DIGEST:]:
+        raise FormatError(f"{where} is damaged: its digest differs; compile the network again")
+    (length,) = struct.unpack_from("<Q", data, len(magic))
+    begin = len(magic) + 8
+    if length > min(_MOST_HEADER, len(data) - begin - DIGEST):
+        raise FormatError(f"{where} is damaged: a header of {length:,} bytes")
+    found = json.loads(bytes(data[begin : begin + length]))
+    if not isinstance(found, dict):
+        raise FormatError(f"{where} is damaged: its header is no mapping")
+    start = begin + length + -(begin + length) % LINE
+    return found, data[start:-DIGEST]
