@@ -2,8 +2,8 @@
 
 The plan's file is named by the processor and by a hash of what it was made of: the packed file,
 the example's shapes, the threads, the engine, and for int8 the calibration inputs. It is used where
-its digest is right, it was made of just that, and it gives what the network gives on the example;
-else it is made anew.
+its digest is right, it was made of just that and beside the same versions of other engines, and it
+gives what the network gives on the example; else it is made anew.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +102,17 @@ def _key(file: Path, network: nn.Module, example: Any, given: dict[str, Any]) ->
         "example": nest.shown(example),
         "processor": machine.cpu(),
         "kernels": sorted(KERNELS),
+        "engines": {k.package: _version(k.package) for k in KERNELS.values() if k.package},
         **given,
     }
+
+
+def _version(package: str) -> str:
+    """Of an engine; one that comes, goes or changes may turn the choice."""
+    try:
+        return metadata.version(package) if find_spec(package) else "not installed"
+    except (metadata.PackageNotFoundError, ValueError):
+        return "of no version"
 
 
 def _digest(calibration: Any, example: Any) -> str:
@@ -116,7 +127,8 @@ def _digest(calibration: Any, example: Any) -> str:
 
 
 def beside(file: Path, key: dict[str, Any]) -> Path:
-    """Where the plan of a file is kept."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    """Where the plan of a file is kept; engines that change leave the place."""
+    named = {name: value for name, value in key.items() if name != "engines"}
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
     processor = re.sub(r"\W+", "-", key["processor"]).strip("-").lower()
     return file.with_name(f"{file.stem}.{processor[:40]}.{digest}.plan")

@@ -30,8 +30,8 @@ from gossamer.experiments.post_training.stage import begun, calibrated, first, o
 from gossamer.pack import pack
 from gossamer.runtime.bench import bench
 from gossamer.runtime.engines import Subject, installed
-from gossamer.runtime.plan.dense import model as onnx_bytes
 from gossamer.runtime.plan.door import compile_network
+from gossamer.runtime.plan.onnx_model import model as onnx_bytes
 from gossamer.training import evaluate
 
 __all__ = ["cold", "network", "networks"]

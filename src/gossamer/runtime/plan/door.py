@@ -1,17 +1,16 @@
 """The door: a network becomes a plan, compared with torch before it is given out.
 
 The layers' kernels are chosen one by one, and the whole that they make is one candidate beside the
-engines that run the whole network; all are timed in turn, in one run, and the fastest is taken.
+engines that run the whole network (:mod:`gossamer.runtime.plan.wholes`); all are compared with
+torch, those that agree timed in turn, in one run, and the fastest is taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,24 +23,22 @@ from gossamer.runtime.export import PRECISIONS, Precision, batches_of
 from gossamer.runtime.flat import Flat, flatten
 from gossamer.runtime.plan.arrays import TOLERANCE
 from gossamer.runtime.plan.capture import Captured, capture
-from gossamer.runtime.plan.choose import Measured, cheapest, measure, overhead, timed
+from gossamer.runtime.plan.choose import Measured, timed
 from gossamer.runtime.plan.explain import describe
 from gossamer.runtime.plan.facts import Facts
 from gossamer.runtime.plan.forms import form_of, leaves
 from gossamer.runtime.plan.fuse import fused
-from gossamer.runtime.plan.graph import Graph, Node, Value
-from gossamer.runtime.plan.integers import integer_choice
-from gossamer.runtime.plan.kernels import KERNELS, candidates
+from gossamer.runtime.plan.graph import Graph, Node, Value, batch_of
 from gossamer.runtime.plan.plan import Plan, Run
-from gossamer.runtime.plan.program import Program, steps_of
-from gossamer.runtime.plan.reference import batch_of
 from gossamer.runtime.plan.roofline import peaks, predicted
+from gossamer.runtime.plan.wholes import Whole, Wholes, copies
 
 __all__ = ["ENGINES", "Engine", "compile_network", "recheck"]
 
 _FLOOR = 0.98  # cosine, as of an export
-Engine = Literal["auto", "plan", "onnxruntime", "numpy", "torch"]
-ENGINES: tuple[Engine, ...] = ("auto", "plan", "onnxruntime", "numpy", "torch")
+_MORE, _LONGER = 10, 5  # times a node's rounds and seconds: whole networks
+Engine = Literal["auto", "plan", "onnxruntime", "openvino", "numpy", "torch"]
+ENGINES: tuple[Engine, ...] = ("auto", "plan", "onnxruntime", "openvino", "numpy", "torch")
 
 
 def compile_network(
@@ -63,18 +60,21 @@ def compile_network(
         model: any network, which is left as it is; its plan computes in evaluation mode, without
             gradients.
         example_inputs: one batch as the network takes it; times are of its size.
-        engine: ``auto``: whatever is fastest; ``plan``: a kernel for each layer; ``onnxruntime``,
-            ``numpy``, ``torch``: that alone, wherever it can.
+        engine: ``auto``: whatever is fastest (:mod:`gossamer.runtime.plan.wholes`); ``plan``: a
+            kernel for each layer; ``onnxruntime``, ``openvino``, ``numpy``, ``torch``: that alone,
+            wherever it can.
         precision: ``int8``: layers on eight-bit weights and activations of seven bits too, each
             where that is faster (:mod:`gossamer.runtime.plan.int8`), with engine ``auto``,
-            ``plan`` or ``numpy``. Answers change: what each layer and the whole lose on the
-            calibration inputs is stated, and a layer that loses far more than the others stays
-            float32 (:mod:`gossamer.runtime.plan.calibration`).
+            ``plan`` or ``numpy``; ``auto`` tries the dense engines' eight bits too. Answers
+            change: what each layer and the whole lose on the calibration inputs is stated, and a
+            layer that loses far more than the others stays float32
+            (:mod:`gossamer.runtime.plan.calibration`).
         calibration: inputs for int8: a split, or an iterable of batches like the example, as for
             :func:`gossamer.runtime.export.export`.
         floor: of int8: the least mean cosine of the outputs with torch's on the calibration inputs.
         threads: of each kernel. What is left to torch takes torch's own.
-        rounds, seconds: at most, for each layer, and for the whole networks together.
+        rounds, seconds: at most, for each layer; ten and five times as much for all whole networks
+            together; what lies within 5 % of the fastest is measured up to twice more.
         say: told what is being done.
 
     Raises :class:`ArgumentError` for a network that does not take the example, for an unknown
@@ -91,14 +91,15 @@ def compile_network(
     if calibration is not None:
         batches = list(batches_of(calibration, example_inputs, tensors))
     with torch.no_grad():
-        outputs = flat.whole(*_copies(tensors))
-        wanted = flat(*_copies(tensors))
+        outputs = flat.whole(*copies(tensors))
+        wanted = flat(*copies(tensors))
     captured = _captured(flat, tensors, wanted, engine, notes)
     graph, inputs = captured.graph, [t.numpy() for t in tensors]
     batch = batch_of(graph, inputs)
     facts = Facts(engine, machine.cpu(), threads, batch, notes=notes)
     with set_threads(threads):
-        wholes = _wholes(flat, captured, inputs, batches, engine, facts, rounds, seconds, say)
+        maker = Wholes(flat, captured, inputs, engine, facts, rounds, seconds, say)
+        wholes = maker.all(batches)
         checks = {}
         for name, whole in list(wholes.items()):
             try:
@@ -113,11 +114,14 @@ def compile_network(
             raise ArgumentError(f"engine={engine!r} cannot be used: {'; '.join(facts.notes)}")
         say(f"timing {', '.join(wholes)}")
         calls = [partial(whole.run, inputs, batch) for whole in wholes.values()]
-        facts.whole = dict(zip(wholes, timed(calls, threads, rounds, 5 * seconds), strict=True))
+        taken = timed(calls, threads, _MORE * rounds, _LONGER * seconds)
+        facts.whole = dict(zip(wholes, taken, strict=True))
     facts.engine = min(facts.whole, key=lambda name: facts.whole[name])
     best = wholes[facts.engine]
     facts.check, facts.chosen = checks[facts.engine], best.chosen
     facts.precision = "int8" if best.integers else "float32"
+    facts.kept = facts.kept if best.kept is None else best.kept
+    facts.notes += [best.note] if best.note else []
     for node in best.graph.nodes:
         row = best.found.get(node.name, Measured())
         kernel = facts.chosen.get(node.name, facts.engine)
@@ -162,7 +166,7 @@ def recheck(plan: Plan, model: nn.Module, example_inputs: Any, floor: float = _F
     """
     flat, tensors, _ = flatten(model, example_inputs)
     if plan.facts.precision == "int8":
-        _judged(flat, [tensors], _Whole(plan.arrays, plan.graph, integers=True), floor)
+        _judged(flat, [tensors], Whole(plan.arrays, plan.graph, integers=True), floor)
         return  # what is stated of the calibration inputs stays
     plan.facts.check = str(_checked(flat, plan.graph, tensors, plan.arrays, "the plan"))
 
@@ -232,67 +236,7 @@ def _batch_varies(flat: Flat, tensors: Sequence[Tensor], wanted: Sequence[Tensor
     return found is not None and [t.shape for t in found] == [(3, *t.shape[1:]) for t in wanted]
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """A candidate for the whole network: its run, its graph, kernels and what was measured."""
-
-    run: Run
-    graph: Graph
-    chosen: dict[str, str] = field(default_factory=dict)
-    found: dict[str, Measured] = field(default_factory=dict)
-    integers: bool = False
-
-
-def _wholes(
-    flat: Flat,
-    captured: Captured,
-    inputs: Sequence[np.ndarray],
-    batches: Sequence[Sequence[Tensor]],
-    engine: Engine,
-    facts: Facts,
-    rounds: int,
-    seconds: float,
-    say: Callable[[str], None],
-) -> dict[str, _Whole]:
-    """The candidates for the whole; ``batches``: calibration inputs, of float32 none."""
-    graph, islands, threads = captured.graph, captured.islands, facts.threads
-    made: dict[str, _Whole] = {}
-    lowered = not all(n.op == "torch" for n in graph.nodes)
-
-    def program(
-        name: str, graph: Graph, chosen: dict[str, str], found: dict[str, Measured], **more: Any
-    ) -> None:
-        try:
-            run = Program(graph, steps_of(graph, chosen, threads, islands))
-        except ArgumentError as e:
-            facts.notes.append(f"{name} was refused: {e}")
-        else:
-            made[name] = _Whole(run, graph, chosen, found, **more)
-
-    if batches:
-        rows = [[t.numpy() for t in batch] for batch in batches]
-        best = integer_choice(
-            captured, rows, inputs, facts, measured=engine != "numpy", rounds=rounds,
-            seconds=seconds, say=say,
-        )  # fmt: skip
-        name = "numpy" if engine == "numpy" else "plan"
-        program(name, best.graph, best.chosen, best.found, integers=bool(best.layers))
-    elif engine in ("auto", "plan") and lowered:
-        say(f"timing the kernels of {len(graph.nodes)} operators")
-        found = measure(
-            graph, islands, inputs, facts.batch, threads=threads, rounds=rounds, seconds=seconds
-        )
-        program("plan", graph, cheapest(graph, found, overhead(threads))[0], found)
-    for name in ("onnxruntime", "numpy"):
-        asked = engine == name or (engine == "auto" and name == "onnxruntime" and lowered)
-        if asked and name not in made:
-            program(name, graph, {n.name: _served(graph, n, name) for n in graph.nodes}, {})
-    if engine in ("auto", "torch"):
-        made["torch"] = _Whole(partial(_eager, flat), graph)
-    return made
-
-
-def _judged(flat: Flat, batches: Sequence[Sequence[Tensor]], whole: _Whole, floor: float) -> str:
+def _judged(flat: Flat, batches: Sequence[Sequence[Tensor]], whole: Whole, floor: float) -> str:
     """Integers beside torch, in words; raises :class:`ArgumentError` below the floor."""
 
     def run(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -308,26 +252,6 @@ def _judged(flat: Flat, batches: Sequence[Sequence[Tensor]], whole: _Whole, floo
     return f"{found}, on the calibration inputs in int8"
 
 
-def _served(graph: Graph, node: Node, name: str) -> str:
-    """The kernel where it serves the node, else what always does."""
-    if node.op == "torch":
-        return "torch"
-    if node.op in KERNELS[name].serves and not candidates(graph, node)[name]:
-        return name
-    return "numpy"
-
-
-def _eager(flat: Flat, arrays: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
-    given = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
-    with torch.no_grad():
-        return [t.numpy() for t in flat(*_copies(given))]
-
-
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """For a network that may write its inputs."""
-    return [t.clone() for t in tensors]
-
-
 def _checked(flat: Flat, graph: Graph, tensors: Sequence[Tensor], run: Run, name: str) -> Closeness:
     """The run beside torch on the example, and on another batch where the batch is free.
 
@@ -338,7 +262,7 @@ def _checked(flat: Flat, graph: Graph, tensors: Sequence[Tensor], run: Run, name
     for rows in batches:
         arrays = [t.numpy() for t in rows]
         with torch.no_grad():
-            wanted = flat(*_copies(rows))
+            wanted = flat(*copies(rows))
         got = [torch.from_numpy(a) for a in run(arrays, batch_of(graph, arrays))]
         one = closeness(wanted, got, name)
         if not one.relative <= TOLERANCE:

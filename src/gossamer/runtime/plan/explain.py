@@ -9,6 +9,7 @@ import numpy as np
 from gossamer.core.columns import columns
 from gossamer.runtime.plan.facts import Facts
 from gossamer.runtime.plan.graph import LAYERS, Graph, Node
+from gossamer.runtime.plan.kernels import KERNELS
 
 __all__ = ["describe", "table"]
 
@@ -57,6 +58,7 @@ def table(graph: Graph, facts: Facts) -> str:
         *columns(rows, (0, 1, 2, 6, 7)),
         "whole    " + ", ".join(f"{name} {ms:.4f} ms" for name, ms in facts.whole.items()),
         f"runs     {facts.engine}",
+        *_needs(facts),
         f"checked  {facts.check}",
         *_integers(facts),
     ]
@@ -65,6 +67,13 @@ def table(graph: Graph, facts: Facts) -> str:
             f"torch    {', '.join(node.attributes['names'])} ({node.attributes['reason']})"
         )
     return "\n".join([*lines, *(f"note     {n}" for n in facts.notes)])
+
+
+def _needs(facts: Facts) -> list[str]:
+    """Packages of others that the plan runs in."""
+    kernels = [KERNELS[name] for name in facts.chosen.values() if name in KERNELS]
+    found = dict.fromkeys(k.package for k in kernels if k.package)
+    return [f"needs    {', '.join(found)}; without it the rest of the kernels"] if found else []
 
 
 def _bound(row: dict[str, Any]) -> str:

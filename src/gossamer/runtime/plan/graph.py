@@ -21,6 +21,7 @@ __all__ = [
     "ACTIVATIONS",
     "CODES",
     "DTYPES",
+    "EIGHT",
     "LAYERS",
     "OPERATORS",
     "Graph",
@@ -63,6 +64,11 @@ OPERATORS: Mapping[str, tuple[int, frozenset[str]]] = {
         ("conv_int8", 5, "stride padding dilation groups zero step low high"),
         ("linear_int8", 4, "low high"),  # codes, weight (int8), factor, shift
         ("max_pool_int8", 1, "kernel stride padding dilation"),
+        # float32 values of eight bits, for dense engines
+        ("round_u8", 1, "scale zero"),  # x: the nearest of 256 values
+        # x, weight in codes (int8), scale of each output channel, bias
+        ("conv_w8", 4, "stride padding dilation groups activation"),
+        ("linear_w8", 4, "activation"),
     )
 }
 """Operator -> number of inputs (-1: any) and names of its attributes."""
@@ -75,12 +81,16 @@ ACTIVATIONS: Mapping[str, int] = {
 """Functions of one value -> how many parameters follow the name: ``["clamp", 0, 6]``."""
 
 LAYERS: Mapping[str, int] = {
-    "conv": 3, "linear": 3, "conv_int8": 4, "linear_int8": 4, "lstm": 4, "gru": 4,
+    "conv": 3, "linear": 3, "conv_int8": 4, "linear_int8": 4, "lstm": 4, "gru": 4, "conv_w8": 4,
+    "linear_w8": 4,
 }  # fmt: skip
 """Operators with a weight, their second input -> where the added value is."""
 
 CODES = frozenset({"quantize", "conv_int8", "linear_int8", "max_pool_int8"})
 """Operators whose uint8 results are codes of seven bits (:mod:`..kernels.eight_bits`)."""
+
+EIGHT = frozenset({"conv_w8", "linear_w8"})
+"""Layers whose weights are codes, for dense engines of eight bits."""
 
 FUNCTIONS = ("add", "sub", "mul", "div", "maximum", "minimum")
 DTYPES = ("float32", "int64", "int32", "bool", "float64", "uint8", "int8", "int16")
@@ -218,6 +228,10 @@ def _check_codes(graph: Graph) -> None:
     """Integer operators read codes of seven bits: bytes beyond saturate on some processors."""
     codes: set[str] = set()
     for node in graph.nodes:
+        if node.op in EIGHT:
+            for name, wanted in zip(node.inputs[1:3], ("int8", "float32"), strict=True):
+                if name not in graph.constants or graph.kind(name).dtype != wanted:
+                    raise FormatError(f"{node.op} {node.name!r}: {name!r} is no {wanted} constant")
         if node.op in CODES or (node.op == "reshape" and node.inputs[0] in codes):
             codes |= {n for n in node.outputs if graph.values[n].dtype == "uint8"}
         if node.op not in (*CODES, "dequantize") or node.op == "quantize":

@@ -29,8 +29,10 @@ def integer_choice(
     rounds: int,
     seconds: float,
     say: Callable[[str], None],
-) -> Choice:
+) -> tuple[Choice, dict[str, str]]:
     """The layers in integers and their kernels; ``facts`` is told of errors and what stays.
+
+    And the layers (their nodes' names) that lose too much in integers -> why.
 
     Args:
         calibration: batches of input arrays.
@@ -67,4 +69,4 @@ def integer_choice(
         best = Choice(frozenset(rest), mixed, kernels, {}, 0.0)
     slow = dict.fromkeys(set(rest) - best.layers, "it is no slower so")
     facts.kept = {names[node]: why for node, why in (apart | slow).items()}
-    return best
+    return best, apart

@@ -42,6 +42,8 @@ class Kernel:
             element of its outputs at each call, and never its inputs.
         refuses: graph, node -> why it cannot be used here; "" where it can.
         merges: one call computes a run of neighbours at once.
+        apart: it is offered single nodes; else runs alone, whose time a node's does not say.
+        package: of others, that it needs.
         work: weight -> how many of its entries are multiplied, and how many bytes it is read as.
     """
 
@@ -50,6 +52,8 @@ class Kernel:
     bind: Callable[[Any, Sequence[Node], Sequence[np.ndarray], Sequence[np.ndarray], int], Call]
     refuses: Callable[[Graph, Node], str] = lambda graph, node: ""
     merges: bool = False
+    apart: bool = True
+    package: str = ""
     work: Callable[[np.ndarray], tuple[float, float]] = lambda weight: (weight.size, weight.nbytes)
 
 
@@ -86,14 +90,17 @@ def _row(
 
 _PORTABLE = frozenset(OPERATORS) - {"torch"}
 # its Gather takes indices below zero, and it rounds codes in another order
-_DENSE = _PORTABLE - {"embedding", "dequantize", "fill", "lstm", "gru"} - CODES
+_DENSE = _PORTABLE - {"embedding", "dequantize", "fill"} - CODES
 _few = partial(_call, "few_bits", "work")
 
 KERNELS: Table[Kernel] = Table(
     "kernel",
     {
         "numpy": _row(_PORTABLE, "portable"),
-        "onnxruntime": _row(_DENSE, "dense", merges=True),
+        "onnxruntime": _row(_DENSE, "dense", merges=True, package="onnxruntime"),
+        "openvino": _row(
+            _DENSE, "dense_openvino", merges=True, apart=False, package="openvino"
+        ),
         "sparse": _row("conv linear", "sparse", work=_zeros_left_out),
         "sparse-rows": _row(
             "linear", "sparse", pack="pack_rows", bind="bind_rows", work=_zeros_left_out,

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["header", "read", "write"]
 
 MAGIC = b"GSMPLAN1"
+_MOST_TOLD = 300  # characters
 _CODE = 0.02  # of the largest output
+_STANDS_IN = {"onnxruntime": "openvino", "openvino": "onnxruntime"}
 _MOST_PROBE = 4 << 20  # bytes of example inputs that are kept to try a plan with
 
 
@@ -93,8 +95,8 @@ def read(
 ) -> tuple[Contents, Program]:
     """The plan of a file, and what runs it; torch is not needed.
 
-    A kernel that cannot be used here is replaced by the portable one, and the plan says so. Where
-    the file holds an example, the plan is run on it and compared first.
+    A kernel that cannot be used here is replaced by another dense engine or the portable one, and
+    the plan says so. Where the file holds an example, the plan is run on it and compared first.
 
     Args:
         key: what the plan must have been made of; None: anything.
@@ -107,7 +109,7 @@ def read(
     try:
         header, body = opened(data, MAGIC, where)
         if key is not None and header["key"] != dict(key):
-            raise FormatError(f"{where} is a plan of something else")
+            raise FormatError(f"{where} is a plan of something else{_changed(header['key'], key)}")
         digest, notes = bytes(data[-DIGEST:]), list[str]()
         if cache:
             try:
@@ -164,17 +166,34 @@ def _read(
     return plan, program
 
 
+def _changed(made: Any, wanted: Mapping[str, Any]) -> str:
+    """What is another than when the plan was made, where that can be said."""
+    if not isinstance(made, dict) or set(made) != set(wanted):
+        return ""
+    told = [f"{k} were {made[k]}, here {wanted[k]}" for k in wanted if made[k] != wanted[k]]
+    return f": {'; '.join(told)}"[:_MOST_TOLD] if told else ""
+
+
 def _usable(graph: Graph, node: Node, facts: Facts, known: Mapping[str, Packed]) -> str:
-    """The kernel that the plan names, or the portable one where it cannot be used here."""
+    """The kernel that the plan names, or where it cannot be used here another dense engine.
+
+    Where that is not there either, the portable one. ``known``: layers that were packed before.
+    """
     name = facts.chosen[node.name]
-    if name not in KERNELS or node.op not in KERNELS[name].serves:
-        why = "is unknown here"
-    elif node.name in known or not (why := KERNELS[name].refuses(graph, node)):
+    if node.name in known or not (why := _unusable(graph, node, name)):
         return name
-    note = f"kernel {name} cannot be used here ({why}): numpy in its place"
+    other = _STANDS_IN.get(name, "numpy")
+    other = "numpy" if _unusable(graph, node, other) else other
+    note = f"kernel {name} cannot be used here ({why}): {other} in its place"
     if note not in facts.notes:
         facts.notes.append(note)
-    return "numpy"
+    return other
+
+
+def _unusable(graph: Graph, node: Node, name: str) -> str:
+    if name not in KERNELS or node.op not in KERNELS[name].serves:
+        return "is unknown here"
+    return KERNELS[name].refuses(graph, node)
 
 
 def _tried(plan: Contents, program: Program, where: str) -> None:

@@ -162,6 +162,27 @@ def _linear(
     return call
 
 
+def _dequantized(w: Array, scale: Array) -> Array:
+    return w.astype(np.float32) * scale.reshape(-1, *[1] * (w.ndim - 1))
+
+
+def _round_u8(a: Mapping[str, Any], y: Array, x: Array) -> Call:
+    from gossamer.runtime.plan.portable_int8 import no_nan  # few plans have it
+
+    scale, zero = a["scale"], a["zero"]
+    if not (math.isfinite(scale) and scale > 0 and 0 <= zero <= 255):
+        raise ValueError(f"a scale of {scale} and a zero point of {zero}")
+
+    def call() -> None:
+        no_nan(x)
+        np.divide(x, np.float32(scale), out=y)
+        np.rint(y, out=y)
+        np.clip(y, -zero, 255 - zero, out=y)
+        np.multiply(y, np.float32(scale), out=y)
+
+    return call
+
+
 def _affine(a: Mapping[str, Any], y: Array, x: Array, scale: Array, shift: Array) -> Call:
     form = (-1, *[1] * (x.ndim - 2))
     factor, finish = scale.reshape(form), finished(a, y, shift.reshape(form))
@@ -295,6 +316,9 @@ _RULES: Mapping[str, Callable[..., Call]] = {
     "fill": lambda a, y: lambda: y.fill(a["value"]),
     "conv": _conv,
     "linear": _linear,
+    "round_u8": _round_u8,
+    "conv_w8": lambda a, y, x, w, s, b: _conv(a, y, x, _dequantized(w, s), b, None),
+    "linear_w8": lambda a, y, x, w, s, b: _linear(a, y, x, _dequantized(w, s), b, None),
     "affine": _affine,
     "unary": _unary,
     "binary": _binary,

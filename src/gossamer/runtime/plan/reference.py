@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.core.errors import ArgumentError
-from gossamer.runtime.plan.graph import Graph, Node, resolved
+from gossamer.runtime.plan.graph import Graph, Node, batch_of, resolved
 
 __all__ = ["activated", "evaluate", "run", "windows"]
 
@@ -97,6 +97,14 @@ def _linear(a: Mapping[str, Any], x: Array, w: Array, b: Array | None, more: Arr
     y = x @ w.T
     y = y if b is None else y + b
     return activated(y if more is None else y + more, a["activation"])
+
+
+def _round_u8(a: Mapping[str, Any], x: Array) -> Array:
+    return (np.clip(np.rint(x / a["scale"]) + a["zero"], 0, 255) - a["zero"]) * a["scale"]
+
+
+def _dequantized(w: Array, scale: Array) -> Array:
+    return w * scale.reshape(-1, *[1] * (w.ndim - 1))
 
 
 def _affine(a: Mapping[str, Any], x: Array, scale: Array, shift: Array) -> Array:
@@ -222,6 +230,9 @@ _RULES: Mapping[str, Callable[..., Array]] = {
     "max_pool_int8": lambda a, x: _quads(_max_pool(a, _planes(x, 4 * x.shape[1]))),
     "conv": _conv,
     "linear": _linear,
+    "round_u8": _round_u8,
+    "conv_w8": lambda a, x, w, s, b: _conv(a, x, _dequantized(w, s), b, None),
+    "linear_w8": lambda a, x, w, s, b: _linear(a, x, _dequantized(w, s), b, None),
     "affine": _affine,
     "unary": lambda a, x: activated(x, a["activation"]),
     "binary": lambda a, x, y: activated(_BINARY[a["function"]](x, y), a["activation"]),

@@ -74,7 +74,7 @@ def predicted(
         weight = graph.constants[node.inputs[1]]
         entries, read = KERNELS[kernel].work(weight)
         times, loops = _places(graph, node, batch)
-        products = entries * times / (_INTEGERS if node.op.endswith("int8") else 1)
+        products = entries * times / (_INTEGERS if node.op.endswith(("int8", "_w8")) else 1)
         held += read - weight.nbytes
         moved = held + read * (loops - 1)
     if node.op == "matmul":

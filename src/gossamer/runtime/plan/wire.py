@@ -53,10 +53,11 @@ def _attribute(name: str, value: Any) -> bytes:
     return out + b"".join(_int(8, v) for v in value) + _int(20, _INTS)
 
 
-def node(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> bytes:
-    """A NodeProto of one output."""
+def node(kind: str, inputs: Sequence[str], outputs: str | list[str], **attributes: Any) -> bytes:
+    """A NodeProto, named by its first output; an input of "" is left out."""
+    gives = [outputs] if isinstance(outputs, str) else outputs
     parts = [_bytes(1, name) for name in inputs]
-    parts += [_bytes(2, output), _bytes(3, output), _bytes(4, kind)]
+    parts += [*(_bytes(2, name) for name in gives), _bytes(3, gives[0]), _bytes(4, kind)]
     parts += [_bytes(5, _attribute(name, value)) for name, value in attributes.items()]
     return b"".join(parts)
 
