@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "LINEAR",
@@ -39,7 +41,7 @@ MOST_INPUTS = 65536
 
 
 class Packed:
-    """Base of packed weights, which are frozen dataclasses."""
+    """Base of packed weights, which are frozen dataclasses, no two of them equal."""
 
     @classmethod
     def unchecked(cls, **parts: Any) -> Self:

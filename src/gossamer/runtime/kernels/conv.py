@@ -41,7 +41,7 @@ __all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv"]
 ELEMENTS = ("float32", "quads", "pairs")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseConv(Packed):
     """A packed weight and the geometry of its convolution.
 
@@ -166,7 +166,7 @@ def pack_conv(
         raise ArgumentError(f"groups={groups!r} must divide {m} output channels")
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
     bits = live.values.view(np.uint32)
-    return SparseConv(
+    return SparseConv.unchecked(
         **pack_taps(live.places, bits, c, (m, c, kh, kw), "float32", groups, geometry, block, image)
     )
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.kernels import kernel
@@ -31,6 +30,9 @@ from gossamer.runtime.kernels.conv import SparseConv, output, sizes, sums
 from gossamer.runtime.kernels.eight_bits import TOP, Scale, from_quads, to_quads
 from gossamer.runtime.kernels.entries import Entries, entries_of
 from gossamer.runtime.kernels.taps import pack_taps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Int8Conv", "convolve_int8", "pack_codes", "pack_conv_int8", "weight_codes"]
 
@@ -169,7 +171,7 @@ def pack_codes(
     bits = np.zeros((len(places), per), kind)
     bits[which, channel % per] = live.values
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-    return SparseConv(
+    return SparseConv.unchecked(
         **pack_taps(
             places, bits.view(np.uint32)[:, 0], -(-c // per), (m, c, kh, kw), element, groups,
             geometry, block, image,

@@ -8,10 +8,9 @@ Dense formats: a weight costs 2 or 4 bits whether it is zero or not.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
@@ -27,10 +26,13 @@ from gossamer.runtime.kernels.arrays import (
 )
 from gossamer.runtime.kernels.gemv_int8 import book_codes, ended, seven_bits
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["FewBits", "fields", "linear_few_bits", "pack_book", "pack_ternary", "signed_bytes"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FewBits(Packed):
     """A packed matrix.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["SparseRows", "gemv", "pack_rows"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseRows(Packed):
     """A float32 matrix in compressed rows with 16-bit columns.
 

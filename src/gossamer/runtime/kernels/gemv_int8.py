@@ -12,10 +12,9 @@ Activations get seven bits and a zero point from each sample's extremes as they 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.kernels import kernel
@@ -34,13 +33,16 @@ from gossamer.runtime.kernels.conv_int8 import weight_codes
 from gossamer.runtime.kernels.entries import Entries, entries_of
 from gossamer.runtime.kernels.taps import moved
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["SparseBytes", "book_codes", "linear_int8", "pack_bytes", "pack_codes", "seven_bits"]
 
 WIDTHS = (32, 64, 128)
 _LANES = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseBytes(Packed):
     """A packed matrix.
 

@@ -8,10 +8,9 @@ are float32, multiplied by the very weights; or, where weights are bytes, codes 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
@@ -26,12 +25,15 @@ from gossamer.runtime.kernels.arrays import (
 )
 from gossamer.runtime.kernels.few_bits import fields
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["RowBooks", "linear_row_books", "pack_row_books", "row_values"]
 
 _BLOCK = 1 << 22  # weights that are looked through at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowBooks(Packed):
     """A packed matrix.
 

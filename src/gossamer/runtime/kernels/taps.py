@@ -89,6 +89,8 @@ def pack_taps(
 ) -> dict[str, Any]:
     """Geometry and arrays of a :class:`~gossamer.runtime.kernels.conv.SparseConv`.
 
+    Raises :class:`ArgumentError` for blocks that no tap's 16 bits number.
+
     Args:
         places: ascending: the taps among (output channels, planes, height, width), flat.
         bits: uint32, of each tap.
@@ -109,6 +111,8 @@ def pack_taps(
     if block is None:
         tile = _tile(rows, (kh, kw), geometry, image) if image is not None else None
         block = _block_of(count, kh, kw, density, tile)
+    if block < 1 or block * kh * kw > 65536:
+        raise ArgumentError(f"block={block} must be 1 to 65536 taps of {shape}")
     if density > _FULL:  # rows of the same taps share what they load
         every = np.zeros(size, np.uint32)
         every[places] = bits
@@ -117,24 +121,25 @@ def pack_taps(
         raise ArgumentError(f"{len(places)} taps are more than 2^31 - 1")
     blocks = -(-count // block)
     # a channel's taps in a block are neighbours in ``places``: whole pieces are moved
-    row = places // (kh * kw)
-    channel = row // count
-    plane = row - channel * count
-    piece = plane // block
-    taps = places - (row - plane + piece * block) * (kh * kw)
-    counts = np.bincount(channel * blocks + piece, minlength=shape[0] * blocks)
+    lows = np.add.outer(np.arange(shape[0]) * count, np.arange(blocks) * block).reshape(-1)
+    lows = (lows * (kh * kw)).astype(places.dtype)
+    ends = np.append(np.searchsorted(places, lows), len(places))
+    counts = np.diff(ends)
     panels = counts.reshape(groups, rows, blocks).transpose(0, 2, 1).reshape(-1, rows)
-    chunk = np.broadcast_to(np.arange(rows) // CHUNK, panels.shape)
-    order = np.lexsort((panels, chunk), axis=1)
+    if rows > CHUNK:
+        order = np.lexsort((panels, np.broadcast_to(np.arange(rows) // CHUNK, panels.shape)), 1)
+    else:
+        order = panels.argsort(1, kind="stable")
+    at = order + np.arange(0, panels.size, rows)[:, None]
     starts = np.zeros((len(panels), rows + 1), np.int64)
-    np.cumsum(np.take_along_axis(panels, order, 1), axis=1, out=starts[:, 1:])
-    starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
-    begins = np.empty_like(panels)  # of a panel's row, among the taps
-    np.put_along_axis(begins, order, starts[:, :-1], 1)
+    panels.reshape(-1)[at].cumsum(1, out=starts[:, 1:])
+    starts[1:] += starts[:-1, -1].cumsum()[:, None]
+    begins = np.empty(panels.size, np.int64)  # of a panel's row, among the taps
+    begins[at] = starts[:, :-1]
     begins = begins.reshape(groups, blocks, rows).transpose(0, 2, 1).reshape(-1)
     to = moved(counts, begins)
-    sorted_taps, values = np.empty(len(to), np.uint16), np.empty(len(to), np.uint32)
-    sorted_taps[to], values[to] = taps, bits
+    taps, values = np.empty(len(to), np.uint16), np.empty(len(to), np.uint32)
+    taps[to], values[to] = places - lows.repeat(counts), bits
     return {
         **geometry,
         "shape": shape,
@@ -143,7 +148,7 @@ def pack_taps(
         "block": block,
         "starts": frozen(starts.reshape(-1).astype(np.int32)),
         "order": frozen(order.reshape(-1).astype(np.int32)),
-        "taps": frozen(sorted_taps),
+        "taps": frozen(taps),
         "values": frozen(values),
     }
 
@@ -158,8 +163,7 @@ def moved(counts: NDArray[np.integer[Any]], begins: NDArray[np.integer[Any]]) ->
     >>> moved(np.array([2, 0, 3]), np.array([3, 5, 0]))
     array([3, 4, 0, 1, 2])
     """
-    ends = np.cumsum(counts)
-    found: NDArray[np.int64] = np.repeat(begins - (ends - counts), counts)
+    found: NDArray[np.int64] = (begins - (counts.cumsum() - counts)).repeat(counts)
     found += np.arange(len(found))
     return found
 

@@ -129,7 +129,8 @@ class Coded:
         """What is not zero; memory is that of these entries, and a bounded piece of the rest."""
         kind = np.int32 if self.size < 2**31 else np.int64
         if not self.coding.startswith("sparse"):
-            places, values = [np.zeros(0, kind)], [np.zeros(0, self.dtype)]
+            places: list[Array] = [np.zeros(0, kind)]
+            values: list[Array] = [np.zeros(0, self.dtype)]
             for start, part in self._pieces():
                 live = np.flatnonzero(part)
                 places.append((live + start).astype(kind))
@@ -138,13 +139,15 @@ class Coded:
         where, found, done = np.empty(self._stored, kind), np.empty(self._stored, self.dtype), 0
         for start in range(0, len(self._bitmap), _STEP // 8):
             bits = np.frombuffer(self._bitmap[start : start + _STEP // 8], np.uint8)
-            live = np.flatnonzero(np.unpackbits(bits, count=min(_STEP, self.size - 8 * start)))
-            where[done : done + len(live)] = live + 8 * start
+            bits = np.unpackbits(bits, count=min(_STEP, self.size - 8 * start))
+            (live,) = bits.view(bool).nonzero()
+            np.add(live, 8 * start, out=where[done : done + len(live)], casting="unsafe")
             done += len(live)
         for start, part in self._pieces():
             found[start : start + len(part)] = part
-        keep = found != 0  # zeros with a sign are stored, and are zeros
-        return Entries(self.shape, *((where, found) if keep.all() else (where[keep], found[keep])))
+        if not found.all():  # zeros with a sign are stored, and are zeros
+            where, found = where[found != 0], found[found != 0]
+        return Entries(self.shape, where, found)
 
     def _pieces(self) -> Iterator[tuple[int, Array]]:
         """Where each piece of what is stored begins, and its values."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,8 +48,7 @@ class Facts:
     kept: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(NamedTuple):
     """A plan's parts.
 
     Attributes:

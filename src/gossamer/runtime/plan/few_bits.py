@@ -7,9 +7,8 @@ an integer layer. What is multiplied is the same as elsewhere, only its bytes ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +28,7 @@ Call = Callable[[], object]
 _FEWEST, _SAMPLE = 64, 8  # inputs: 16 values are few of more; rows that are looked at first
 
 
-@dataclass(frozen=True)
-class _Packed:
+class _Packed(NamedTuple):
     weight: RowBooks
     terms: tuple[Array | None, ...]  # the bias; or factor and shift
     threads: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -97,8 +97,7 @@ DTYPES = ("float32", "int64", "int32", "bool", "float64", "uint8", "int8", "int1
 _MOST = 1 << 28  # elements that a value may claim, for each example
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What an array is: its shape (see above), and its type as numpy calls it."""
 
     shape: tuple[int, ...]

@@ -13,10 +13,9 @@ the reference kernel on the example, and times those that agree.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +27,7 @@ __all__ = ["KERNELS", "Call", "Kernel", "candidates"]
 Call = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """One way to compute nodes.
 
     Attributes:

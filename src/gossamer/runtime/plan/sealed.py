@@ -46,10 +46,10 @@ def bytes_of(path: str | os.PathLike[str]) -> memoryview:
         start = -raw.ctypes.data % LINE
         held = raw[start : start + size]
         done = 0
-        while done < size and (got := file.readinto(memoryview(held)[done:])):
+        while done < size and (got := file.readinto(held.data[done:])):
             done += got
     held.flags.writeable = False
-    return memoryview(held)[:done]
+    return held.data[:done]
 
 
 def opened(data: memoryview, magic: bytes, where: str) -> tuple[dict[str, Any], memoryview]:

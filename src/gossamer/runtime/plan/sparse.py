@@ -8,9 +8,8 @@ clamp are computed as sums leave the kernel. Any other activation follows in num
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,8 +36,7 @@ Call = Callable[[], object]
 _DENSEST = 0.7  # beyond it dense kernels have always won, and packing takes time
 
 
-@dataclass(frozen=True)
-class _Packed:
+class _Packed(NamedTuple):
     weight: Any
     bias: np.ndarray | None
     threads: int

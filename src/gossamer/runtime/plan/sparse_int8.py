@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +28,7 @@ Array = np.ndarray
 Call = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class _Packed:
+class _Packed(NamedTuple):
     weight: Any
     factor: Array
     shift: Array

@@ -89,11 +89,12 @@ class Wholes:
         lowered = not all(n.op == "torch" for n in graph.nodes)
         if batches:
             self._eight_bits([[t.numpy() for t in batch] for batch in batches])
-        elif engine in ("auto", "plan") and lowered:
+        elif engine in ("auto", "plan", "own") and lowered:
             self.say(f"timing the kernels of {len(graph.nodes)} operators")
             found = measure(
                 graph, self.captured.islands, self.inputs, self.facts.batch,
                 threads=self.facts.threads, rounds=self.rounds, seconds=self.seconds,
+                only=self._may,
             )  # fmt: skip
             chosen, _ = cheapest(graph, found, overhead(self.facts.threads))
             self._program("plan", graph, chosen, found)
@@ -106,6 +107,10 @@ class Wholes:
         if engine in ("auto", "torch"):
             self.made["torch"] = Whole(partial(_eager, self.flat), graph)
         return self.made
+
+    def _may(self, kernel: str) -> bool:
+        """Whether a kernel may be chosen: ``own`` leaves out those of other packages."""
+        return self.engine != "own" or not KERNELS[kernel].package
 
     def _program(
         self,
@@ -164,7 +169,7 @@ class Wholes:
         engine, captured, facts = self.engine, self.captured, self.facts
         best, apart = integer_choice(
             captured, batches, self.inputs, facts, measured=engine != "numpy", rounds=self.rounds,
-            seconds=self.seconds, say=self.say,
+            seconds=self.seconds, say=self.say, only=self._may,
         )  # fmt: skip
         name = "numpy" if engine == "numpy" else "plan"
         self._program(name, best.graph, best.chosen, best.found, integers=bool(best.layers))
