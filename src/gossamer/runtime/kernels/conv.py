@@ -12,7 +12,6 @@ A linear layer on a batch is a convolution of kernel 1 with the samples as the m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,6 @@ __all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv"]
 ELEMENTS = ("float32", "quads", "pairs")
 
 
-@dataclass(frozen=True, eq=False)
 class SparseConv(Packed):
     """A packed weight and the geometry of its convolution.
 
@@ -66,12 +64,12 @@ class SparseConv(Packed):
     groups: int
     element: str
     block: int
-    starts: NDArray[np.int32] = field(repr=False)
-    order: NDArray[np.int32] = field(repr=False)
-    taps: NDArray[np.uint16] = field(repr=False)
-    values: NDArray[np.uint32] = field(repr=False)
+    starts: NDArray[np.int32]
+    order: NDArray[np.int32]
+    taps: NDArray[np.uint16]
+    values: NDArray[np.uint32]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check that parts fit."""
         one_of("element", self.element, ELEMENTS)
         if min(self.shape) < 1 or self.groups < 1 or self.shape[0] % self.groups:

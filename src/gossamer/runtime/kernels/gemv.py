@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["SparseRows", "gemv", "pack_rows"]
 
 
-@dataclass(frozen=True, eq=False)
 class SparseRows(Packed):
     """A float32 matrix in compressed rows with 16-bit columns.
 
@@ -39,11 +37,11 @@ class SparseRows(Packed):
     """
 
     shape: tuple[int, int]
-    starts: NDArray[np.int32] = field(repr=False)
-    columns: NDArray[np.uint16] = field(repr=False)
-    values: NDArray[np.float32] = field(repr=False)
+    starts: NDArray[np.int32]
+    columns: NDArray[np.uint16]
+    values: NDArray[np.float32]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check that parts fit."""
         array("starts", self.starts, np.int32, (self.shape[0] + 1,))
         array("columns", self.columns, np.uint16, (None,))

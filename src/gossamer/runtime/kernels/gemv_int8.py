@@ -11,7 +11,6 @@ Activations get seven bits and a zero point from each sample's extremes as they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +41,6 @@ WIDTHS = (32, 64, 128)
 _LANES = 16
 
 
-@dataclass(frozen=True, eq=False)
 class SparseBytes(Packed):
     """A packed matrix.
 
@@ -61,14 +59,14 @@ class SparseBytes(Packed):
 
     shape: tuple[int, int]
     width: int
-    starts: NDArray[np.int32] = field(repr=False)
-    data: NDArray[np.uint8] = field(repr=False)
-    book: NDArray[np.int8] | None = field(repr=False)
-    order: NDArray[np.int32] = field(repr=False)
-    scale: NDArray[np.float32] = field(repr=False)
-    sums: NDArray[np.int32] = field(repr=False)
+    starts: NDArray[np.int32]
+    data: NDArray[np.uint8]
+    book: NDArray[np.int8] | None
+    order: NDArray[np.int32]
+    scale: NDArray[np.float32]
+    sums: NDArray[np.int32]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check that parts fit."""
         if self.width not in WIDTHS:
             raise ArgumentError(f"width={self.width} is not one of {WIDTHS}")

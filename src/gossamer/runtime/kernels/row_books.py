@@ -7,7 +7,6 @@ are float32, multiplied by the very weights; or, where weights are bytes, codes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +32,6 @@ __all__ = ["RowBooks", "linear_row_books", "pack_row_books", "row_values"]
 _BLOCK = 1 << 22  # weights that are looked through at a time
 
 
-@dataclass(frozen=True, eq=False)
 class RowBooks(Packed):
     """A packed matrix.
 
@@ -50,10 +48,10 @@ class RowBooks(Packed):
 
     shape: tuple[int, int]
     bits: int
-    codes: NDArray[np.uint8] = field(repr=False)
-    book: NDArray[Any] = field(repr=False)
+    codes: NDArray[np.uint8]
+    book: NDArray[Any]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check that parts fit."""
         if self.bits not in (2, 4):
             raise ArgumentError(f"bits={self.bits} must be 2 or 4")

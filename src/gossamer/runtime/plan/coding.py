@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -127,10 +128,9 @@ class Coded:
 
     def entries(self) -> Entries:
         """What is not zero; memory is that of these entries, and a bounded piece of the rest."""
-        kind = np.int32 if self.size < 2**31 else np.int64
+        kind: Any = np.int32 if self.size < 2**31 else np.int64
         if not self.coding.startswith("sparse"):
-            places: list[Array] = [np.zeros(0, kind)]
-            values: list[Array] = [np.zeros(0, self.dtype)]
+            places, values = [np.zeros(0, kind)], [np.zeros(0, self.dtype)]
             for start, part in self._pieces():
                 live = np.flatnonzero(part)
                 places.append((live + start).astype(kind))

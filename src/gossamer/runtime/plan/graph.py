@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,14 +107,13 @@ class Value(NamedTuple):
         return f"{self.dtype} ({', '.join(sizes)})"
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """One operator: what it is, what it reads and gives, by name, and how."""
 
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = {}  # never written
 
     @property
     def name(self) -> str:
@@ -133,8 +131,7 @@ class Node:
         return f"{', '.join(self.outputs)} = {self.op}({', '.join(self.inputs)}; {shown})"
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """Operators in an order in which each reads what is there.
 
     Attributes:

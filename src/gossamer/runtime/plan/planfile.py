@@ -19,7 +19,6 @@ import numpy as np
 
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.runtime.kernels.arrays import Packed
-from gossamer.runtime.plan import ready
 from gossamer.runtime.plan.arrays import LINE, TOLERANCE, difference
 from gossamer.runtime.plan.coding import Coded, coded
 from gossamer.runtime.plan.facts import Contents, Facts
@@ -37,6 +36,8 @@ __all__ = ["header", "read", "write"]
 
 MAGIC = b"GSMPLAN1"
 _MOST_TOLD = 300  # characters
+FEWEST = 1 << 20
+"""Bytes of a file from which its packed layers are kept: less is packed as fast as they are read."""
 _CODE = 0.02  # of the largest output
 _STANDS_IN = {"onnxruntime": "openvino", "openvino": "onnxruntime"}
 _MOST_PROBE = 4 << 20  # bytes of example inputs that are kept to try a plan with
@@ -55,7 +56,6 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
             f"the plan runs {', '.join(left) or 'the whole network'} in torch, which a file does "
             "not hold; compile with engine='plan', or write the network with other operations"
         )
-    from dataclasses import asdict
     from pathlib import Path
 
     from gossamer.core.files import write_chunks  # readers do without
@@ -84,7 +84,7 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
         "probe": [len(probe[0]), len(probe[1])],
         "forms": plan.forms,
         "names": plan.names,
-        "facts": asdict(plan.facts),
+        "facts": vars(plan.facts),
     }
     write_chunks(path, sealed(MAGIC, about, chunks))
     return Path(path)
@@ -110,6 +110,9 @@ def read(
         header, body = opened(data, MAGIC, where)
         if key is not None and header["key"] != dict(key):
             raise FormatError(f"{where} is a plan of something else{_changed(header['key'], key)}")
+        cache = cache and len(data) >= FEWEST
+        if cache:
+            from gossamer.runtime.plan import ready
         digest, notes = bytes(data[-DIGEST:]), list[str]()
         if cache:
             try:
@@ -120,7 +123,7 @@ def read(
         plan, program = _read(header, body, where, {})
         plan.facts.notes += notes
         packed = plan.graph.constants.packed if isinstance(plan.graph.constants, Stored) else {}
-        if cache and ready.worth(packed):
+        if cache and packed:
             try:
                 ready.write(path, digest, packed)
             except (ArgumentError, OSError) as e:  # a folder that cannot be written
@@ -153,6 +156,7 @@ def _read(
     if graph.islands:
         raise FormatError(f"{where} names parts of torch, which no file holds")
     facts = Facts(**header["facts"])
+    facts.notes = list(facts.notes)  # the header may be read twice
     for form, count in zip(header["forms"], (graph.inputs, graph.outputs), strict=True):
         if check_form(form, where) != len(count):
             raise FormatError(f"{where}: a form of another number of tensors")

@@ -6,8 +6,8 @@ side by side, each on a block of its own; blocks are kept for the next call, so 
 
 from __future__ import annotations
 
+import _thread
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -153,7 +153,7 @@ class Program:
     def __init__(self, graph: Graph, steps: Sequence[Step]) -> None:
         self.graph, self.steps = graph, tuple(steps)
         self._free: OrderedDict[int, list[_Block]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()  # what threading's is
 
     def block(self, batch: int) -> _Block:
         """Memory for one call; a fresh one where all are at work."""

@@ -11,10 +11,9 @@ through the same checks as what is packed here.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -24,16 +23,13 @@ from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.machine import cpu
 from gossamer.runtime.kernels.arrays import Packed
 from gossamer.runtime.plan.arrays import LINE
-from gossamer.runtime.plan.sealed import bytes_of, opened, sealed
+from gossamer.runtime.plan.sealed import bytes_of, opened, sealed, sha256
 
-__all__ = ["FEWEST", "LAYOUTS", "beside", "read", "worth", "write"]
+__all__ = ["LAYOUTS", "beside", "read", "write"]
 
 MAGIC = b"GSMREADY"
 LAYOUTS = 1
 """Of what packing makes: raised when the same weight is packed into other arrays."""
-
-FEWEST = 1 << 21
-"""Bytes of packed weights from which a file is written: fewer are packed as fast as it is read."""
 
 _KINDS = {
     "SparseConv": "conv", "SparseRows": "gemv", "SparseBytes": "gemv_int8", "RowBooks": "row_books",
@@ -47,22 +43,9 @@ def _key(digest: bytes) -> dict[str, Any]:
 def beside(path: str | os.PathLike[str], digest: bytes) -> str:
     """Where the packed layers of a plan's file of this digest are kept."""
     key = _key(digest)
-    name = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]
+    name = sha256([repr(sorted(key.items())).encode()]).hex()[:16]
     processor = re.sub(r"\W+", "-", key["processor"]).strip("-").lower()
     return f"{os.path.splitext(path)[0]}.{processor[:40]}.{name}.ready"
-
-
-def worth(packed: Mapping[str, Packed]) -> bool:
-    """Whether layers are large enough to be kept."""
-    return sum(a.nbytes for p in packed.values() for _, a in _parts(p) if _array(a)) >= FEWEST
-
-
-def _parts(packed: Packed) -> Iterator[tuple[str, Any]]:
-    return iter((name, getattr(packed, name)) for name in type(packed).__annotations__)
-
-
-def _array(value: object) -> bool:
-    return isinstance(value, np.ndarray)
 
 
 def write(path: str | os.PathLike[str], digest: bytes, packed: Mapping[str, Packed]) -> None:
@@ -76,8 +59,8 @@ def write(path: str | os.PathLike[str], digest: bytes, packed: Mapping[str, Pack
     layers, arrays, at = [], [], 0
     for node, one in packed.items():
         plain: dict[str, Any] = {}
-        for name, value in _parts(one):
-            if _array(value):
+        for name, value in one.parts.items():
+            if isinstance(value, np.ndarray):
                 data = np.ascontiguousarray(value).tobytes()
                 plain[name] = {"array": [str(value.dtype), len(value), at]}
                 arrays.append(data)
