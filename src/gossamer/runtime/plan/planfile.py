@@ -37,7 +37,7 @@ __all__ = ["header", "read", "write"]
 MAGIC = b"GSMPLAN1"
 _MOST_TOLD = 300  # characters
 FEWEST = 1 << 20
-"""Bytes of a file from which its packed layers are kept: less is packed as fast as they are read."""
+"""Bytes of a file from which its packed layers are kept: fewer are packed as fast as read."""
 _CODE = 0.02  # of the largest output
 _STANDS_IN = {"onnxruntime": "openvino", "openvino": "onnxruntime"}
 _MOST_PROBE = 4 << 20  # bytes of example inputs that are kept to try a plan with
