@@ -12,17 +12,20 @@ if TYPE_CHECKING:
 __all__ = ["include", "load"]
 
 
-def load(path: str | Path) -> Plan:
+def load(path: str | Path, *, cache: bool = True) -> Plan:
     """The network of a plan's file (:meth:`gossamer.runtime.plan.plan.Plan.save`), ready to run.
 
     It takes and gives numpy arrays; torch is not imported. Kernels that this machine lacks are
     replaced by portable ones, and the example in the file is computed and compared first.
 
+    ``cache``: what a file of a megabyte or more is packed into for this processor is kept beside
+    it, and read from there the next time (:mod:`gossamer.runtime.plan.ready`).
+
     Raises :class:`FormatError` for a file that is damaged, or no plan.
     """
     from gossamer.runtime.plan.plan import Plan
 
-    return Plan.load(path)
+    return Plan.load(path, cache=cache)
 
 
 def include() -> Path:
