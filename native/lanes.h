@@ -30,15 +30,69 @@ GOSSAMER_INLINE I iota() {
 GOSSAMER_INLINE F to_float(I v) { return __builtin_convertvector(v, F); }
 // To the nearest, ties to even; |v| < 2^22.
 GOSSAMER_INLINE I to_nearest(F v) {
+#if defined(GOSSAMER_LANES_AVX512)
+  return (I)_mm512_cvtps_epi32((__m512)v);
+#elif defined(GOSSAMER_LANES_AVX2)
+  return (I)_mm256_cvtps_epi32((__m256)v);
+#elif defined(GOSSAMER_LANES_NEON)
+  return (I)vcvtnq_s32_f32((float32x4_t)v);
+#else
   F shifted = v + 12582912.0f;
   I bits;
   __builtin_memcpy(&bits, &shifted, sizeof bits);
   return bits - 0x4B400000;
+#endif
 }
 // NaN stays NaN.
 GOSSAMER_INLINE F clamp(F v, F low, F high) {
   v = v < low ? low : v;
   return v > high ? high : v;
+}
+
+// Four vectors, each in a byte of a lane: to the nearest, of 0 to 127. `most` is at most 127.
+GOSSAMER_INLINE I to_quads(F a, F b, F c, F d, F most) {
+  a = a > most ? most : a, b = b > most ? most : b;
+  c = c > most ? most : c, d = d > most ? most : d;
+#if defined(GOSSAMER_LANES_AVX512)
+  // What is below zero, whole numbers of 32 bits have it or not, saturates to zero in the packing.
+  const __m512i ab = _mm512_packs_epi32((__m512i)to_nearest(a), (__m512i)to_nearest(b));
+  const __m512i cd = _mm512_packs_epi32((__m512i)to_nearest(c), (__m512i)to_nearest(d));
+  const __m512i turn = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
+  return (I)_mm512_shuffle_epi8(_mm512_packus_epi16(ab, cd), turn);
+#elif defined(GOSSAMER_LANES_AVX2)
+  const __m256i ab = _mm256_packs_epi32((__m256i)to_nearest(a), (__m256i)to_nearest(b));
+  const __m256i cd = _mm256_packs_epi32((__m256i)to_nearest(c), (__m256i)to_nearest(d));
+  const __m256i turn = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
+                                        0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return (I)_mm256_shuffle_epi8(_mm256_packus_epi16(ab, cd), turn);
+#else
+  const F zero{};
+  a = a < zero ? zero : a, b = b < zero ? zero : b;
+  c = c < zero ? zero : c, d = d < zero ? zero : d;
+  return to_nearest(a) | to_nearest(b) << 8 | to_nearest(c) << 16 | to_nearest(d) << 24;
+#endif
+}
+// Lanes 0, 2, 4, ... of two vectors behind each other.
+GOSSAMER_INLINE I even_lanes(I a, I b) {
+#if defined(GOSSAMER_LANES_AVX512)
+  const __m512i at = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  return (I)_mm512_permutex2var_epi32((__m512i)a, at, (__m512i)b);
+#elif defined(GOSSAMER_LANES_AVX2)
+  const __m256 both = _mm256_shuffle_ps((__m256)a, (__m256)b, 0x88);
+  return (I)_mm256_permute4x64_epi64((__m256i)both, 0xd8);
+#elif defined(GOSSAMER_LANES_NEON)
+  return (I)vuzp1q_s32((int32x4_t)a, (int32x4_t)b);
+#else
+  I v;
+  for (int i = 0; i < kLanes / 2; i++) v[i] = a[2 * i], v[i + kLanes / 2] = b[2 * i];
+  return v;
+#endif
+}
+// The greater of the bytes of each.
+GOSSAMER_INLINE I greater_bytes(I a, I b) {
+  typedef uint8_t B __attribute__((vector_size(4 * GOSSAMER_LANES)));
+  const B x = (B)a, y = (B)b;
+  return (I)(x > y ? x : y);
 }
 
 // acc + w * x

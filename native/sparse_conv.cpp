@@ -13,6 +13,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "sparse_conv.h"
@@ -28,32 +29,52 @@ namespace {
 template <typename T, int N>
 using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 
-void run(const std::vector<int64_t>& sizes, Array<const int32_t, 1> starts,
-         Array<const int32_t, 1> order, Array<const uint16_t, 1> taps,
-         Array<const uint32_t, 1> values, Array<const uint32_t, 1> input, uint32_t fill,
-         std::optional<Array<const float, 1>> scale, std::optional<Array<const float, 1>> bias,
-         std::optional<Array<const uint32_t, 1>> residual, float residual_scale, float low,
-         float high, bool quads_out, Array<uint32_t, 1> out, size_t threads) {
-  if (sizes.size() != sizeof(gossamer::ConvSizes) / 8) throw std::invalid_argument("sizes has the wrong length");
-  gossamer::ConvSizes s;
-  std::memcpy(&s, sizes.data(), sizeof s);
-  gossamer::SparseConv c = gossamer::conv_of(s, quads_out);
-  c.starts = starts.data(), c.order = order.data(), c.taps = taps.data(), c.values = values.data();
-  c.input = input.data(), c.fill = fill;
-  const size_t all = size_t(c.groups * c.rows), results = gossamer::conv_results(c);
-  if (input.size() != gossamer::conv_input(c) || out.size() != results ||
-      (residual && residual->size() != results) || (scale && scale->size() != all) ||
-      (bias && bias->size() != all))
-    throw std::invalid_argument("an array has another length than the sizes say");
-  c.scale = scale ? scale->data() : nullptr;
-  c.bias = bias ? bias->data() : nullptr;
-  c.residual = residual ? residual->data() : nullptr;
-  c.residual_scale = residual_scale, c.low = low, c.high = high;
-  c.out = out.data();
-  nb::gil_scoped_release release;
-  gossamer::check_conv(c, starts.size(), order.size(), taps.size(), values.size());
-  gossamer::run_conv(c, threads);
-}
+// A convolution on these arrays, which it keeps alive: checked once, run as often as wanted.
+class Convolution {
+ public:
+  Convolution(const std::vector<int64_t>& sizes, Array<const int32_t, 1> starts,
+              Array<const int32_t, 1> order, Array<const uint16_t, 1> taps,
+              Array<const uint32_t, 1> values, Array<const uint32_t, 1> input, uint32_t fill,
+              std::optional<Array<const float, 1>> scale, std::optional<Array<const float, 1>> bias,
+              std::optional<Array<const uint32_t, 1>> residual, float residual_scale, float low,
+              float high, bool quads_out, Array<uint32_t, 1> out, size_t threads)
+      : kept_(starts, order, taps, values, input, scale, bias, residual, out), threads_(threads) {
+    if (sizes.size() != sizeof(gossamer::ConvSizes) / 8)
+      throw std::invalid_argument("sizes has the wrong length");
+    gossamer::ConvSizes s;
+    std::memcpy(&s, sizes.data(), sizeof s);
+    gossamer::SparseConv c = gossamer::conv_of(s, quads_out);
+    c.starts = starts.data(), c.order = order.data(), c.taps = taps.data(), c.values = values.data();
+    c.input = input.data(), c.fill = fill;
+    const size_t all = size_t(c.groups * c.rows), results = gossamer::conv_results(c);
+    if (input.size() != gossamer::conv_input(c) || out.size() != results ||
+        (residual && residual->size() != results) || (scale && scale->size() != all) ||
+        (bias && bias->size() != all))
+      throw std::invalid_argument("an array has another length than the sizes say");
+    c.scale = scale ? scale->data() : nullptr;
+    c.bias = bias ? bias->data() : nullptr;
+    c.residual = residual ? residual->data() : nullptr;
+    c.residual_scale = residual_scale, c.low = low, c.high = high;
+    c.out = out.data();
+    nb::gil_scoped_release release;
+    gossamer::check_conv(c, starts.size(), order.size(), taps.size(), values.size());
+    run_.emplace(c);
+  }
+
+  void run() const {
+    nb::gil_scoped_release release;
+    (*run_)(threads_);
+  }
+
+ private:
+  std::tuple<Array<const int32_t, 1>, Array<const int32_t, 1>, Array<const uint16_t, 1>,
+             Array<const uint32_t, 1>, Array<const uint32_t, 1>, std::optional<Array<const float, 1>>,
+             std::optional<Array<const float, 1>>, std::optional<Array<const uint32_t, 1>>,
+             Array<uint32_t, 1>>
+      kept_;
+  std::optional<gossamer::ConvRun> run_;
+  size_t threads_;
+};
 
 }  // namespace
 
@@ -74,9 +95,16 @@ NB_MODULE(sparse_conv, m) {
       },
       nb::arg("rows"), nb::arg("kh"), nb::arg("kw"), nb::arg("oh"), nb::arg("ow"), nb::arg("sy"),
       nb::arg("dy"), "Vectors of a register tile, and bytes of the copies that it reads of one plane.");
-  m.def("run", &run, nb::arg("sizes"), nb::arg("starts"), nb::arg("order"), nb::arg("taps"),
-        nb::arg("values"), nb::arg("input"), nb::arg("fill"), nb::arg("scale").none(),
-        nb::arg("bias").none(), nb::arg("residual").none(), nb::arg("residual_scale"),
-        nb::arg("low"), nb::arg("high"), nb::arg("quads_out"), nb::arg("out"), nb::arg("threads"),
-        "Convolve; `out` is written. Sizes and layouts: native/sparse_conv.h.");
+  nb::class_<Convolution>(m, "Convolution", "A convolution of these arrays, checked and laid out once.")
+      .def(nb::init<const std::vector<int64_t>&, Array<const int32_t, 1>, Array<const int32_t, 1>,
+                    Array<const uint16_t, 1>, Array<const uint32_t, 1>, Array<const uint32_t, 1>,
+                    uint32_t, std::optional<Array<const float, 1>>, std::optional<Array<const float, 1>>,
+                    std::optional<Array<const uint32_t, 1>>, float, float, float, bool,
+                    Array<uint32_t, 1>, size_t>(),
+           nb::arg("sizes"), nb::arg("starts"), nb::arg("order"), nb::arg("taps"), nb::arg("values"),
+           nb::arg("input"), nb::arg("fill"), nb::arg("scale").none(), nb::arg("bias").none(),
+           nb::arg("residual").none(), nb::arg("residual_scale"), nb::arg("low"), nb::arg("high"),
+           nb::arg("quads_out"), nb::arg("out"), nb::arg("threads"),
+           "Sizes and layouts: native/sparse_conv.h. The weights must stay as they are.")
+      .def("run", &Convolution::run, "Convolve; `out` is written.");
 }

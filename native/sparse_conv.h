@@ -39,14 +39,16 @@ struct SparseConv {
 
 // How the map is cut: register tiles of `tile_lines` x `vectors`, `tiles` of them below each other
 // share copies of the input. A line is a row of the map, or `fold` rows of a narrow map side by side
-// in one vector.
+// in one vector. `flat`: rows follow each other without a gap, and vectors run on from one to the next.
 struct Tiling {
   int64_t vectors, tile_lines, tiles, columns, regions, fold;
+  bool flat;
 };
 
-// What is computed at once: `rows` rows of the map in `lines` lines; a copy has `base_lines`.
+// What is computed at once: `rows` rows of the map in `lines` lines, `columns` of them, each `width`
+// from the one before; a copy has `base_lines`.
 struct Region {
-  int64_t image, group, y0, rows, lines, x0, width, base_lines;
+  int64_t image, group, y0, rows, lines, x0, columns, width, base_lines;
 };
 
 }  // namespace gossamer

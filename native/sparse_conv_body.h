@@ -10,14 +10,14 @@ struct FloatOp {
   }
   GOSSAMER_INLINE F step(F sum, const I& x, F w) { return madd(sum, w, (F)x); }
   GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
-  GOSSAMER_INLINE F real(F v, float scale) { return v * scale; }
+  GOSSAMER_INLINE F real(F v, F scale) { return v * scale; }
 };
 struct QuadOp {
   typedef I Sum;
   GOSSAMER_INLINE I weight(uint32_t bits) { return splat(int32_t(bits)); }
   GOSSAMER_INLINE I step(I sum, const I& x, I w) { return dot4(sum, x, w); }
   GOSSAMER_INLINE I spread(const I& v, int64_t) { return v; }
-  GOSSAMER_INLINE F real(I v, float scale) { return to_float(v) * scale; }
+  GOSSAMER_INLINE F real(I v, F scale) { return to_float(v) * scale; }
 };
 struct PairOp {
   typedef I Sum;
@@ -28,7 +28,7 @@ struct PairOp {
     const I v = half ? (I)((U)quad >> 16) : quad & 0xffff;
     return (v & 255) | (v & 0xff00) << 8;
   }
-  GOSSAMER_INLINE F real(I v, float scale) { return to_float(v) * scale; }
+  GOSSAMER_INLINE F real(I v, F scale) { return to_float(v) * scale; }
 };
 
 constexpr int kMost = 14;  // sums in registers
@@ -148,9 +148,13 @@ static Tiling tiling(const SparseConv& c, int64_t sums_bytes) {
       const int64_t whole = down / lines, rest = down % lines;
       const double cost =
           double(columns) * (double(whole) * tile(lines) + (rest ? tile(rest) : 0));
-      if (!best.vectors || cost <= least) least = cost, best = {v, lines, 1, columns, 0, fold};
+      if (!best.vectors || cost <= least) least = cost, best = {v, lines, 1, columns, 0, fold, false};
     }
   }
+  // Vectors that cross lines of the cache take twice as long to load: for dense rows alone, which
+  // share what they load.
+  if (c.full && fold == 1 && c.oh > 1 && across * kLanes * 16 >= c.ow * 17)
+    best = {across, 1, 1, 1, 0, 1, true};
   const int64_t tile_bytes = c.rows * best.vectors * best.tile_lines * kLanes * 4;
   const int64_t most = (down + best.tile_lines - 1) / best.tile_lines;
   best.tiles = tile_bytes < sums_bytes ? sums_bytes / tile_bytes : 1;
@@ -167,6 +171,15 @@ static int64_t between(int64_t v, int64_t low, int64_t high) {
 // Columns (x0 + x) * sx + shift of a row of the input, for 0 <= x < width; `fill` outside of it.
 GOSSAMER_INLINE void take_line(const SparseConv& c, const uint32_t* from, int64_t x0, int64_t shift,
                                int64_t width, uint32_t* to) {
+  if (c.sx == 2 && from) {
+    const I fill = splat(int32_t(c.fill));
+    for (int64_t x = 0; x < width; x += kLanes) {
+      const int64_t at = (x0 + x) * 2 + shift, more = at + kLanes;
+      store(to + x, even_lanes(load_part(from + at, -at, c.w - at, fill),
+                               load_part(from + more, -more, c.w - more, fill)));
+    }
+    return;
+  }
   const int64_t first = from ? between(-floor_div(shift, c.sx) - x0, 0, width) : width;
   const int64_t end = between(floor_div(c.w - 1 - shift, c.sx) + 1 - x0, first, width);
   for (int64_t x = 0; x < first; x++) to[x] = c.fill;
@@ -178,7 +191,7 @@ GOSSAMER_INLINE void take_line(const SparseConv& c, const uint32_t* from, int64_
 // phase; `used`: the first rows of a line that a tap needs.
 template <int Fold>
 GOSSAMER_INLINE void put(const Region& r, const char* used, int64_t q, int64_t x, I v, uint32_t* to) {
-  if (Fold == 1) return store(to + q * r.width + x, v);
+  if (Fold == 1) return store_first(to + q * r.width + x, v, int(r.width - x));
   constexpr int64_t part = kLanes / Fold;
 #pragma GCC unroll 16
   for (int64_t first = 0; first < Fold && first <= q; first++) {
@@ -275,13 +288,13 @@ static void finish_floats(const SparseConv c, const Region r, int64_t fold, int6
   const F low = splat(c.low), high = splat(c.high);
   for (int64_t m = from; m < to; m++) {
     const int64_t channel = r.group * c.rows + m;
-    const float scale = c.scale ? c.scale[channel] : 1.0f, bias = c.bias ? c.bias[channel] : 0.0f;
+    const F scale = splat(c.scale ? c.scale[channel] : 1.0f), bias = splat(c.bias ? c.bias[channel] : 0.0f);
     const int64_t at = (r.image * c.groups * c.rows + channel) * c.oh * c.ow;
     for (int64_t y = 0; y < r.rows; y++) {
       const uint32_t* s = sums + place_of(r, fold, m - from, y);
-      for (int64_t x = 0; x < r.width && r.x0 + x < c.ow; x += kLanes) {
+      for (int64_t x = 0; x < r.columns; x += kLanes) {
         const int64_t place = at + (r.y0 + y) * c.ow + r.x0 + x;
-        const int left = int(c.ow - r.x0 - x);
+        const int left = int(r.columns - x);
         F v = Op::real(load<typename Op::Sum>(s + x), scale) + bias;
         if (c.residual)
           v += (F)load_part((const float*)c.residual + place, 0, left, I{}) * c.residual_scale;
@@ -292,29 +305,41 @@ static void finish_floats(const SparseConv c, const Region r, int64_t fold, int6
 }
 
 // Four rows at a time to quads; rows that do not exist are zero.
-template <class Op>
+template <class Op, bool Added>
 static void finish_quads(const SparseConv c, const Region r, int64_t fold, int64_t from,
                          int64_t to, const uint32_t* sums) {
-  const F low = splat(c.low), high = splat(c.high);
-  const int64_t quads = (c.groups * c.rows + 3) / 4;
+  typedef typename Op::Sum Sum;
+  const F high = splat(c.high), step = splat(c.residual_scale);
+  const I low = to_nearest(splat(c.low)) * 0x01010101;
+  const int64_t quads = (c.groups * c.rows + 3) / 4, pitch = r.lines * r.width;
   for (int64_t m = from; m < to; m += 4) {
     const int64_t channel = r.group * c.rows + m;
+    const int count = to - m < 4 ? int(to - m) : 4;
+    const I there = splat(count == 4 ? -1 : int32_t((1u << (8 * count)) - 1));
+    F scale[4], bias[4];
+    for (int k = 0; k < 4; k++) {
+      scale[k] = splat(k < count && c.scale ? c.scale[channel + k] : 1.0f);
+      bias[k] = splat(k < count && c.bias ? c.bias[channel + k] : 0.0f);
+    }
+    const int64_t next = count > 1 ? pitch : 0, third = count > 2 ? 2 * pitch : 0;
+    const int64_t last = count > 3 ? 3 * pitch : 0;
     const int64_t at = (r.image * quads + channel / 4) * c.oh * c.ow;
     for (int64_t y = 0; y < r.rows; y++)
-      for (int64_t x = 0; x < r.width && r.x0 + x < c.ow; x += kLanes) {
+      for (int64_t x = 0; x < r.columns; x += kLanes) {
         const int64_t place = at + (r.y0 + y) * c.ow + r.x0 + x;
-        const int left = int(c.ow - r.x0 - x);
-        const I residual =
-            c.residual ? load_part((const uint32_t*)c.residual + place, 0, left, I{}) : I{};
-        I quad{};
-        for (int k = 0; k < 4 && m + k < to; k++) {
-          const uint32_t* s = sums + place_of(r, fold, m + k - from, y) + x;
-          F v = Op::real(load<typename Op::Sum>(s), c.scale ? c.scale[channel + k] : 1.0f);
-          v += c.bias ? c.bias[channel + k] : 0.0f;
-          if (c.residual) v += to_float(residual >> (8 * k) & 255) * c.residual_scale;
-          quad |= to_nearest(clamp(v, low, high)) << (8 * k);
+        const int left = int(r.columns - x);
+        const uint32_t* s = sums + place_of(r, fold, m - from, y) + x;
+        F v[4] = {Op::real(load<Sum>(s), scale[0]), Op::real(load<Sum>(s + next), scale[1]),
+                  Op::real(load<Sum>(s + third), scale[2]), Op::real(load<Sum>(s + last), scale[3])};
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) v[k] += bias[k];
+        if (Added) {
+          const I more = load_part((const uint32_t*)c.residual + place, 0, left, I{});
+#pragma GCC unroll 4
+          for (int k = 0; k < 4; k++) v[k] += to_float((I)((U)more >> (8 * k)) & 255) * step;
         }
-        store_first((uint32_t*)c.out + place, quad, left);
+        const I quad = greater_bytes(to_quads(v[0], v[1], v[2], v[3], high), low);
+        store_first((uint32_t*)c.out + place, quad & there, left);
       }
   }
 }
@@ -325,21 +350,26 @@ static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_
                    int64_t row1, const uint32_t* offsets, const char* used, uint32_t* line,
                    uint32_t* copies, uint32_t* sums) {
   const Copier copy = copier<Op>(t.fold);
+  const int64_t vectors = (r.lines * r.width + kLanes - 1) / kLanes, whole = t.tile_lines * t.vectors;
+  const int64_t tile = t.flat ? kFullMost : whole;
+  Region sum = r;  // as sums lie: of a flat map in one line
+  if (t.flat) sum.rows = sum.lines = 1, sum.columns = r.rows * r.width, sum.width = vectors * kLanes;
   for (int64_t b = 0; b < c.blocks; b++) {
     const int64_t plane = b * c.block, q = r.group * c.blocks + b;
     const int64_t count = c.planes - plane < c.block ? c.planes - plane : c.block;
     copy(c, r, plane, count, used, line, copies);
-    for (int64_t y = 0; y < r.lines; y += t.tile_lines) {
-      const int64_t lines = r.lines - y < t.tile_lines ? r.lines - y : t.tile_lines;
+    for (int64_t v = 0; v < vectors; v += tile) {
+      const int64_t some = vectors - v < tile ? vectors - v : tile;
       const Panel panel{c.starts + q * (c.rows + 1), c.order + q * c.rows, row0, row1, row0, c.taps,
-                        c.values, offsets, copies + y * r.width, sums + y * r.width,
-                        r.lines * r.width};
-      if (b) accumulate_any<Op, false>(lines * t.vectors, c.full, panel);
-      else accumulate_any<Op, true>(lines * t.vectors, c.full, panel);
+                        c.values, offsets, copies + v * kLanes, sums + v * kLanes,
+                        sum.lines * sum.width};
+      if (b) accumulate_any<Op, false>(some, c.full, panel);
+      else accumulate_any<Op, true>(some, c.full, panel);
     }
   }
-  if (c.quads_out) finish_quads<Op>(c, r, t.fold, row0, row1, sums);
-  else finish_floats<Op>(c, r, t.fold, row0, row1, sums);
+  if (c.quads_out && c.residual) finish_quads<Op, true>(c, sum, t.fold, row0, row1, sums);
+  else if (c.quads_out) finish_quads<Op, false>(c, sum, t.fold, row0, row1, sums);
+  else finish_floats<Op>(c, sum, t.fold, row0, row1, sums);
 }
 
 static void any_region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,

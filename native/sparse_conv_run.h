@@ -1,31 +1,18 @@
 // Checks and runs a direct sparse convolution: included behind each_isa.h with sparse_conv_body.h.
 #pragma once
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
 #include "parallel.h"
+#include "room.h"
 #include "sparse_conv.h"
 
 namespace gossamer {
 
 constexpr int64_t kSumsBytes = 192 << 10;  // of one worker, or those of one tile where they are more
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
-// Room for `count` elements at a multiple of 64 bytes.
-inline std::unique_ptr<uint32_t[], Free> room(int64_t count) {
-  void* p = std::aligned_alloc(64, (size_t(count) * 4 + 127) / 64 * 64);
-  if (!p) throw std::bad_alloc();
-  return std::unique_ptr<uint32_t[], Free>(static_cast<uint32_t*>(p));
-}
 
 // Nothing outside the arrays can be reached, whatever they hold.
 inline void check_conv(const SparseConv& c, size_t starts, size_t order, size_t taps, size_t values) {
@@ -142,69 +129,88 @@ inline std::pair<int64_t, int64_t> conv_tile(const SparseConv& c) {
   return {t.vectors * t.tile_lines, c.kw * kinds * base_lines(c, t, t.tile_lines) * width * 4};
 }
 
-// All arrays are there, as long as the sizes say, and checked.
-inline void run_conv(SparseConv c, size_t threads) {
-  if (!conv_results(c)) return;
-  c.full = full_rows(c);
-  if (c.kh * c.kw == 1 && c.sy * c.sx == 1 && c.oh == c.h && c.ow == c.w && !c.top && !c.left) {
-    c.w = c.ow = c.h * c.w;  // one long row
-    c.h = c.oh = 1;
-  }
-  const Isa level = isa();
-  const int64_t lanes = GOSSAMER_PICK(level, lanes)();
-  const Tiling t = GOSSAMER_PICK(level, tiling)(c, kSumsBytes);
-  const auto any_region = GOSSAMER_PICK(level, any_region);
-  const int64_t width = t.vectors * lanes;
-  const int64_t most_lines = std::min((c.oh + t.fold - 1) / t.fold, t.tiles * t.tile_lines);
-  const std::vector<char> used = used_kinds(c, t);
-  // Whole regions, and shares of the rows where there are fewer regions than threads.
-  const int64_t chunks = (c.rows + c.chunk - 1) / c.chunk;
-  const int64_t regions = c.images * c.groups * t.regions * t.columns;
-  const int64_t wanted = int64_t(std::max<size_t>(threads, 1));
-  const int64_t shares = regions >= 2 * wanted ? 1 : std::min(chunks, wanted);
-  const int64_t per_share = (chunks + shares - 1) / shares * c.chunk;
-  const int64_t copies_size = conv_copies(c, t, most_lines, width);
-  const int64_t sums_size = std::min(per_share, c.rows) * most_lines * width;
-  const size_t workers = std::min(std::max<size_t>(threads, 1), size_t(regions * shares));
-  struct Own {
-    std::unique_ptr<uint32_t[], Free> line, copies, sums;
-    std::vector<uint32_t> offsets;
-    int64_t lines = -1;  // that the offsets are for
-  };
-  std::vector<Own> own(workers);
-  for (Own& o : own) {
-    o.line = room(width + c.dx * c.kw + 2 * lanes);
-    o.copies = room(copies_size), o.sums = room(sums_size);
-  }
-  parallel(size_t(regions * shares), workers, [&](size_t worker, size_t item) {
-    int64_t left = int64_t(item);
-    const auto next = [&](int64_t of) {
-      const int64_t at = left % of;
-      left /= of;
-      return at;
-    };
-    const int64_t share = next(shares), column = next(t.columns), down = next(t.regions);
-    const int64_t group = next(c.groups), image = next(c.images);
-    const int64_t y0 = down * most_lines * t.fold, rows = std::min(most_lines * t.fold, c.oh - y0);
-    const int64_t lines = (rows + t.fold - 1) / t.fold, base = base_lines(c, t, lines);
-    const int64_t row0 = share * per_share, row1 = std::min(row0 + per_share, c.rows);
-    if (row0 >= row1) return;
-    Own& o = own[worker];
-    if (o.lines != lines) {
-      o.offsets.resize(size_t(c.block * c.kh * c.kw));
-      size_t at = 0;
-      for (int64_t p = 0; p < c.block; p++)
-        for (int64_t y = 0; y < c.kh; y++)
-          for (int64_t x = 0; x < c.kw; x++) {
-            const int64_t phase = c.dy * y % c.sy, down = c.dy * y / c.sy;
-            const int64_t kind = ((p * c.kw + x) * c.sy + phase) * t.fold + down % t.fold;
-            o.offsets[at++] = uint32_t((kind * base + down / t.fold) * width);
-          }
-      o.lines = lines;
+// A convolution ready to run: what does not depend on the numbers in its arrays is found once. All
+// arrays are there, as long as the sizes say, checked, and stay as they are.
+class ConvRun {
+ public:
+  explicit ConvRun(const SparseConv& conv) : c(conv), level(isa()) {
+    if (!conv_results(c)) return;
+    c.full = full_rows(c);
+    if (c.kh * c.kw == 1 && c.sy * c.sx == 1 && c.oh == c.h && c.ow == c.w && !c.top && !c.left) {
+      c.w = c.ow = c.h * c.w;  // one long row
+      c.h = c.oh = 1;
     }
-    any_region(c, t, {image, group, y0, rows, lines, column * width, width, base}, row0, row1,
-               o.offsets.data(), used.data(), o.line.get(), o.copies.get(), o.sums.get());
-  });
-}
+    lanes = GOSSAMER_PICK(level, lanes)();
+    t = GOSSAMER_PICK(level, tiling)(c, kSumsBytes);
+    width = t.flat ? c.ow : t.vectors * lanes;
+    const int64_t down = (c.oh + t.fold - 1) / t.fold;
+    most_lines = std::min(down, t.tiles * t.tile_lines);
+    used = used_kinds(c, t);
+    offsets[0] = offsets_of(most_lines);
+    offsets[1] = offsets_of(down - (t.regions - 1) * most_lines);
+  }
+
+  // From several threads at once, if need be, but that `out` is one array.
+  void operator()(size_t threads) const {
+    if (!conv_results(c)) return;
+    const auto any_region = GOSSAMER_PICK(level, any_region);
+    // Whole regions, and shares of the rows where there are fewer regions than threads.
+    const int64_t chunks = (c.rows + c.chunk - 1) / c.chunk;
+    const int64_t regions = c.images * c.groups * t.regions * t.columns;
+    const int64_t wanted = int64_t(std::max<size_t>(threads, 1));
+    const int64_t shares = regions >= 2 * wanted ? 1 : std::min(chunks, wanted);
+    const int64_t per_share = (chunks + shares - 1) / shares * c.chunk;
+    const auto up = [](int64_t count, int64_t to) { return (count + to - 1) / to * to; };
+    const auto aligned = [&](int64_t count) { return up(count, 16) + 16; };
+    const int64_t line = aligned(width + c.dx * c.kw + 2 * lanes);
+    const int64_t copies = aligned(conv_copies(c, t, most_lines, width));
+    const int64_t sums = aligned(std::min(per_share, c.rows) * up(most_lines * width, lanes));
+    const size_t workers = std::min(std::max<size_t>(threads, 1), size_t(regions * shares));
+    const int64_t each = line + copies + sums;
+    const auto own = room(int64_t(workers) * each);
+    parallel(size_t(regions * shares), workers, [&](size_t worker, size_t item) {
+      int64_t left = int64_t(item);
+      const auto next = [&](int64_t of) {
+        const int64_t at = left % of;
+        left /= of;
+        return at;
+      };
+      const int64_t share = next(shares), column = next(t.columns), down = next(t.regions);
+      const int64_t group = next(c.groups), image = next(c.images);
+      const int64_t y0 = down * most_lines * t.fold, rows = std::min(most_lines * t.fold, c.oh - y0);
+      const int64_t lines = (rows + t.fold - 1) / t.fold;
+      const int64_t row0 = share * per_share, row1 = std::min(row0 + per_share, c.rows);
+      if (row0 >= row1) return;
+      uint32_t* mine = own.get() + int64_t(worker) * each;
+      const int64_t x0 = column * width, columns = std::min(width, c.ow - x0);
+      const Region region{image, group, y0, rows, lines, x0, columns, width, base_lines(c, t, lines)};
+      any_region(c, t, region, row0, row1, offsets[lines != most_lines].data(), used.data(), mine,
+                 mine + line, mine + line + copies);
+    });
+  }
+
+ private:
+  // Where a tap's copy begins, for regions of so many lines.
+  std::vector<uint32_t> offsets_of(int64_t lines) const {
+    std::vector<uint32_t> made(size_t(c.block * c.kh * c.kw));
+    const int64_t base = base_lines(c, t, lines);
+    size_t at = 0;
+    for (int64_t p = 0; p < c.block; p++)
+      for (int64_t y = 0; y < c.kh; y++)
+        for (int64_t x = 0; x < c.kw; x++) {
+          const int64_t phase = c.dy * y % c.sy, down = c.dy * y / c.sy;
+          const int64_t kind = ((p * c.kw + x) * c.sy + phase) * t.fold + down % t.fold;
+          made[at++] = uint32_t((kind * base + down / t.fold) * width);
+        }
+    return made;
+  }
+
+  SparseConv c;
+  Isa level;
+  Tiling t{};
+  int64_t lanes = 0, width = 0, most_lines = 0;
+  std::vector<char> used;
+  std::vector<uint32_t> offsets[2];  // of a whole region, and of the last
+};
 
 }  // namespace gossamer

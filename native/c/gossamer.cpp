@@ -6,6 +6,7 @@
 #include <exception>
 #include <system_error>
 
+#include "../quads.h"
 #include "../sparse_conv.h"
 #include "../sparse_gemv.h"
 

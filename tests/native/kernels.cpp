@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../../native/few_bits.h"
+#include "../../native/quads.h"
 #include "../../native/sparse_conv.h"
 #include "../../native/sparse_gemv.h"
 
@@ -131,7 +132,7 @@ void convolution(int seed) {
   k.scale = floats ? nullptr : scale.data(), k.bias = bias.data();
   k.residual = !added ? nullptr : quads ? static_cast<const void*>(bytes.data()) : more.data();
   k.residual_scale = step, k.low = low, k.high = high;
-  run_conv(k, size_t(1 + seed % 2));
+  ConvRun{k}(size_t(1 + seed % 2));
   int64_t at = 0;
   for (int64_t image = 0; image < n; image++)
     for (int64_t o = 0; o < m; o++)

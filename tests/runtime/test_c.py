@@ -217,10 +217,37 @@ def test_weights_of_few_values(lib: ctypes.CDLL, tmp_path: Path) -> None:
 
 
 def test_what_it_does_not_run_is_said(lib: ctypes.CDLL, tmp_path: Path) -> None:
-    plan = compile_network(nn.LSTM(3, 4).eval(), torch.randn(5, 1, 3), engine="numpy")
+    plan = plan_of(nn.Conv3d(1, 2, 3).eval(), torch.randn(1, 1, 4, 4, 4))
     network = Network(lib, plan.save(tmp_path / "net.plan").read_bytes())
     assert network.status == "unsupported"
-    assert "is not in this library" in network.message
+    assert "a convolution of three dimensions" in network.message
+
+
+class Recurrent(nn.Module):
+    """Two layers, both directions, and states that are given."""
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], units: int) -> None:
+        super().__init__()
+        self.steps = kind(5, units, 2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(2 * units, 3)
+
+    def forward(self, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        lstm = isinstance(self.steps, nn.LSTM)
+        y, state = self.steps(x, (first, first / 2) if lstm else first)
+        return self.head(y), state[1] if lstm else state
+
+
+@pytest.mark.parametrize(("kind", "density"), [(nn.LSTM, 1.0), (nn.LSTM, 0.3), (nn.GRU, 0.3)])
+def test_recurrent_layers(
+    lib: ctypes.CDLL, tmp_path: Path, kind: type[nn.LSTM] | type[nn.GRU], density: float
+) -> None:
+    torch.manual_seed(0)
+    x, first = torch.randn(3, 7, 5), torch.randn(4, 3, 19)
+    net = pruned(Recurrent(kind, 19), density)
+    plan = compile_network(net, (x, first), engine="numpy")
+    same(lib, plan, tmp_path / "steps.plan", [x.numpy(), first.numpy()])
+    alone = compile_network(pruned(kind(5, 6), density), torch.randn(4, 1, 5), engine="numpy")
+    same(lib, alone, tmp_path / "alone.plan", [torch.randn(4, 1, 5).numpy()], threads=2)
 
 
 class Mixed(nn.Module):
@@ -246,6 +273,28 @@ def test_the_operators_of_integers(lib: ctypes.CDLL, tmp_path: Path, density: fl
     assert {"quantize", "conv_int8", "linear_int8", "max_pool_int8"} <= operators
     same(lib, plan, tmp_path / "mixed.plan", [x.numpy()])
     same(lib, plan, tmp_path / "mixed.plan", [x[:1].numpy()], threads=2)
+
+
+class Shortcut(nn.Module):
+    """Codes through a slice and a padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.c = nn.Conv2d(16, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.a(x) + 1)
+        more = F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        return self.c(F.relu(self.b(y) + more))
+
+
+def test_codes_that_are_moved(lib: ctypes.CDLL, tmp_path: Path) -> None:
+    x = torch.randn(3, 3, 9, 10)
+    plan = plan_of(pruned(Shortcut(), 0.5), x, int8=True)
+    kinds = {node.op: plan.graph.values[node.name].dtype for node in plan.graph.nodes}
+    assert kinds["slice"] == kinds["pad"] == "uint8"
+    same(lib, plan, tmp_path / "moved.plan", [x.numpy()])
 
 
 def test_threads_share_a_network(lib: ctypes.CDLL, small: Path) -> None:

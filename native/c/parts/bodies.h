@@ -1,5 +1,7 @@
 // What the C library computes with, compiled for each instruction set (each_isa.h).
 #include "../../sparse_conv_body.h"
+#include "../../quads_body.h"
+#include "../../recurrent_body.h"
 #include "../../sparse_gemv_body.h"
 
 // y[n * outputs + r] = the product of row r with sample n, rows from .. to of a dense float32 matrix.

@@ -1,5 +1,6 @@
 // To codes of seven bits and back, and pools of codes; layers on them: layers.h.
 #pragma once
+#include "../../quads_run.h"
 #include "others.h"
 
 namespace gossamer::c {
@@ -8,77 +9,69 @@ namespace gossamer::c {
 inline Step max_pool_int8(const Binding& b) {
   b.fits(b.in[0] && b.in[0].rank() == 5 && b.in[0].shape[4] == 4, "codes in fours");
   b.fits(b.out.dtype == GOSSAMER_UINT8, "its result");
-  const Pool pool(b, 1);
-  const uint8_t* x = b.in[0].data;
-  uint8_t* y = b.out.data;
-  return [=](size_t) {
-    uint8_t most[4] = {};
-    pool.run(
-        [&](bool first, int64_t at) {
-          for (int k = 0; k < 4; k++)
-            most[k] = first ? x[4 * at + k] : std::max(most[k], x[4 * at + k]);
-        },
-        [&](int64_t window, int64_t seen) {
-          for (int k = 0; k < 4; k++) y[4 * window + k] = seen ? most[k] : 0;
-        });
+  const Pool pool(b, 1);  // checks the windows
+  const QuadPool p{pool.size[1],   pool.size[2],   pool.places[1], pool.places[2],
+                   pool.kernel[1], pool.kernel[2], pool.stride[1], pool.stride[2],
+                   pool.before[1], pool.before[2], pool.dilation[1], pool.dilation[2]};
+  check_pool(p);
+  if (double(p.line()) * 4 > double(b.limit)) throw std::bad_alloc();
+  return [p, planes = pool.images, x = reinterpret_cast<const uint32_t*>(b.in[0].data),
+          y = reinterpret_cast<uint32_t*>(b.out.data)](size_t threads) {
+    max_pool_quads(p, planes, x, y, threads);
   };
 }
 
 // Codes of seven bits: maps (N, C, H, W) to (N, quads, H, W, 4), rows as they are.
-struct Quads {
-  int64_t images = 0, channels = 0, quads = 0, size = 0;
+struct Coding {
+  int64_t images = 0, channels = 0, size = 0;            // rows: no channels
+  float factor = 0, shift = 0, inverse = 0, middle = 0;  // of a code, and of a value
 
-  Quads(const Binding& b, const Operand& plain, const Operand& codes) {
+  Coding(const Binding& b, const Operand& plain, const Operand& codes) {
     b.fits(codes.dtype == GOSSAMER_UINT8 && plain.dtype == GOSSAMER_FLOAT32, "codes and floats");
     b.fits(plain.rank() == 2 || plain.rank() == 4, "rows or maps");
-    images = plain.shape[0], channels = plain.shape[1];
-    if (plain.rank() == 2) {  // each row is an image of one channel
+    const bool maps = plain.rank() == 4;
+    if (maps) {
+      images = plain.shape[0], channels = plain.shape[1], size = plain.shape[2] * plain.shape[3];
+      const Shape quads{images, (channels + 3) / 4, plain.shape[2], plain.shape[3], 4};
+      b.fits(channels > 0 && codes.shape == quads, "its result");
+    } else {
+      size = plain.count();
       b.fits(codes.shape == plain.shape, "its result");
-      size = channels, channels = 0;
-      return;
     }
-    quads = (channels + 3) / 4, size = plain.shape[2] * plain.shape[3];
-    b.fits(codes.shape == Shape{images, quads, plain.shape[2], plain.shape[3], 4}, "its result");
-  }
-  // f(place of a float, place of its code)
-  template <class F>
-  void run(F f) const {
-    if (!channels)
-      for (int64_t i = 0; i < images * size; i++) f(i, i);
-    for (int64_t n = 0; n < images; n++)
-      for (int64_t c = 0; c < channels; c++)
-        for (int64_t i = 0; i < size; i++)
-          f((n * channels + c) * size + i, ((n * quads + c / 4) * size + i) * 4 + c % 4);
+    const double scale = b.setting("scale").real();
+    const int64_t zero = b.setting("zero").whole();
+    b.fits(std::isfinite(scale) && scale > 0 && zero >= 0 && zero <= 127, "scale and zero point");
+    factor = float(scale), shift = float(-double(zero) * scale);
+    inverse = float(1 / scale), middle = float(zero);
   }
 };
 
 inline Step quantize(const Binding& b) {
   const Operand &x = b.floats(0), &y = b.out;
-  const Quads to(b, x, y);
-  const double scale = b.setting("scale").real();
-  const int64_t zero = b.setting("zero").whole();
-  b.fits(std::isfinite(scale) && scale > 0 && zero >= 0 && zero <= 127, "scale and zero point");
-  const float inverse = float(1 / scale), middle = float(zero);
-  const float* from = x.floats();
-  return [=, codes = y.data, n = y.count()](size_t) {
-    std::fill(codes, codes + n, uint8_t(0));
-    to.run([&](int64_t i, int64_t j) {
-      if (!std::isfinite(from[i]))
-        throw BadInput("a value is NaN or infinite, which no code of an int8 plan stands for");
-      codes[j] = uint8_t(std::min(127.0f, std::max(0.0f, std::nearbyint(from[i] * inverse + middle))));
-    });
+  const Coding k(b, x, y);
+  return [k, from = x.floats(), codes = y.data](size_t threads) {
+    bool finite = true;
+    if (k.channels)
+      finite = quantize_quads(from, k.images, k.channels, k.size, k.inverse, k.middle,
+                              reinterpret_cast<uint32_t*>(codes), threads);
+    else
+      for (int64_t i = 0; i < k.size; i++) {
+        finite &= std::isfinite(from[i]);
+        const float code = std::nearbyint(from[i] * k.inverse + k.middle);
+        codes[i] = uint8_t(std::min(127.0f, std::max(0.0f, code)));
+      }
+    if (!finite) throw BadInput("a value is NaN or infinite, which no code of an int8 plan stands for");
   };
 }
 
 inline Step dequantize(const Binding& b) {
   const Operand &x = b.in[0], &y = b.out;
-  const Quads from(b, y, x);
-  const double scale = b.setting("scale").real();
-  const int64_t zero = b.setting("zero").whole();
-  b.fits(std::isfinite(scale) && scale > 0 && zero >= 0 && zero <= 127, "scale and zero point");
-  const float factor = float(scale), shift = float(-double(zero) * scale);
-  return [=, codes = x.data, to = y.floats()](size_t) {
-    from.run([&](int64_t i, int64_t j) { to[i] = float(codes[j]) * factor + shift; });
+  const Coding k(b, y, x);
+  return [k, codes = x.data, to = y.floats()](size_t threads) {
+    if (k.channels)
+      return dequantize_quads(reinterpret_cast<const uint32_t*>(codes), k.images, k.channels, k.size,
+                              k.factor, k.shift, to, threads);
+    for (int64_t i = 0; i < k.size; i++) to[i] = float(codes[i]) * k.factor + k.shift;
   };
 }
 

@@ -33,14 +33,15 @@ inline int64_t groups_of(const Binding& b, const Shape& weight) {
 inline Packed pack(const Binding& b) {
   const std::string& op = b.node.op;
   const bool codes = op == "conv_int8" || op == "linear_int8";
-  if (!codes && op != "conv" && op != "linear") return {};
+  const bool steps = op == "lstm" || op == "gru";
+  if (!codes && !steps && op != "conv" && op != "linear") return {};
   const Operand& w = b.in[1];
   b.fits(bool(w) && w.count() > 0, "no constant weight, or an empty one");
   if (w.dtype != (codes ? GOSSAMER_INT8 : GOSSAMER_FLOAT32))
     throw Unsupported(op + " with a weight of another type");
   const auto* bytes = reinterpret_cast<const int8_t*>(w.data);
   if (codes && w.count() / w.shape[0] > 65536) throw Unsupported("a row of more than 65536 codes");
-  if (op == "linear" || op == "linear_int8") {
+  if (op == "linear" || op == "linear_int8" || steps) {
     b.fits(w.rank() == 2, "a weight of other dimensions");
     if (codes) return pack_bytes(bytes, w.shape[0], w.shape[1], dot_products());
     return pack_rows(w.floats(), w.shape[0], w.shape[1]);
@@ -86,10 +87,9 @@ inline Step conv(const Binding& b) {
   c.input = reinterpret_cast<const uint32_t*>(x.data), c.out = y.data;
   c.bias = bias.floats(), c.residual = more.data, c.residual_scale = 1;
   c.low = end.low(), c.high = end.high();
-  const int64_t count = y.count();
-  return [c, end, count](size_t threads) {
-    run_conv(c, threads);
-    if (end.more()) end.apply(static_cast<float*>(c.out), count);
+  return [run = ConvRun(c), end, to = y.floats(), count = y.count()](size_t threads) {
+    run(threads);
+    if (end.more()) end.apply(to, count);
   };
 }
 
@@ -171,7 +171,7 @@ inline Step conv_int8(const Binding& b) {
   c.residual_scale = finite(b, "step");
   const Ends ends(b);
   c.low = ends.low, c.high = ends.high;
-  return [c](size_t threads) { run_conv(c, threads); };
+  return ConvRun(c);
 }
 
 inline Step linear_int8(const Binding& b) {

@@ -230,7 +230,9 @@ inline Step slice(const Binding& b) {
 }
 
 inline Step pad(const Binding& b) {
-  const Operand &x = b.floats(0), &y = b.out;
+  const Operand &x = b.in[0], &y = b.out;
+  const bool codes = y.dtype == GOSSAMER_UINT8;
+  b.fits(x && (codes || y.dtype == GOSSAMER_FLOAT32), "its type");
   const auto pads = b.pairs("pads", x.rank());
   const Shape own = strides_of(y.shape);
   int64_t start = 0;
@@ -240,7 +242,13 @@ inline Step pad(const Binding& b) {
     start += pads[2 * i] * own[i];
   }
   const float value = float(b.setting("value").real());
+  b.fits(!codes || (value >= 0 && value <= 127), "its value");
   const Step copy = copied(b, x, x.shape, 0, strides_of(x.shape), start, own);
+  if (codes)
+    return [=, to = y.data, n = y.count()](size_t threads) {
+      std::memset(to, int(value), size_t(n));
+      copy(threads);
+    };
   return [=, to = y.floats(), n = y.count()](size_t threads) {
     std::fill(to, to + n, value);
     copy(threads);

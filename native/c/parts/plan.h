@@ -115,6 +115,9 @@ inline const std::map<std::string, std::pair<int, std::vector<const char*>>>& op
       {"layer_norm", {3, {"rank", "eps"}}},
       {"embedding", {2, {}}},
       {"matmul", {2, {}}},
+      {"lstm", {4, {"reverse"}}},
+      {"gru", {4, {"reverse"}}},
+      {"fill", {0, {"shape", "value"}}},
       {"quantize", {1, {"scale", "zero"}}},
       {"dequantize", {1, {"scale", "zero", "channels"}}},
       {"conv_int8",
@@ -304,8 +307,6 @@ class PlanReader {
     Node n;
     n.op = row.at(0).string();
     if (n.op == "torch") throw Unsupported("parts of it run in torch");
-    if (n.op == "lstm" || n.op == "gru" || n.op == "fill")
-      throw Unsupported("operator " + n.op + " is not in this library");
     const auto rule = operators().find(n.op);
     if (rule == operators().end())
       throw FormatError("operator " + shown(n.op) + " is unknown");
@@ -334,8 +335,9 @@ class PlanReader {
     std::vector<bool> codes(plan_.slots.size());
     for (const Node& n : plan_.nodes) {
       const bool integer = n.op == "conv_int8" || n.op == "linear_int8" || n.op == "max_pool_int8";
-      if ((integer || n.op == "quantize" || (n.op == "reshape" && n.inputs[0] >= 0 &&
-                                             codes[size_t(n.inputs[0])])) &&
+      const bool moves = n.op == "reshape" || n.op == "slice" || n.op == "pad";
+      if ((integer || n.op == "quantize" ||
+           (moves && n.inputs[0] >= 0 && codes[size_t(n.inputs[0])])) &&
           plan_.slots[size_t(n.output)].dtype == GOSSAMER_UINT8)
         codes[size_t(n.output)] = true;
       if (!integer && n.op != "dequantize") continue;

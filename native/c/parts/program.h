@@ -14,6 +14,7 @@
 #include "codes.h"
 #include "layers.h"
 #include "others.h"
+#include "recurrent.h"
 
 namespace gossamer::c {
 
@@ -115,11 +116,13 @@ class Program {
         {"binary", binary}, {"max_pool", max_pool}, {"avg_pool", avg_pool}, {"mean", mean},
         {"reshape", reshape}, {"permute", permute}, {"slice", slice}, {"pad", pad}, {"cat", cat},
         {"softmax", softmax}, {"layer_norm", layer_norm}, {"embedding", embedding},
+        {"lstm", recurrent}, {"gru", recurrent}, {"fill", fill},
         {"matmul", matmul}, {"quantize", quantize}, {"dequantize", dequantize},
         {"conv_int8", conv_int8}, {"linear_int8", linear_int8}, {"max_pool_int8", max_pool_int8}};
     const std::string& op = b.node.op;
     const bool whole = op == "quantize" || op.find("int8") != op.npos;  // may give codes
-    const bool moves = op == "reshape" || op == "permute" || op == "slice" || op == "cat";
+    const bool moves = op == "reshape" || op == "permute" || op == "slice" || op == "cat" ||
+                       op == "pad";
     if (!whole && !moves && b.out.dtype != GOSSAMER_FLOAT32)
       throw Unsupported(op + " of another type than float32");
     return all.at(op)(b);

@@ -252,7 +252,7 @@ def test_arrays_that_lead_outside_are_refused() -> None:
         held = {n: getattr(packed, n) for n in ("starts", "order", "taps", "values")}
         held[name] = np.ascontiguousarray(change(held[name]), held[name].dtype)
         with pytest.raises(ValueError, match=match):
-            kernel("sparse_conv").run(
+            kernel("sparse_conv").Convolution(
                 conv.sizes(packed, 1, 2, 5, 5, (3, 3)), *held.values(),
                 x.view(np.uint32).reshape(-1), 0, None, None, None, 1.0, 0.0, 1.0, False,
                 np.zeros(36, np.uint32), 1,

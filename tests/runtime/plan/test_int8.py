@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,51 @@ def test_no_float_lies_between_neighbours() -> None:
     ]  # fmt: skip
     kinds = [mixed.values[n.name].dtype for n in mixed.nodes]
     assert kinds == ["uint8"] * 7 + ["float32"]
+
+
+class Shortcut(nn.Module):
+    """A block whose shortcut takes every second pixel, and zeros for the channels that are new."""
+
+    def __init__(self, before: int, last: int) -> None:
+        super().__init__()
+        self.first, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.last, self.before, self.end = nn.Conv2d(16, 8, 1), before, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.first(x) + 1)
+        new = (self.before, 16 - self.before - self.end)
+        more = F.pad(x[:, : self.end, ::2, ::2], (0, 0, 0, 0, *new))
+        return self.last(F.relu(self.down(x) + more))
+
+
+@pytest.mark.parametrize(("before", "end", "through"), [(4, 8, True), (0, 4, True), (2, 8, False)])
+def test_codes_go_through_slices_and_padding(before: int, end: int, through: bool) -> None:
+    torch.manual_seed(before)
+    net, x = Shortcut(before, end), torch.randn(3, 3, 7, 9)
+    graph = captured(net, x).graph
+    scales = calibration.scales(graph, (), [[x.numpy()]])
+    mixed = Lowering(graph, scales).graph_of({n.name for n in able(graph)})
+    kinds = {n.op: mixed.values[n.name].dtype for n in mixed.nodes if n.op in ("slice", "pad")}
+    assert kinds["pad"] == ("uint8" if through else "float32")
+    every_kernel(mixed, [x.numpy()], 3)
+    got = choose.values_of(mixed, (), [x.numpy()], 3)[mixed.outputs[0]]
+    with torch.no_grad():
+        wanted = net(x).numpy()
+    assert np.abs(got - wanted).max() <= 0.05 * np.abs(wanted).max()
+
+
+def test_padding_that_is_no_code_is_refused() -> None:
+    torch.manual_seed(0)
+    net, x = Shortcut(4, 8), torch.randn(1, 3, 7, 9)
+    graph = captured(net, x).graph
+    scales = calibration.scales(graph, (), [[x.numpy()]])
+    mixed = Lowering(graph, scales).graph_of({n.name for n in able(graph)})
+    nodes = tuple(
+        replace(n, attributes={**n.attributes, "value": 200.0}) if n.op == "pad" else n
+        for n in mixed.nodes
+    )
+    with pytest.raises(FormatError, match=r"200\.0 is no code"):
+        replace(mixed, nodes=nodes).check()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ AlexNet's conv2-5 and the 3x3 layers of ResNet-18, batch 1, one thread, random w
 and 8 bits at .1, unstructured and in 1x4 blocks along the input channels; and linear layers of
 4096 x 9216. All ways of a layer run in turn in one process; a figure is the least time. "Best" is
 the fastest of onnxruntime and, where it is installed, OpenVINO. Their int8 networks quantize a
-float32 input and give float32; the kernel's take and give codes, as between layers.
+float32 input and give float32; the kernel's take and give codes, as between layers. Kernels are
+bound to their arrays before, as in a plan.
 
 A linear layer is "hot" right after itself, "cold" after 192 MB were read. The float32 product that
 its bandwidth bounds is the faster of torch's and numpy's.
@@ -26,7 +27,7 @@ from gossamer.experiments import Claim, Context, experiment
 from gossamer.runtime.engines import ENGINES, Subject, installed
 from gossamer.runtime.kernels import conv, conv_int8, few_bits, gemv, gemv_int8, row_books
 from gossamer.runtime.kernels.arrays import RELU, dot_products
-from gossamer.runtime.kernels.eight_bits import Scale
+from gossamer.runtime.kernels.eight_bits import TOP, Scale
 
 __all__ = ["convolution", "layers", "product"]
 
@@ -89,9 +90,8 @@ def convolution(
     for density in DENSITIES:
         sparse = np.where(rng.random(weight.shape) < density, weight, 0).astype(np.float32)
         packed = conv.pack_conv(sparse, **settings)
-        calls[f"float32 {density}"] = partial(
-            conv.convolve, packed, x.numpy(), bias=bias, clamp=RELU
-        )
+        out = np.empty((1, filters, side, side), np.float32)
+        calls[f"float32 {density}"] = conv.bound(packed, x.numpy(), out, bias=bias, ends=RELU)
     codes = rng.integers(0, 128, (1, inputs // 4, side, side, 4)).astype(np.uint8)
     whole = rng.random(weight.shape) < 0.1
     blocks = np.repeat(rng.random(whole[:, ::4].shape) < 0.1, 4, axis=1)
@@ -100,8 +100,9 @@ def convolution(
         eight = conv_int8.pack_conv_int8(
             sparse, source=Scale(1 / 127, 0), target=Scale(0.02, 0), bias=bias, **settings
         )
-        calls[f"int8 {name} ({eight.taps.element})"] = partial(
-            conv_int8.convolve_int8, eight, codes, clamp=RELU
+        out = np.empty((1, filters // 4, side, side, 4), np.uint8)
+        calls[f"int8 {name} ({eight.taps.element})"] = conv.bound(
+            eight.taps, codes, out, scale=eight.scale, bias=eight.bias, ends=(0, TOP)
         )
     ms = _times(calls, rounds)
     plain, eights = _best(ms, False), _best(ms, True)

@@ -11,127 +11,27 @@ A linear layer on a batch is a convolution of kernel 1 with the samples as the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from gossamer.core.errors import ArgumentError, one_of
+from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels.arrays import (
     LINEAR,
     Clamp,
-    Packed,
     array,
     bounds,
-    frozen,
 )
 from gossamer.runtime.kernels.entries import Entries, entries_of
-from gossamer.runtime.kernels.taps import CHUNK, output_size, pack_taps
+from gossamer.runtime.kernels.taps import CHUNK, ELEMENTS, SparseConv, pack_taps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ELEMENTS", "SparseConv", "convolve", "linear", "pack_conv"]
-
-# What 32 bits of the input are: a float, four channels of seven bits, or two of 16 bits.
-ELEMENTS = ("float32", "quads", "pairs")
-
-
-class SparseConv(Packed):
-    """A packed weight and the geometry of its convolution.
-
-    Attributes:
-        shape: (output channels, input channels of a group, kernel height, kernel width).
-        stride, padding, dilation: of height and width. ``padding`` has (top, left, bottom, right).
-        groups: of channels.
-        element: one of :data:`ELEMENTS`.
-        block: planes (channels, quads or pairs of channels) in a block.
-        starts: int32, (groups * blocks * (rows + 1)): where the taps of a row begin.
-        order: int32, (groups * blocks * rows): the row at each position of a block.
-        taps: uint16: (plane in its block * kernel height + y) * kernel width + x.
-        values: uint32: the bits of each tap's float, four bytes or two 16-bit weights.
-
-    Raises :class:`ArgumentError` where the parts do not fit together.
-    """
-
-    shape: tuple[int, int, int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
-    groups: int
-    element: str
-    block: int
-    starts: NDArray[np.int32]
-    order: NDArray[np.int32]
-    taps: NDArray[np.uint16]
-    values: NDArray[np.uint32]
-
-    def check(self) -> None:
-        """Check that parts fit."""
-        one_of("element", self.element, ELEMENTS)
-        if min(self.shape) < 1 or self.groups < 1 or self.shape[0] % self.groups:
-            raise ArgumentError(f"groups={self.groups} does not divide {self.shape[0]} channels")
-        if self.block < 1 or self.block * self.shape[2] * self.shape[3] > 65536:
-            raise ArgumentError(f"block={self.block} must be 1 to 65536 taps of {self.shape}")
-        panels = self.groups * self.blocks
-        array("starts", self.starts, np.int32, [panels * (self.rows + 1)])
-        array("order", self.order, np.int32, [panels * self.rows])
-        array("taps", self.taps, np.uint16, [None])
-        array("values", self.values, np.uint32, [len(self.taps)])
-        if not np.array_equal(
-            np.sort(self.order.reshape(panels, self.rows), axis=1),
-            np.broadcast_to(np.arange(self.rows), (panels, self.rows)),
-        ):
-            raise ArgumentError("order must hold every row once in each block")
-
-    @property
-    def rows(self) -> int:
-        """Output channels of a group."""
-        return self.shape[0] // self.groups
-
-    @property
-    def planes(self) -> int:
-        """Channels, quads or pairs of channels that a group reads."""
-        return -(-self.shape[1] // _PER[self.element])
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of planes in a group."""
-        return -(-self.planes // self.block)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the kernel reads of the weight."""
-        return sum(a.nbytes for a in (self.starts, self.order, self.taps, self.values))
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the output; :class:`ArgumentError` where the kernel does not fit."""
-        return output_size(
-            (height, width), self.shape[2:], self.stride, self.padding, self.dilation
-        )
-
-    @cached_property
-    def dense(self) -> NDArray[Any]:
-        """The weight, (output channels, channels of a group, height, width): float32 or int16."""
-        kh, kw = self.shape[2:]
-        counts = np.diff(self.starts.reshape(-1, self.rows + 1), axis=1).reshape(-1)
-        at = np.repeat(np.arange(counts.size), counts)  # position of each tap
-        panel, row = at // self.rows, self.order[at]
-        plane = panel % self.blocks * self.block + self.taps // (kh * kw)
-        y, x = self.taps // kw % kh, self.taps % kw
-        channel = panel // self.blocks * self.rows + row
-        per = _PER[self.element]
-        kind: Any = {1: np.float32, 2: np.int16, 4: np.int8}[per]
-        full = np.zeros((self.shape[0], self.planes, kh, kw, per), kind)
-        full[channel, plane, y, x] = self.values.view(kind).reshape(-1, per)
-        full = full.transpose(0, 1, 4, 2, 3).reshape(self.shape[0], -1, kh, kw)[:, : self.shape[1]]
-        return frozen(full if per == 1 else full.astype(np.int16))
-
-
-_PER = {"float32": 1, "quads": 4, "pairs": 2}  # channels of a plane
+__all__ = ["SparseConv", "bound", "convolve", "linear", "pack_conv"]
 
 
 def pack_conv(
@@ -204,8 +104,7 @@ def convolve(
         residual = array("residual", residual, np.float32, result)
     out = output(out, result, np.float32)
     low, high = bounds(clamp)
-    module = kernel("sparse_conv")
-    if module is None:
+    if kernel("sparse_conv") is None:
         y = sums(packed, x)
         if bias is not None:
             y += bias[:, None, None]
@@ -213,13 +112,50 @@ def convolve(
             y += residual
         np.clip(y, low, high, out=out)
         return out
-    module.run(
-        sizes(packed, n, c, h, w, result[2:]), packed.starts, packed.order, packed.taps,
-        packed.values, x.view(np.uint32).reshape(-1), 0, None, bias,
-        None if residual is None else residual.view(np.uint32).reshape(-1), 1.0, low, high, False,
-        out.view(np.uint32).reshape(-1), threads,
-    )  # fmt: skip
+    bound(packed, x, out, bias=bias, added=residual, ends=(low, high), threads=threads)()
     return out
+
+
+def bound(
+    packed: SparseConv,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    *,
+    scale: NDArray[np.float32] | None = None,
+    bias: NDArray[np.float32] | None = None,
+    added: NDArray[Any] | None = None,
+    step: float = 1.0,
+    fill: int = 0,
+    ends: tuple[float, float] = LINEAR,
+    threads: int = 1,
+) -> Callable[[], object]:
+    """The compiled convolution of x to y, as often as it is called: looked at here, once.
+
+    Args:
+        x, y: float32 (N, C, H, W), or codes in quads, uint8 (N, quads, H, W, 4).
+        scale, bias, added, step, ends: the end of a sum, ``sum * scale + bias + added * step``,
+            between two values; in codes where y is.
+        fill: the padding's element.
+
+    Raises :class:`ArgumentError` where the arrays do not fit. The weight must stay as it is.
+    """
+    n, c, h, w = x.shape[:4]
+    m, size, codes = packed.shape[0], packed.output_size(h, w), y.dtype == np.uint8
+    shape = (n, -(-m // 4), *size, 4) if codes else (n, m, *size)
+    if y.shape != shape or (added is not None and (added.shape, added.dtype) != (shape, y.dtype)):
+        raise ArgumentError(f"a convolution of {x.shape} does not give {y.shape}")
+    module: Any = kernel("sparse_conv")
+
+    def flat(array: NDArray[Any]) -> NDArray[np.uint32]:
+        return array.view(np.uint32).reshape(-1)
+
+    made = module.Convolution(
+        sizes(packed, n, c // packed.groups, h, w, size), packed.starts, packed.order, packed.taps,
+        packed.values, flat(x), fill, scale, bias, None if added is None else flat(added), step,
+        *ends, codes, flat(y), threads,
+    )  # fmt: skip
+    run: Callable[[], object] = made.run
+    return run
 
 
 def linear(

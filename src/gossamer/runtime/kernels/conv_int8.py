@@ -26,7 +26,7 @@ from gossamer.runtime.kernels.arrays import (
     frozen,
     weights,
 )
-from gossamer.runtime.kernels.conv import SparseConv, output, sizes, sums
+from gossamer.runtime.kernels.conv import SparseConv, bound, output, sums
 from gossamer.runtime.kernels.eight_bits import TOP, Scale, from_quads, to_quads
 from gossamer.runtime.kernels.entries import Entries, entries_of
 from gossamer.runtime.kernels.taps import pack_taps
@@ -231,16 +231,13 @@ def convolve_int8(
                 raise ArgumentError("a residual of codes needs residual_scale")
             step = residual_scale.scale / target.scale
             bias = (bias.astype(np.float64) - step * residual_scale.zero).astype(np.float32)
-    module = kernel("sparse_conv")
-    if module is None:
+    if kernel("sparse_conv") is None:
         out[...] = _twin(packed, x, bias, residual, np.float32(step), low, high)
         return out
-    module.run(
-        sizes(taps, n, quads // taps.groups, h, w, (oh, ow)), taps.starts, taps.order, taps.taps,
-        taps.values, x.view(np.uint32).reshape(-1), packed.source.zero * 0x01010101, packed.scale,
-        bias, None if residual is None else residual.view(np.uint32).reshape(-1), step, low, high,
-        target is not None, out.view(np.uint32).reshape(-1), threads,
-    )  # fmt: skip
+    bound(
+        taps, x, out, scale=packed.scale, bias=bias, added=residual, step=step,
+        fill=packed.source.zero * 0x01010101, ends=(low, high), threads=threads,
+    )()  # fmt: skip
     return out
 
 

@@ -1,32 +1,135 @@
-"""The taps of a sparse convolution in the order in which the kernel reads them.
+"""A convolution's weight as taps: what is not zero, in blocks of input channels.
 
-From the entries that are not zero alone: time and memory are those of the entries and of the rows
-of each block, not those of the dense weight.
+A tap is a value and its place in its block; rows are ordered by how many taps they have, so that
+the loops over them are as long as the ones before (``native/sparse_conv.h``). Taps are made from
+the entries that are not zero: time and memory are theirs, not those of the dense weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gossamer.core.errors import ArgumentError
+from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.kernels import kernel
-from gossamer.runtime.kernels.arrays import frozen, pair
+from gossamer.runtime.kernels.arrays import (
+    Packed,
+    array,
+    frozen,
+    pair,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CHUNK", "moved", "output_size", "pack_taps", "paddings"]
+__all__ = ["CHUNK", "ELEMENTS", "SparseConv", "moved", "pack_taps", "paddings"]
 
+# What 32 bits of the input are: a float, four channels of seven bits, or two of 16 bits.
+ELEMENTS = ("float32", "quads", "pairs")
 CHUNK = 128  # rows that are ordered by their number of taps
 _CACHE = 36 << 10  # bytes of copies of one block for one register tile, a little over a first level
 _FULL = 0.8  # density from which zeros are taps as well
 _TILE = (14, 14 * 48 * 1.3)  # vectors of a register tile; bytes of its copies, a kernel column
 
 
-def _block_of(
+class SparseConv(Packed):
+    """A packed weight and the geometry of its convolution.
+
+    Attributes:
+        shape: (output channels, input channels of a group, kernel height, kernel width).
+        stride, padding, dilation: of height and width. ``padding`` has (top, left, bottom, right).
+        groups: of channels.
+        element: one of :data:`ELEMENTS`.
+        block: planes (channels, quads or pairs of channels) in a block.
+        starts: int32, (groups * blocks * (rows + 1)): where the taps of a row begin.
+        order: int32, (groups * blocks * rows): the row at each position of a block.
+        taps: uint16: (plane in its block * kernel height + y) * kernel width + x.
+        values: uint32: the bits of each tap's float, four bytes or two 16-bit weights.
+
+    Raises :class:`ArgumentError` where the parts do not fit together.
+    """
+
+    shape: tuple[int, int, int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    element: str
+    block: int
+    starts: NDArray[np.int32]
+    order: NDArray[np.int32]
+    taps: NDArray[np.uint16]
+    values: NDArray[np.uint32]
+
+    def check(self) -> None:
+        """Check that parts fit."""
+        one_of("element", self.element, ELEMENTS)
+        if min(self.shape) < 1 or self.groups < 1 or self.shape[0] % self.groups:
+            raise ArgumentError(f"groups={self.groups} does not divide {self.shape[0]} channels")
+        if self.block < 1 or self.block * self.shape[2] * self.shape[3] > 65536:
+            raise ArgumentError(f"block={self.block} must be 1 to 65536 taps of {self.shape}")
+        panels = self.groups * self.blocks
+        array("starts", self.starts, np.int32, [panels * (self.rows + 1)])
+        array("order", self.order, np.int32, [panels * self.rows])
+        array("taps", self.taps, np.uint16, [None])
+        array("values", self.values, np.uint32, [len(self.taps)])
+        if not np.array_equal(
+            np.sort(self.order.reshape(panels, self.rows), axis=1),
+            np.broadcast_to(np.arange(self.rows), (panels, self.rows)),
+        ):
+            raise ArgumentError("order must hold every row once in each block")
+
+    @property
+    def rows(self) -> int:
+        """Output channels of a group."""
+        return self.shape[0] // self.groups
+
+    @property
+    def planes(self) -> int:
+        """Channels, quads or pairs of channels that a group reads."""
+        return -(-self.shape[1] // _PER[self.element])
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of planes in a group."""
+        return -(-self.planes // self.block)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the kernel reads of the weight."""
+        return sum(a.nbytes for a in (self.starts, self.order, self.taps, self.values))
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output; :class:`ArgumentError` where the kernel does not fit."""
+        return _output_size(
+            (height, width), self.shape[2:], self.stride, self.padding, self.dilation
+        )
+
+    @cached_property
+    def dense(self) -> NDArray[Any]:
+        """The weight, (output channels, channels of a group, height, width): float32 or int16."""
+        kh, kw = self.shape[2:]
+        counts = np.diff(self.starts.reshape(-1, self.rows + 1), axis=1).reshape(-1)
+        at = np.repeat(np.arange(counts.size), counts)  # position of each tap
+        panel, row = at // self.rows, self.order[at]
+        plane = panel % self.blocks * self.block + self.taps // (kh * kw)
+        y, x = self.taps // kw % kh, self.taps % kw
+        channel = panel // self.blocks * self.rows + row
+        per = _PER[self.element]
+        kind: Any = {1: np.float32, 2: np.int16, 4: np.int8}[per]
+        full = np.zeros((self.shape[0], self.planes, kh, kw, per), kind)
+        full[channel, plane, y, x] = self.values.view(kind).reshape(-1, per)
+        full = full.transpose(0, 1, 4, 2, 3).reshape(self.shape[0], -1, kh, kw)[:, : self.shape[1]]
+        return frozen(full if per == 1 else full.astype(np.int16))
+
+
+_PER = {"float32": 1, "quads": 4, "pairs": 2}  # channels of a plane
+
+
+def block_of(
     planes: int, kh: int, kw: int, density: float, tile: tuple[float, float] | None = None
 ) -> int:
     """Planes of a block: copies for a register tile that about stay in the first-level cache.
@@ -42,14 +145,13 @@ def _block_of(
     return max(1, min(planes, block, 65536 // (kh * kw)))
 
 
-def output_size(
+def _output_size(
     image: Sequence[int],
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[int, int]:
-    """Height and width of the output; :class:`ArgumentError` where the kernel does not fit."""
     top, left, bottom, right = padding
     tall, wide = (kernel_size[0] - 1) * dilation[0] + 1, (kernel_size[1] - 1) * dilation[1] + 1
     down, across = image[0] + top + bottom - tall, image[1] + left + right - wide
@@ -64,12 +166,12 @@ def output_size(
 def _tile(
     rows: int, kernel_size: Sequence[int], geometry: Mapping[str, Any], image: Sequence[int]
 ) -> tuple[float, float] | None:
-    """This processor's register tile, as :func:`_block_of` takes it; None without the kernels."""
+    """This processor's register tile, as :func:`block_of` takes it; None without the kernels."""
     module = kernel("sparse_conv")
     if module is None:
         return None
     (sy, sx), (dy, _) = geometry["stride"], geometry["dilation"]
-    oh, ow = output_size(image, kernel_size, **geometry)
+    oh, ow = _output_size(image, kernel_size, **geometry)
     if max(kernel_size) == sy == sx == 1 and (oh, ow) == tuple(image):
         oh, ow = 1, oh * ow  # one long row
     vectors, copies = module.tile(rows, *kernel_size, oh, ow, sy, dy)
@@ -87,7 +189,7 @@ def pack_taps(
     block: int | None = None,
     image: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Geometry and arrays of a :class:`~gossamer.runtime.kernels.conv.SparseConv`.
+    """Geometry and arrays of a :class:`SparseConv`.
 
     Raises :class:`ArgumentError` for blocks that no tap's 16 bits number.
 
@@ -110,7 +212,7 @@ def pack_taps(
     density = len(places) / size
     if block is None:
         tile = _tile(rows, (kh, kw), geometry, image) if image is not None else None
-        block = _block_of(count, kh, kw, density, tile)
+        block = block_of(count, kh, kw, density, tile)
     if block < 1 or block * kh * kw > 65536:
         raise ArgumentError(f"block={block} must be 1 to 65536 taps of {shape}")
     if density > _FULL:  # rows of the same taps share what they load

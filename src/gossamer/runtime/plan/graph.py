@@ -91,6 +91,9 @@ CODES = frozenset({"quantize", "conv_int8", "linear_int8", "max_pool_int8"})
 EIGHT = frozenset({"conv_w8", "linear_w8"})
 """Layers whose weights are codes, for dense engines of eight bits."""
 
+MOVES = frozenset({"reshape", "slice", "pad"})
+"""Operators whose results are codes where what they read is."""
+
 FUNCTIONS = ("add", "sub", "mul", "div", "maximum", "minimum")
 DTYPES = ("float32", "int64", "int32", "bool", "float64", "uint8", "int8", "int16")
 _MOST = 1 << 28  # elements that a value may claim, for each example
@@ -228,7 +231,13 @@ def _check_codes(graph: Graph) -> None:
             for name, wanted in zip(node.inputs[1:3], ("int8", "float32"), strict=True):
                 if name not in graph.constants or graph.kind(name).dtype != wanted:
                     raise FormatError(f"{node.op} {node.name!r}: {name!r} is no {wanted} constant")
-        if node.op in CODES or (node.op == "reshape" and node.inputs[0] in codes):
+        moved = node.op in MOVES and node.inputs[0] in codes
+        if moved and node.op == "pad":
+            from gossamer.runtime.kernels.eight_bits import TOP  # graphs of float32 do without
+
+            if node.attributes["value"] not in range(TOP + 1):
+                raise FormatError(f"pad {node.name!r}: {node.attributes['value']} is no code")
+        if node.op in CODES or moved:
             codes |= {n for n in node.outputs if graph.values[n].dtype == "uint8"}
         if node.op not in (*CODES, "dequantize") or node.op == "quantize":
             continue

@@ -3,14 +3,16 @@
 Weights get codes of -127 to 127 and a scale for each output channel; activations codes of 0 to 127,
 a scale and a zero point for each tensor (0 behind a ReLU). Bias, activation, the added value and
 the requantization are inside the layer. A value between two integer layers stays in codes, through
-max-pools and flattening too: a flattened map is the map's own memory, and the next layer's columns
-are put in its order. Else ``quantize`` and ``dequantize`` stand between.
+max-pools, slices, padding with zeros and flattening too: a flattened map is the map's own memory,
+and the next layer's columns are put in its order. Else ``quantize`` and ``dequantize`` stand
+between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -114,11 +116,13 @@ class Lowering:
 
     def passes(self, node: Node) -> bool:
         """Whether codes go through an operator as they are."""
-        if node.op not in ("max_pool", "reshape"):
+        if node.op not in ("max_pool", "reshape", "slice", "pad"):
             return False
         have, want = (self.graph.kind(n).shape for n in (node.inputs[0], node.name))
         if node.op == "max_pool":
             return len(have) == 4 and node.inputs[0] in self.graph.values
+        if node.op in ("slice", "pad"):
+            return len(have) == 4 and _in_quads(node, have[1], 0) is not None
         return (len(have), len(want)) == (4, 2) and have[0] == want[0]
 
 
@@ -187,6 +191,10 @@ class _Mixed:
         flat: tuple[int, ...] = ()
         if node.op == "max_pool":
             made = Node("max_pool_int8", (codes.name,), (name,), dict(node.attributes))
+        elif node.op in ("slice", "pad"):
+            channels = self.graph.values[node.inputs[0]].shape[1]
+            a = _in_quads(node, channels, codes.scale.zero)
+            made = Node(node.op, (codes.name,), (name,), a or {})
         else:
             n, c, h, w = self.graph.values[node.inputs[0]].shape
             kind, flat = Value((n, -(-c // 4) * h * w * 4), "uint8"), (c, h, w)
@@ -231,6 +239,24 @@ class _Mixed:
             more_of |= {"zero": source.scale.zero, "step": step, **ends}
             made = Node("conv_int8", (source.name, *names, added), (name,), more_of)
         self._add(made, [kind])
+
+
+def _in_quads(node: Node, channels: int, zero: int) -> dict[str, Any] | None:
+    """A slice or a padding of (N, C, H, W) as one of (N, quads, H, W, 4); None where it is none.
+
+    ``zero``: the code of zero.
+    """
+    if node.op == "pad":
+        batch, (before, after), *rest = node.attributes["pads"]
+        if node.attributes["value"] or before % 4 or after % 4 or (after and channels % 4):
+            return None
+        pads = [batch, [before // 4, after // 4], *rest, [0, 0]]
+        return {"pads": pads, "value": float(zero)}
+    batch, among, *rest = node.attributes["index"]
+    start, stop, step = slice(*among).indices(channels)
+    if step != 1 or start % 4 or (stop % 4 and stop != channels):
+        return None
+    return {"index": [batch, [start // 4, -(-stop // 4), 1], *rest, [None, None, None]]}
 
 
 def _ends(node: Node) -> tuple[float, float]:

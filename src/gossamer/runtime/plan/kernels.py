@@ -105,7 +105,8 @@ KERNELS: Table[Kernel] = Table(
             refuses=partial(_call, "sparse", "refuses_rows"),
         ),
         "sparse-int8": _row(
-            "quantize dequantize conv_int8 linear_int8", "sparse_int8", work=_zeros_left_out
+            "quantize dequantize conv_int8 linear_int8 max_pool_int8", "sparse_int8",
+            work=_zeros_left_out,
         ),
         "sparse-int8-pairs": _row(
             "conv_int8", "sparse_int8", pack="pack_pairs", work=_zeros_left_out

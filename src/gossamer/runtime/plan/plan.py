@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Plan"]
 
 Run = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
+_KINDS = 64  # of inputs that were checked: calls of the same shapes are not checked again
 
 
 class Plan:
@@ -54,6 +55,7 @@ class Plan:
         self.graph, self.facts = graph, facts
         self._run, self._islands = run, islands
         self.forms, self.names = (inputs, outputs), tuple(names)
+        self._kinds: dict[Any, int] = {}
         self.probe: Probe = ((), ())
         """An example: inputs, and what torch gave for them."""
 
@@ -65,16 +67,27 @@ class Plan:
         given = leaves(self._nest(args, kwargs))
         arrays = [_array(value) for value in given]
         found: list[Any] = self.arrays(arrays, self.batch(arrays))
-        if any(not isinstance(value, np.ndarray) for value in given):
-            import torch
+        for value, array in zip(given, arrays, strict=True):
+            if value is not array:
+                import torch
 
-            found = [torch.from_numpy(a) for a in found]
+                found = [torch.from_numpy(a) for a in found]
+                break
         return built(self.forms[1], found)
 
     def arrays(self, given: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
         """Arrays that fit in, arrays out, in order; ``batch``: of how many examples."""
-        run = self._run if all(map(_finite, given)) else self.portable
+        run = self._run if all(_finite(given[i]) for i in self._floats) else self.portable
         return list(run(given, batch))
+
+    @cached_property
+    def _floats(self) -> tuple[int, ...]:
+        """Inputs that something else reads than ``quantize``, which looks for NaN itself."""
+        if not isinstance(self._run, Program):
+            return tuple(range(len(self.graph.inputs)))
+        read = {n for node in self.graph.nodes if node.op != "quantize" for n in node.inputs}
+        read |= set(self.graph.outputs)
+        return tuple(i for i, name in enumerate(self.graph.inputs) if name in read)
 
     @cached_property
     def portable(self) -> Program:
@@ -130,6 +143,15 @@ class Plan:
 
     def batch(self, arrays: Sequence[np.ndarray]) -> int:
         """How many examples arrays hold; :class:`ArgumentError` where they do not fit."""
+        kind = tuple([(a.shape, a.dtype) for a in arrays])
+        found = self._kinds.get(kind)
+        if found is None:
+            if len(self._kinds) >= _KINDS:
+                self._kinds.clear()
+            found = self._kinds[kind] = self._checked(arrays)
+        return found
+
+    def _checked(self, arrays: Sequence[np.ndarray]) -> int:
         if len(arrays) != len(self.graph.inputs):
             raise ArgumentError(
                 f"{len(arrays)} inputs where the network takes {len(self.graph.inputs)}: "
@@ -159,7 +181,7 @@ class Plan:
 def _array(value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
-    found: np.ndarray = value.detach().cpu().numpy()
+    found: np.ndarray = (value.detach() if value.requires_grad else value).numpy(force=True)
     return found
 
 

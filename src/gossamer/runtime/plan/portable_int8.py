@@ -19,7 +19,7 @@ from gossamer.runtime.kernels.arrays import bounds, countable
 from gossamer.runtime.kernels.eight_bits import TOP, Scale
 from gossamer.runtime.plan.frames import framed, taps
 
-__all__ = ["RULES", "affine", "clamps", "no_nan"]
+__all__ = ["RULES", "affine", "clamps", "fits", "no_nan"]
 
 Array = np.ndarray
 Call = Callable[[], object]
@@ -66,7 +66,7 @@ def _to_quads(values: Array, y: Array) -> None:
 def _quantize(a: Mapping[str, Any], y: Array, x: Array) -> Call:
     scale = Scale(a["scale"], a["zero"])
     inverse, zero = np.float32(1 / scale.scale), np.float32(scale.zero)
-    _fits(y, x)
+    fits(y, x)
 
     def call() -> None:
         no_nan(x)
@@ -79,7 +79,8 @@ def _quantize(a: Mapping[str, Any], y: Array, x: Array) -> Call:
     return call
 
 
-def _fits(quads: Array, plain: Array) -> None:
+def fits(quads: Array, plain: Array) -> None:
+    """Raise :class:`ArgumentError` for codes that are not of the shape of these values."""
     n, c, *rest = plain.shape
     shape = (n, -(-c // 4), *rest, 4) if rest else (n, c)
     if quads.shape != shape or plain.ndim not in (2, 4) or quads.dtype != np.uint8:
@@ -88,7 +89,7 @@ def _fits(quads: Array, plain: Array) -> None:
 
 def _dequantize(a: Mapping[str, Any], y: Array, x: Array) -> Call:
     factor, shift = affine(a)
-    _fits(x, y)
+    fits(x, y)
 
     def call() -> None:
         codes = _planes(x, y.shape[1]) if x.ndim == 5 else x

@@ -134,7 +134,13 @@ def bind(
     if node.op == "linear":
         x, y = (a.reshape(-1, a.shape[-1]) for a in (x, y))
         added = None if added is None else added.reshape(y.shape)
-    run = partial(_convolution, packed, low, high)
+
+    def run(x: np.ndarray, y: np.ndarray, added: np.ndarray | None) -> Call:
+        return conv.bound(
+            packed.weight, x, y, bias=packed.bias, added=added, ends=(low, high),
+            threads=packed.threads,
+        )  # fmt: skip
+
     if node.op == "conv":
         call = run(x, y, added)
     elif len(x) == 1:  # the arrays as they are
@@ -143,32 +149,6 @@ def bind(
     else:
         call = _across(run, x, y, added)
     return call if whole else both(call, finished(node.attributes, y))
-
-
-def _convolution(
-    packed: _Packed,
-    low: float,
-    high: float,
-    x: np.ndarray,
-    y: np.ndarray,
-    added: np.ndarray | None,
-) -> Call:
-    """The compiled call: shapes are looked at here, once, by the kernel's own checks."""
-    weight = packed.weight
-    n, c, h, w = x.shape
-    if y.shape != (n, weight.shape[0], *weight.output_size(h, w)):
-        raise ValueError(f"a convolution of {x.shape} does not give {y.shape}")
-    module: Any = kernel("sparse_conv")
-
-    def flat(array: np.ndarray | None) -> np.ndarray | None:
-        return None if array is None else array.view(np.uint32).reshape(-1)
-
-    groups = weight.groups
-    return partial(
-        module.run, conv.sizes(weight, n, c // groups, h, w, y.shape[2:]), weight.starts,
-        weight.order, weight.taps, weight.values, flat(x), 0, None, packed.bias, flat(added), 1.0,
-        low, high, False, flat(y), packed.threads,
-    )  # fmt: skip
 
 
 def _across(run: Any, x: np.ndarray, y: np.ndarray, added: np.ndarray | None) -> Call:

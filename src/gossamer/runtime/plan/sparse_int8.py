@@ -1,13 +1,12 @@
 """The compiled kernels on codes of seven bits: what is zero is left out, whatever its pattern.
 
-Bias, ReLU, the added value and the requantization are computed as sums leave the convolution. Maps
-are quantized and dequantized by convolutions too, whose weight is the identity: one pass each.
+Bias, ReLU, the added value and the requantization are computed as sums leave the convolution.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,27 +16,28 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import conv, conv_int8, gemv_int8
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
-from gossamer.runtime.kernels.eight_bits import TOP, Scale
+from gossamer.runtime.kernels.eight_bits import Scale
 from gossamer.runtime.plan.graph import Graph, Node
-from gossamer.runtime.plan.portable_int8 import affine, clamps, no_nan
+from gossamer.runtime.plan.portable_int8 import affine, clamps, fits, no_nan
 from gossamer.runtime.plan.stored import entries, once
 
 __all__ = ["bind", "pack", "pack_pairs", "refuses", "rows_of_codes"]
 
 Array = np.ndarray
 Call = Callable[[], object]
+_MODULES = {"linear_int8": "sparse_gemv", "conv_int8": "sparse_conv"}
 
 
 class _Packed(NamedTuple):
     weight: Any
-    factor: Array
-    shift: Array
+    factor: Any  # a float for each channel, or for all
+    shift: Any
     threads: int
 
 
 def refuses(graph: Graph, node: Node) -> str:
     """Why a node is not for the compiled kernels; "" for one that is."""
-    if kernel("sparse_gemv" if node.op == "linear_int8" else "sparse_conv") is None:
+    if kernel(_MODULES.get(node.op, "quads")) is None:
         return "the compiled kernels are not built"
     if node.op in ("conv_int8", "linear_int8"):
         inputs = math.prod(graph.kind(node.inputs[1]).shape[1:])
@@ -64,8 +64,13 @@ def pack_pairs(
 
 def _pack(graph: Graph, node: Node, threads: int, element: str) -> _Packed:
     a = node.attributes
-    if node.op in ("quantize", "dequantize"):
-        return _identity(graph, node, threads)
+    if node.op == "quantize":
+        scale = Scale(a["scale"], a["zero"])
+        return _Packed(None, np.float32(1 / scale.scale), np.float32(scale.zero), threads)
+    if node.op == "dequantize":
+        return _Packed(None, *affine(a), threads)
+    if node.op == "max_pool_int8":
+        return _Packed(None, None, None, threads)
     held = graph.constants
     factor, shift = (np.ascontiguousarray(held[n]) for n in node.inputs[2:4])
     weight: Any
@@ -88,23 +93,6 @@ def _pack(graph: Graph, node: Node, threads: int, element: str) -> _Packed:
     return _Packed(weight, factor, shift, threads)
 
 
-def _identity(graph: Graph, node: Node, threads: int) -> _Packed:
-    """Each channel as it is: ``quantize`` of floats, ``dequantize`` of quads."""
-    a = node.attributes
-    if node.op == "quantize":
-        channels = graph.values[node.inputs[0]].shape[1]
-        eye: Array = np.eye(channels, dtype=np.float32)
-        weight = conv.pack_conv(eye[:, :, None, None])
-        scale = Scale(a["scale"], a["zero"])
-        factor, shift = np.float32(1 / scale.scale), np.float32(scale.zero)
-    else:
-        channels = graph.values[node.name].shape[1]
-        eye = np.eye(channels, dtype=np.int8)
-        weight = conv_int8.pack_codes(eye[:, :, None, None], element="quads")
-        factor, shift = affine(a)
-    return _Packed(weight, np.full(channels, factor), np.full(channels, shift), threads)
-
-
 def bind(
     packed: _Packed,
     nodes: Sequence[Node],
@@ -118,48 +106,54 @@ def bind(
     if node.op == "linear_int8":
         return _rows(packed, x, y, *clamps(a, y))
     if node.op == "conv_int8":
-        zero, low_high = Scale(1.0, a["zero"]).zero, clamps(a, y)
-        return _maps(
-            packed, x, y, inputs[-1] if node.inputs[4] else None, a["step"], zero, low_high
-        )
-    if node.op == "dequantize":
-        return _maps(packed, x, y, None, 1.0, 0, (-np.inf, np.inf))
-    run = _maps(packed, x, y, None, 1.0, 0, (0.0, float(TOP)))
+        return conv.bound(
+            packed.weight, x, y, scale=packed.factor, bias=packed.shift,
+            added=inputs[-1] if node.inputs[4] else None, step=a["step"],
+            fill=Scale(1.0, a["zero"]).zero * 0x01010101, ends=clamps(a, y), threads=packed.threads,
+        )  # fmt: skip
+    if node.op == "max_pool_int8":
+        return _max_pool(a, x, y, packed.threads)
+    return _quantize(packed, x, y) if node.op == "quantize" else _dequantize(packed, x, y)
+
+
+def _flat(x: Array) -> Array:
+    return x.view(np.uint32).reshape(-1)
+
+
+def _quantize(packed: _Packed, x: Array, y: Array) -> Call:
+    fits(y, x)
+    module: Any = kernel("quads")
+    run = partial(
+        module.quantize, x.reshape(*x.shape[:2], -1), float(packed.factor), float(packed.shift),
+        _flat(y), packed.threads,
+    )  # fmt: skip
 
     def call() -> None:
-        no_nan(x)
-        run()
+        if not run():
+            no_nan(x)
 
     return call
 
 
-def _maps(
-    packed: _Packed,
-    x: Array,
-    y: Array,
-    added: Array | None,
-    step: float,
-    zero: int,
-    ends: tuple[float, float],
-) -> Call:
-    """The convolution: shapes are looked at here, once, by the kernel's own checks."""
-    weight, codes = packed.weight, y.dtype == np.uint8
-    n, c, h, w = x.shape[:4]
-    size = weight.output_size(h, w)
-    m = weight.shape[0]
-    shape = (n, -(-m // 4), *size, 4) if codes else (n, m, *size)
-    if y.shape != shape or (added is not None and (added.shape, added.dtype) != (shape, y.dtype)):
-        raise ArgumentError(f"a convolution of {x.shape} does not give {y.shape}")
-    module: Any = kernel("sparse_conv")
-
-    def flat(array: Array | None) -> Array | None:
-        return None if array is None else array.view(np.uint32).reshape(-1)
-
+def _dequantize(packed: _Packed, x: Array, y: Array) -> Call:
+    fits(x, y)
+    module: Any = kernel("quads")
     return partial(
-        module.run, conv.sizes(weight, n, c // weight.groups, h, w, size), weight.starts,
-        weight.order, weight.taps, weight.values, flat(x), zero * 0x01010101, packed.factor,
-        packed.shift, flat(added), step, *ends, codes, flat(y), packed.threads,
+        module.dequantize, _flat(x), float(packed.factor), float(packed.shift),
+        y.reshape(*y.shape[:2], -1), packed.threads,
     )  # fmt: skip
+
+
+def _max_pool(a: Mapping[str, Any], x: Array, y: Array, threads: int) -> Call:
+    window = zip(x.shape[2:4], a["padding"], a["kernel"], a["stride"], a["dilation"], strict=True)
+    places = [(n + sum(p) - d * (k - 1) - 1) // s + 1 for n, p, k, s, d in window]
+    if y.shape != (*x.shape[:2], *places, 4):
+        raise ArgumentError(f"windows over {x.shape} do not give {y.shape}")
+    module: Any = kernel("quads")
+    before = [p[0] for p in a["padding"]]
+    sizes = [*a["kernel"], *a["stride"], *before, *a["dilation"]]
+    planes = [v.view(np.uint32).reshape(-1, *v.shape[2:4]) for v in (x, y)]
+    return partial(module.max_pool, sizes, *planes, threads)
 
 
 def _rows(packed: _Packed, x: Array, y: Array, low: float, high: float) -> Call:
