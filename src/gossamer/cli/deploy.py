@@ -91,7 +91,10 @@ def compile_(
     batch: Annotated[int, typer.Option(min=1, help="Examples a call.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Of each kernel.")] = 1,
     engine: Annotated[
-        str, typer.Option(help="auto, plan (a kernel for each layer), onnxruntime, numpy or torch.")
+        str,
+        typer.Option(
+            help="auto, plan (a kernel for each layer), onnxruntime, openvino, numpy or torch."
+        ),
     ] = "auto",
     int8: Annotated[
         bool,

@@ -50,6 +50,8 @@ def refuses(graph: Graph, node: Node) -> str:
     """Why a node is not for OpenVINO; "" for one that is."""
     if find_spec("openvino") is None:
         return "openvino is not installed; pip install 'gossamer[openvino]'"
+    if node.attributes.get("reverse"):  # 2026.4 does, where the steps come first
+        return "it computes loops that run backwards otherwise"
     return dense.unfit(graph, node)
 
 

@@ -36,7 +36,8 @@ from gossamer.runtime.plan.wholes import Whole, Wholes, copies
 __all__ = ["ENGINES", "Engine", "compile_network", "recheck"]
 
 _FLOOR = 0.98  # cosine, as of an export
-_MORE, _LONGER = 10, 5  # times a node's rounds and seconds: whole networks
+_MORE, _LONGER = 10, 5  # times a node's rounds and seconds: whole networks in turn
+_FAR = 1.5  # times the fastest so far: a whole network that is no more looked at
 Engine = Literal["auto", "plan", "own", "onnxruntime", "openvino", "numpy", "torch"]
 ENGINES: tuple[Engine, ...] = ("auto", "plan", "own", "onnxruntime", "openvino", "numpy", "torch")
 
@@ -74,8 +75,9 @@ def compile_network(
             :func:`gossamer.runtime.export.export`.
         floor: of int8: the least mean cosine of the outputs with torch's on the calibration inputs.
         threads: of each kernel. What is left to torch takes torch's own.
-        rounds, seconds: at most, for each layer; ten and five times as much for all whole networks
-            together; what lies within 5 % of the fastest is measured up to twice more.
+        rounds, seconds: at most, for each layer, and each whole network alone; those within half as
+            much again as the fastest are then timed in turn, for ten and five times as much. What
+            lies within 5 % of the fastest is measured up to twice more.
         say: told what is being done.
 
     Raises :class:`ArgumentError` for a network that does not take the example, for an unknown
@@ -100,24 +102,34 @@ def compile_network(
     facts = Facts(engine, machine.cpu(), threads, batch, notes=notes)
     with set_threads(threads):
         maker = Wholes(flat, captured, inputs, engine, facts, rounds, seconds, say)
-        wholes = maker.all(batches)
-        checks = {}
-        for name, whole in list(wholes.items()):
+        wholes, checks = {}, {}
+        for name, whole in maker.all(batches):
+            say(f"trying {name}")
             try:
                 if whole.integers:
                     checks[name] = _judged(flat, batches, whole, floor)
                 else:
                     checks[name] = str(_checked(flat, whole.graph, tensors, whole.run, name))
+                call = partial(whole.run, inputs, batch)
+                (facts.whole[name],) = timed([call], threads, rounds, seconds)
             except ArgumentError as e:
-                del wholes[name]
                 facts.notes.append(f"{name} was refused: {e}")
+                continue
+            except Exception as e:  # engines have errors of any kind, and another serves
+                if engine != "auto":
+                    raise
+                facts.notes.append(f"{name} was refused: {type(e).__name__}: {str(e)[:200]}")
+                continue
+            wholes[name] = whole
+            most = _FAR * min(facts.whole.values())  # what is slower gives its memory back
+            wholes = {n: w for n, w in wholes.items() if facts.whole[n] <= most}
         if not wholes:
             raise ArgumentError(f"engine={engine!r} cannot be used: {'; '.join(facts.notes)}")
         say(f"timing {', '.join(wholes)}")
         calls = [partial(whole.run, inputs, batch) for whole in wholes.values()]
         taken = timed(calls, threads, _MORE * rounds, _LONGER * seconds)
-        facts.whole = dict(zip(wholes, taken, strict=True))
-    facts.engine = min(facts.whole, key=lambda name: facts.whole[name])
+        facts.whole |= dict(zip(wholes, taken, strict=True))
+    facts.engine = min(wholes, key=lambda name: facts.whole[name])
     best = wholes[facts.engine]
     facts.check, facts.chosen = checks[facts.engine], best.chosen
     facts.precision = "int8" if best.integers else "float32"

@@ -73,7 +73,8 @@ def _needs(facts: Facts) -> list[str]:
     """Packages of others that the plan runs in."""
     kernels = [KERNELS[name] for name in facts.chosen.values() if name in KERNELS]
     found = dict.fromkeys(k.package for k in kernels if k.package)
-    return [f"needs    {', '.join(found)}; without it the rest of the kernels"] if found else []
+    told = f"needs    {', '.join(found)}; other kernels stand in where it is missing"
+    return [told] if found else []
 
 
 def _bound(row: dict[str, Any]) -> str:

@@ -223,14 +223,25 @@ def _check_node(node: Node) -> None:
         raise FormatError(f"{node.name!r}: function {node.attributes['function']!r} is unknown")
 
 
+def _check_eight(graph: Graph, node: Node) -> None:
+    """Scales are positive, zero points are codes, and weights in codes are constants."""
+    scales: Any = [node.attributes["scale"]] if node.op == "round_u8" else []
+    if scales and node.attributes["zero"] not in range(256):
+        raise FormatError(f"{node.name!r}: a zero point of {node.attributes['zero']}")
+    if node.op in EIGHT:
+        for name, wanted in zip(node.inputs[1:3], ("int8", "float32"), strict=True):
+            if name not in graph.constants or graph.kind(name).dtype != wanted:
+                raise FormatError(f"{node.op} {node.name!r}: {name!r} is no {wanted} constant")
+        scales = graph.constants[node.inputs[2]]
+    if len(scales) and not (np.isfinite(scales).all() and np.min(scales) > 0):
+        raise FormatError(f"{node.op} {node.name!r} has a scale that is not positive and finite")
+
+
 def _check_codes(graph: Graph) -> None:
     """Integer operators read codes of seven bits: bytes beyond saturate on some processors."""
     codes: set[str] = set()
     for node in graph.nodes:
-        if node.op in EIGHT:
-            for name, wanted in zip(node.inputs[1:3], ("int8", "float32"), strict=True):
-                if name not in graph.constants or graph.kind(name).dtype != wanted:
-                    raise FormatError(f"{node.op} {node.name!r}: {name!r} is no {wanted} constant")
+        _check_eight(graph, node)
         moved = node.op in MOVES and node.inputs[0] in codes
         if moved and node.op == "pad":
             from gossamer.runtime.kernels.eight_bits import TOP  # graphs of float32 do without

@@ -5,6 +5,7 @@ Nothing here needs torch: a plan that was read from a file takes and gives numpy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["Plan"]
+
+_ONES = np.ones(1 << 13, np.float32)
 
 Run = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
 _KINDS = 64  # of inputs that were checked: calls of the same shapes are not checked again
@@ -186,5 +189,12 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _finite(array: np.ndarray) -> bool:
-    """Whether all is finite: a sum that is not may be of finite numbers, which costs only time."""
-    return array.dtype.kind != "f" or bool(np.isfinite(np.add.reduce(array, None)))
+    """Whether all is finite: a sum that is not may be of finite numbers, which costs only time.
+
+    A short array is summed by one call of BLAS, on one thread, in a third of the time.
+    """
+    if array.dtype.kind != "f":
+        return True
+    if array.size > len(_ONES) or array.dtype != np.float32:
+        return math.isfinite(np.add.reduce(array, None))
+    return math.isfinite(array.ravel().dot(_ONES[: array.size]))

@@ -169,16 +169,14 @@ def _dequantized(w: Array, scale: Array) -> Array:
 def _round_u8(a: Mapping[str, Any], y: Array, x: Array) -> Call:
     from gossamer.runtime.plan.portable_int8 import no_nan  # few plans have it
 
-    scale, zero = a["scale"], a["zero"]
-    if not (math.isfinite(scale) and scale > 0 and 0 <= zero <= 255):
-        raise ValueError(f"a scale of {scale} and a zero point of {zero}")
+    scale, zero = np.float32(a["scale"]), a["zero"]
 
     def call() -> None:
         no_nan(x)
-        np.divide(x, np.float32(scale), out=y)
+        np.divide(x, scale, out=y)
         np.rint(y, out=y)
         np.clip(y, -zero, 255 - zero, out=y)
-        np.multiply(y, np.float32(scale), out=y)
+        np.multiply(y, scale, out=y)
 
     return call
 

@@ -1,15 +1,15 @@
 """Candidates for the whole network: kernels chosen layer by layer, and engines that run all of it.
 
-``plan`` is the cheapest path of single nodes' times. ``plan+onnxruntime`` has its recurrent layers
-in onnxruntime, whose own takes the loop with the product before it; ``plan+openvino`` its dense
-runs in OpenVINO. With calibration inputs ``onnxruntime-int8`` and ``openvino-int8`` are the network
-in eight bits as those engines want it (:mod:`gossamer.runtime.plan.rounded`). A file holds all of
-them but ``torch``.
+``plan`` is the cheapest path of single nodes' times. Variants of it have recurrent layers in
+onnxruntime, whose own takes the loop with the product before it, or dense runs in OpenVINO, which a
+single node's time says little of. With calibration inputs ``onnxruntime-int8`` and
+``openvino-int8`` are the network in eight bits as those engines want it
+(:mod:`gossamer.runtime.plan.rounded`). A file holds all of them but ``torch``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -78,17 +78,20 @@ class Wholes:
     rounds: int
     seconds: float
     say: Callable[[str], None]
-    made: dict[str, Whole] = field(default_factory=dict)
+    tried: list[dict[str, str]] = field(default_factory=list)
 
-    def all(self, batches: Sequence[Sequence[Tensor]]) -> dict[str, Whole]:
-        """Name -> candidate; ``batches``: calibration inputs, of float32 none.
+    def all(self, batches: Sequence[Sequence[Tensor]]) -> Iterator[tuple[str, Whole]]:
+        """Names and candidates, each made when it is asked for: they hold the weights.
 
-        Raises as :func:`gossamer.runtime.plan.integers.integer_choice`.
+        ``batches``: calibration inputs, of float32 none. Raises as
+        :func:`gossamer.runtime.plan.integers.integer_choice`.
         """
         graph, engine = self.captured.graph, self.engine
         lowered = not all(n.op == "torch" for n in graph.nodes)
+        chosen: dict[str, str] = {}
+        found: dict[str, Measured] = {}
         if batches:
-            self._eight_bits([[t.numpy() for t in batch] for batch in batches])
+            yield from self._eight_bits([[t.numpy() for t in batch] for batch in batches])
         elif engine in ("auto", "plan", "own") and lowered:
             self.say(f"timing the kernels of {len(graph.nodes)} operators")
             found = measure(
@@ -97,16 +100,15 @@ class Wholes:
                 only=self._may,
             )  # fmt: skip
             chosen, _ = cheapest(graph, found, overhead(self.facts.threads))
-            self._program("plan", graph, chosen, found)
-            if engine == "auto":
-                self._variants(graph, chosen, found)
+            yield from self._program("plan", graph, chosen, found)
         for name in (*DENSE, "numpy"):
             asked = engine == name or (engine == "auto" and name in DENSE and lowered)
-            if asked and name not in self.made:
-                self._served(name, name, graph)
+            if asked and not (batches and name == "numpy"):
+                yield from self._served(name, name, graph)
+        if engine == "auto" and chosen:
+            yield from self._variants(graph, chosen, found)
         if engine in ("auto", "torch"):
-            self.made["torch"] = Whole(partial(_eager, self.flat), graph)
-        return self.made
+            yield "torch", Whole(partial(_eager, self.flat), graph)
 
     def _may(self, kernel: str) -> bool:
         """Whether a kernel may be chosen: ``own`` leaves out those of other packages."""
@@ -119,18 +121,19 @@ class Wholes:
         chosen: Mapping[str, str],
         found: Mapping[str, Measured],
         **more: Any,
-    ) -> None:
-        if any(dict(chosen) == w.chosen and graph is w.graph for w in self.made.values()):
-            return  # the same kernels by another name
+    ) -> Iterator[tuple[str, Whole]]:
         try:
             steps = steps_of(graph, chosen, self.facts.threads, self.captured.islands)
             run = Program(graph, steps)
         except ArgumentError as e:
             self.facts.notes.append(f"{name} was refused: {e}")
         else:
-            self.made[name] = Whole(run, graph, dict(chosen), dict(found), **more)
+            self.tried.append(dict(chosen))
+            yield name, Whole(run, graph, dict(chosen), dict(found), **more)
 
-    def _served(self, name: str, kernel: str, graph: Graph, **more: Any) -> None:
+    def _served(
+        self, name: str, kernel: str, graph: Graph, **more: Any
+    ) -> Iterator[tuple[str, Whole]]:
         """All that a kernel serves by it, the rest by what always does."""
         if kernel in DENSE and not any(_serves(graph, n, kernel) for n in graph.nodes):
             if self.engine == kernel:
@@ -141,38 +144,41 @@ class Wholes:
         for node in graph.nodes:
             takes = _serves(graph, node, kernel)
             chosen[node.name] = "torch" if node.op == "torch" else kernel if takes else "numpy"
-        self._program(name, graph, chosen, {}, **more)
+        yield from self._program(name, graph, chosen, {}, **more)
 
     def _variants(
-        self, graph: Graph, chosen: Mapping[str, str], found: Mapping[str, Measured]
-    ) -> None:
+        self, graph: Graph, plan: Mapping[str, str], found: Mapping[str, Measured]
+    ) -> Iterator[tuple[str, Whole]]:
         """The plan with runs of it in engines whose time single nodes do not say."""
         loops: dict[str, str] = {}
         for node in graph.nodes:
             if node.op in onnx_recurrent.OPERATORS and _serves(graph, node, "onnxruntime"):
                 linear, shaped = onnx_recurrent.before(graph, node)
                 loops |= dict.fromkeys((linear.name, shaped.name, node.name), "onnxruntime")
-        if loops:
-            self._program("plan+onnxruntime", graph, {**chosen, **loops}, found)
         theirs = {
             n.name: "openvino"
             for n in graph.nodes
-            if chosen[n.name] == "onnxruntime" and _serves(graph, n, "openvino")
+            if plan[n.name] == "onnxruntime" and _serves(graph, n, "openvino")
         }
-        if theirs:
-            self._program("plan+openvino", graph, {**chosen, **theirs}, found)
-        runs = _dense_runs(graph)
-        if runs:
-            self._program("dense runs in openvino", graph, {**chosen, **runs}, found)
+        variants = {
+            "plan, loops in onnxruntime": loops,
+            "plan, its onnxruntime in openvino": theirs,
+            "plan, dense runs in openvino": _dense_runs(graph),
+        }
+        for name, changed in variants.items():
+            chosen = {**plan, **changed}
+            if chosen not in self.tried:
+                yield from self._program(name, graph, chosen, found)
 
-    def _eight_bits(self, batches: Sequence[Sequence[np.ndarray]]) -> None:
+    def _eight_bits(self, batches: Sequence[Sequence[np.ndarray]]) -> Iterator[tuple[str, Whole]]:
         engine, captured, facts = self.engine, self.captured, self.facts
         best, apart = integer_choice(
             captured, batches, self.inputs, facts, measured=engine != "numpy", rounds=self.rounds,
             seconds=self.seconds, say=self.say, only=self._may,
         )  # fmt: skip
         name = "numpy" if engine == "numpy" else "plan"
-        self._program(name, best.graph, best.chosen, best.found, integers=bool(best.layers))
+        integers = bool(best.layers)
+        yield from self._program(name, best.graph, best.chosen, best.found, integers=integers)
         able = [
             n for n in DENSE if any(_serves(captured.graph, x, n) for x in captured.graph.nodes)
         ]
@@ -183,7 +189,7 @@ class Wholes:
         count = sum(n.op.endswith("_w8") for n in graph.nodes)
         kept = {layer: why for layer, why in facts.kept.items() if why in apart.values()}
         for kernel in able if count else ():
-            self._served(
+            yield from self._served(
                 f"{kernel}-int8", kernel, graph, integers=True, kept=kept,
                 note=f"{count} layers run in {kernel}'s own eight bits: activations of eight, "
                 "weights of seven; the layers' errors are those of this library's integers",
