@@ -283,7 +283,7 @@ REFUSED = [
     ({"precision": "int8", "calibration": []}, "calibration is empty"),
     ({"precision": "int8", "calibration": [torch.zeros(1, 3, 9, 10)]}, "give batches like the"),
     ({"precision": "int8", "calibration": torch.full((1, 3, 10, 10), torch.inf)}, "NaN or inf"),
-    ({"precision": "int8", "calibration": [], "engine": "torch"}, "engine 'auto', 'plan', 'own' or"),
+    ({"precision": "int8", "calibration": [], "engine": "torch"}, "'auto', 'plan', 'own' or"),
     ({"precision": "int8", "calibration": [], "floor": 2.0}, "floor=2.0 is a cosine"),
     ({"precision": "int8", "calibration": torch.rand(2, 3, 10, 10) * 1e-6, "floor": 1.0,
       "engine": "numpy"}, "the floor is a cosine of 1.0"),

@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+import gossamer
 import gossamer.runtime
 from gossamer.core import machine
+from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels.arrays import Packed
 from gossamer.runtime.kernels.conv import SparseConv
@@ -283,3 +285,32 @@ def test_little_is_imported(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found = {name.partition(".")[0] for name in done.stdout.split()}
     assert found <= {"__future__", "_json", "_sha2", "_sha256", "atexit", "gossamer"}, found
+
+
+def test_a_packed_file_runs_by_the_plan_beside_it(tmp_path: Path) -> None:
+    here = tmp_path / "a[b]*.gsm"
+    net, x = network(), torch.from_numpy(X)
+    gossamer.pack.pack(net, here).close()
+    with pytest.raises(ArgumentError, match="run 'gossamer compile"):
+        gossamer.runtime.load(here)
+    made = gossamer.compile(here, x, model=network(), engine="own", rounds=1, seconds=0.01)
+    code = (
+        "import sys, numpy as np, gossamer.runtime\n"
+        "y = gossamer.runtime.load(sys.argv[1])(np.load(sys.argv[2]))\n"
+        "assert 'torch' not in sys.modules\n"
+        "np.save(sys.argv[2], y)\n"
+    )
+    np.save(tmp_path / "x.npy", X)
+    arguments = [sys.executable, "-c", code, str(here), str(tmp_path / "x.npy")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "x.npy").tobytes() == made(X).tobytes()
+    (plan,) = tmp_path.glob("*.plan")
+    (tmp_path / "another.plan").write_bytes(plan.read_bytes())  # not of this file's name
+    plan.with_name("a[b]*.damaged.plan").write_bytes(plan.read_bytes()[:-1])
+    assert gossamer.runtime.load(here)(X).tobytes() == made(X).tobytes()
+    with torch.no_grad():
+        net[0].weight.mul_(2)
+    gossamer.pack.pack(net, here).close()  # the plan is of the file that was here
+    with pytest.raises(ArgumentError, match="1 there are of another file of this name"):
+        gossamer.runtime.load(here)
