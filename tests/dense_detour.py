@@ -13,7 +13,7 @@ from gossamer.runtime.kernels.arrays import dot_products, frozen, pair
 from gossamer.runtime.kernels.conv import SparseConv
 from gossamer.runtime.kernels.gemv import SparseRows
 from gossamer.runtime.kernels.gemv_int8 import WIDTHS, SparseBytes
-from gossamer.runtime.kernels.taps import _FULL, CHUNK, _block_of, _tile, paddings
+from gossamer.runtime.kernels.taps import _FULL, CHUNK, _tile, block_of, paddings
 
 __all__ = ["conv", "conv_codes", "row_codes", "rows"]
 
@@ -99,7 +99,7 @@ def _taps(
     }
     if block is None:
         tile = _tile(rows, (kh, kw), geometry, image) if image is not None else None
-        block = _block_of(count, kh, kw, float(planes.mean()), tile)
+        block = block_of(count, kh, kw, float(planes.mean()), tile)
     if float(planes.mean()) > _FULL:  # rows of the same taps share what they load
         planes = np.ones_like(planes)
     blocks = -(-count // block)
