@@ -83,7 +83,7 @@ def read(path: str | os.PathLike[str], digest: bytes) -> dict[str, Packed]:
     except FileNotFoundError:
         return {}
     try:
-        header, body = opened(data, MAGIC, target)
+        header, body = opened(data, MAGIC, target, "")
         if header["key"] != _key(digest):
             raise FormatError(f"{target} is of something else")
         return {node: _layer(kind, parts, body) for node, kind, parts in header["layers"]}

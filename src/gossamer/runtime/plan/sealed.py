@@ -107,15 +107,17 @@ def bytes_of(path: str | os.PathLike[str]) -> memoryview:
     return held.data[:done]
 
 
-def opened(data: memoryview, magic: bytes, where: str) -> tuple[dict[str, Any], memoryview]:
+def opened(
+    data: memoryview, magic: bytes, where: str, fix: str = "; compile the network again"
+) -> tuple[dict[str, Any], memoryview]:
     """The header, and the bytes of the arrays, the digest checked.
 
     Raises :class:`FormatError`, or :class:`ValueError` where the header is no JSON.
     """
     if len(data) < len(magic) + 8 + DIGEST or data[: len(magic)] != magic:
-        raise FormatError(f"{where} is no plan of this version; compile the network again")
+        raise FormatError(f"{where} is no file of this kind and version{fix}")
     if sha256([data[:-DIGEST]]) != data[-DIGEST:]:
-        raise FormatError(f"{where} is damaged: its digest differs; compile the network again")
+        raise FormatError(f"{where} is damaged: its digest differs{fix}")
     (length,) = struct.unpack_from("<Q", data, len(magic))
     begin = len(magic) + 8
     if length > min(_MOST_HEADER, len(data) - begin - DIGEST):
