@@ -107,7 +107,7 @@ def test_one_import_makes_all_of_it_usable() -> None:
     code = (
         "import gossamer, sys; assert 'torch' not in sys.modules; "
         "assert len(gossamer.datasets.load('digits').test) > 100; "
-        "[getattr(gossamer, n) for n in gossamer._HOME]; "
+        "[getattr(gossamer, n) for n in gossamer._table()]; "
         "assert {'datasets', 'compress'} <= set(dir(gossamer))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)

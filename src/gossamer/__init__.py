@@ -9,30 +9,27 @@ Everything is loaded when asked for, so that importing the package stays light.
 
 from __future__ import annotations
 
-import ast
+from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).parent
 
-
+@cache
 def _table() -> dict[str, tuple[str, str]]:
     """Public name -> module, and name there ("" for the module itself); read from the stub."""
+    import ast  # with pathlib it takes longer than all that the runtime imports
+    from pathlib import Path
+
+    here = Path(__file__)
     found: dict[str, tuple[str, str]] = {}
-    for line in ast.parse(Path(__file__).with_suffix(".pyi").read_text()).body:
+    for line in ast.parse(here.with_suffix(".pyi").read_text()).body:
         for alias in line.names if isinstance(line, ast.ImportFrom) else ():
             module, name = str(line.module), alias.name
-            place = _ROOT.joinpath(*module.split(".")[1:], name)
+            place = here.parent.joinpath(*module.split(".")[1:], name)
             if place.is_dir() or place.with_suffix(".py").exists():
                 module, name = f"{module}.{name}", ""
             found[str(alias.asname)] = module, name
     return found
-
-
-_HOME = _table()
-# Modules are left out of ``from gossamer import *``: their names are everyday words.
-__all__ = sorted(name for name, (_, attribute) in _HOME.items() if attribute)
 
 
 def _version() -> str:
@@ -47,12 +44,15 @@ def _version() -> str:
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
-    if name not in _HOME:
+    if name == "__all__":
+        # modules are left out of ``from gossamer import *``: their names are everyday words
+        return sorted(name for name, (_, attribute) in _table().items() if attribute)
+    if name.startswith("__") or name not in _table():
         raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
-    module, attribute = _HOME[name]
+    module, attribute = _table()[name]
     found = import_module(module)
     return getattr(found, attribute) if attribute else found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_table()})

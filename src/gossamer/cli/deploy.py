@@ -93,7 +93,8 @@ def compile_(
     engine: Annotated[
         str,
         typer.Option(
-            help="auto, plan (a kernel for each layer), onnxruntime, openvino, numpy or torch."
+            help="auto, plan (a kernel for each layer), own (of this library alone), onnxruntime, "
+            "openvino, numpy or torch."
         ),
     ] = "auto",
     int8: Annotated[

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-from pathlib import Path
 
 __all__ = ["cpu", "gpu", "memory"]
 
@@ -12,11 +10,15 @@ __all__ = ["cpu", "gpu", "memory"]
 def cpu() -> str:
     """The processor's name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:  # one block for each processor, the first will do
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
     except OSError:
-        lines = []
-    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
+        pass
+    import platform
+
+    return platform.processor() or platform.machine()
 
 
 def gpu() -> str | None:

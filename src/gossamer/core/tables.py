@@ -9,7 +9,6 @@ module as an entry point, so that recipes and the command line know it::
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import TypeVar
@@ -45,6 +44,8 @@ def plugins() -> tuple[str, ...]:
 
 def near(word: object, allowed: Iterable[str]) -> str:
     """``; did you mean 'x'?`` where one of the allowed words is close, else nothing."""
+    import difflib  # for messages alone
+
     close = difflib.get_close_matches(str(word), list(allowed), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gossamer.runtime.plan.plan import Plan
 
 __all__ = ["include", "load"]
 
 
-def load(path: str | Path) -> Plan:
+def load(path: str | Path, *, cache: bool = True) -> Plan:
     """The network of a plan's file (:meth:`gossamer.runtime.plan.plan.Plan.save`), ready to run.
+
+    Or of a ``.gsm`` file, whose plan for this processor ``gossamer compile`` left beside it.
 
     It takes and gives numpy arrays; torch is not imported. Kernels that this machine lacks are
     replaced by portable ones, and the example in the file is computed and compared first.
 
-    Raises :class:`FormatError` for a file that is damaged, or no plan.
+    ``cache``: what a file of a megabyte or more is packed into for this processor is kept beside
+    it, and read from there the next time (:mod:`gossamer.runtime.plan.ready`).
+
+    Raises :class:`FormatError` for a file that is damaged, or no plan, and :class:`ArgumentError`
+    for a ``.gsm`` file without a plan that was made of just that file.
     """
     from gossamer.runtime.plan.plan import Plan
 
-    return Plan.load(path)
+    if str(path).endswith(".gsm"):
+        from gossamer.runtime.plan.beside import plan_of
+
+        path = plan_of(path)
+    return Plan.load(path, cache=cache)
 
 
 def include() -> Path:
@@ -34,6 +45,8 @@ def include() -> Path:
 
     Raises :class:`FileNotFoundError` where the package was installed without its native sources.
     """
+    from pathlib import Path
+
     from gossamer import _native
 
     folders = [Path(p) / "c" for p in _native.__path__]

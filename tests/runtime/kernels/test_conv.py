@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +12,7 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import conv
 from gossamer.runtime.kernels.arrays import LINEAR, RELU, RELU6, dot_products
-from gossamer.runtime.kernels.conv import convolve, linear, pack_conv
+from gossamer.runtime.kernels.conv import SparseConv, convolve, linear, pack_conv
 from gossamer.runtime.kernels.conv_int8 import convolve_int8, pack_conv_int8
 from gossamer.runtime.kernels.eight_bits import Scale, from_quads, quantize, to_quads
 
@@ -125,7 +124,7 @@ def test_taps_that_come_twice_are_added_twice(path: str) -> None:
     if path == "numpy":
         pytest.skip("numpy multiplies by the dense weight, where the last of the two stands")
     packed = pack_conv(np.arange(1, 9, dtype=np.float32).reshape(2, 1, 2, 2))
-    twice = dataclasses.replace(packed, taps=np.array([0, 1, 2, 2, 0, 1, 2, 3], np.uint16))
+    twice = SparseConv(**packed.parts | {"taps": np.array([0, 1, 2, 2, 0, 1, 2, 3], np.uint16)})
     x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
     got = convolve(twice, x)
     assert got[0, 0, 0, 0] == 0 * 1 + 1 * 2 + 3 * 3 + 3 * 4

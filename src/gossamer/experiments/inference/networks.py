@@ -6,13 +6,10 @@ step by the stage ``obs``, with its accuracy in float32 and as an int8 plan; LeN
 LeNet-5 at a twelfth of their weights, from packed files. Plans in float32 and, each layer where it
 is faster, in int8. Batch 1, one thread, the least of that thread's own seconds over interleaved
 rounds. ``auto`` beside the best of the dense float32 engines tells where it loses.
-Beside that, from a file on disk to the first answer, each in fresh interpreters.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,10 +28,9 @@ from gossamer.pack import pack
 from gossamer.runtime.bench import bench
 from gossamer.runtime.engines import Subject, installed
 from gossamer.runtime.plan.door import compile_network
-from gossamer.runtime.plan.onnx_model import model as onnx_bytes
 from gossamer.training import evaluate
 
-__all__ = ["cold", "network", "networks"]
+__all__ = ["alexnet", "network", "networks", "thinned"]
 
 NETWORKS = ("alexnet", "resnet-20", "lenet-300-100", "lenet-5")
 ENGINES = (
@@ -52,7 +48,7 @@ _ALEXNET, _RESNET, _LENET = 0.1, 0.15, 1 / 12  # densities
 _TEST = 2000  # images
 
 
-def _thinned(net: nn.Module, kept: float, *whole: str) -> nn.Module:
+def thinned(net: nn.Module, kept: float, *whole: str) -> nn.Module:
     """The network with a part of its layers' weights, which chance picks; but of ``whole``."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -62,7 +58,8 @@ def _thinned(net: nn.Module, kept: float, *whole: str) -> nn.Module:
     return net
 
 
-def _alexnet(quick: bool) -> nn.Module:
+def alexnet(quick: bool) -> nn.Module:
+    """The network without its response normalization, of random weights."""
     side = 67 if quick else 227
     net = nets.build("alexnet", in_shape=(3, side, side))
     del net.norm1, net.norm2  # as the engines' published times have it
@@ -75,12 +72,12 @@ def _pair(
     """The dense network, the sparse one, an example, and what is known of their accuracy."""
     draw = torch.Generator().manual_seed(0)
     if name == "alexnet":
-        dense, sparse = (_alexnet(quick) for _ in range(2))
+        dense, sparse = (alexnet(quick) for _ in range(2))
         sparse.load_state_dict(dense.state_dict())
         side = 67 if quick else 227
         return (
             dense,
-            _thinned(sparse, _ALEXNET, "conv1"),
+            thinned(sparse, _ALEXNET, "conv1"),
             torch.randn(1, 3, side, side, generator=draw),
             {},
         )
@@ -99,7 +96,7 @@ def _pair(
         return dense, state.model, example, {"images": len(test), **known}
     dense = nets.build(name, seed=0)
     file = work / f"{name}.gsm"
-    pack(_thinned(nets.build(name, seed=0), _LENET), file).close()
+    pack(thinned(nets.build(name, seed=0), _LENET), file).close()
     sparse = load(file, nets.build(name, seed=1))
     return dense, sparse, torch.randn(1, 1, 28, 28, generator=draw), {}
 
@@ -126,47 +123,6 @@ def network(name: str, work: Path, quick: bool) -> dict[str, Any]:
         "ms": ms,
         "notes": list(found.notes),
     }
-
-
-_START = """
-import sys, time, numpy as np
-began = time.perf_counter()
-x = np.zeros({shape}, np.float32)
-{body}
-print(time.perf_counter() - began)
-"""
-_OURS = "import gossamer.runtime; gossamer.runtime.load({path!r})(x)"
-_THEIRS = (
-    "import onnxruntime as o; s = o.SessionOptions(); s.intra_op_num_threads = 1\n"
-    "o.InferenceSession({path!r}, s).run(None, {{'tensors_0': x}})"
-)
-
-
-def cold(work: Path, quick: bool) -> dict[str, float]:
-    """Seconds from a file on disk to the first answer, numpy imported: ResNet-20 at 15 %.
-
-    The sparse network's plan against onnxruntime's session of the dense network, the least of
-    several fresh interpreters each.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    net = nets.build("resnet-20", seed=0)
-    x = torch.zeros(1, 3, 32, 32)
-    graph = compile_network(net, x, engine="numpy", rounds=1).graph
-    theirs = work / "dense.onnx"
-    theirs.write_bytes(onnx_bytes(graph, graph.nodes, graph.inputs, graph.outputs))
-    ours = work / "sparse.plan"
-    compile_network(_thinned(net, _RESNET, "conv1", "linear"), x, engine="plan", rounds=5).save(
-        ours
-    )
-    found = {}
-    for name, body, path in (("plan", _OURS, ours), ("onnxruntime", _THEIRS, theirs)):
-        code = _START.format(shape=(1, 3, 32, 32), body=body.format(path=str(path)))
-        runs = [
-            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            for _ in range(1 if quick else 7)
-        ]
-        found[name] = min(float(run.stdout) for run in runs)
-    return found
 
 
 def _judge(raw: Mapping[str, Any]) -> list[Claim]:
@@ -226,5 +182,4 @@ def networks(context: Context) -> dict[str, Any]:
             kind: ms["gossamer"] / min(ms[e] for e in FLOAT if e in ms)
             for kind, ms in row["ms"].items()
         }
-    (start,) = context.alone(cold, [(work / "cold", quick)])
-    return {"networks": rows, "cold_start_seconds": start}
+    return {"networks": rows}

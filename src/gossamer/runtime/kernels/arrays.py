@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, dataclass_transform
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "LINEAR",
@@ -38,8 +40,24 @@ MOST_INPUTS = 65536
 """What 16 bits number; 2 * 127 * 127 times as much is below 2^31."""
 
 
+@dataclass_transform(eq_default=False)
 class Packed:
-    """Base of packed weights, which are frozen dataclasses."""
+    """Base of packed weights: its parts, in the order in which a class names them; frozen.
+
+    A dataclass takes longer to define than a network's layers to pack.
+    """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        names = list(type(self).__annotations__)
+        parts = dict(zip(names, given, strict=False)) | named
+        if len(parts) != len(given) + len(named) or parts.keys() != set(names):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
+        self.__dict__.update(parts)
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`ArgumentError` where parts do not fit together."""
+        raise NotImplementedError
 
     @classmethod
     def unchecked(cls, **parts: Any) -> Self:
@@ -47,6 +65,18 @@ class Packed:
         made = object.__new__(cls)
         made.__dict__.update(parts)
         return made
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Name -> what it is made of."""
+        return {name: self.__dict__[name] for name in type(self).__annotations__}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} cannot be set: packed weights stay")
+
+    def __repr__(self) -> str:
+        plain = {n: v for n, v in self.parts.items() if not isinstance(v, np.ndarray)}
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in plain.items())})"
 
 
 def array(name: str, value: Any, dtype: Any, shape: Sequence[int | None]) -> NDArray[Any]:

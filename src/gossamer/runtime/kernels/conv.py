@@ -12,11 +12,10 @@ A linear layer on a batch is a convolution of kernel 1 with the samples as the m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
@@ -25,15 +24,18 @@ from gossamer.runtime.kernels.arrays import (
     Clamp,
     array,
     bounds,
-    weights,
 )
+from gossamer.runtime.kernels.entries import Entries, entries_of
 from gossamer.runtime.kernels.taps import CHUNK, ELEMENTS, SparseConv, pack_taps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["SparseConv", "bound", "convolve", "linear", "pack_conv"]
 
 
 def pack_conv(
-    weight: NDArray[np.float32],
+    weight: NDArray[np.float32] | Entries,
     *,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
@@ -42,7 +44,7 @@ def pack_conv(
     block: int | None = None,
     image: Sequence[int] | None = None,
 ) -> SparseConv:
-    """Pack a float32 weight, (output channels, channels of a group, height, width).
+    """Pack a float32 weight, (output channels, channels of a group, height, width), or its entries.
 
     Zeros are left out, whatever their pattern.
 
@@ -56,14 +58,14 @@ def pack_conv(
     Raises :class:`ArgumentError` for a weight that is not float32, finite and of four dimensions,
     and for settings that no convolution has.
     """
-    weight = weights("weight", weight, 4)
-    if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
-        raise ArgumentError(f"groups={groups!r} must divide {weight.shape[0]} output channels")
-    shape: tuple[int, int, int, int] = weight.shape
+    live = entries_of("weight", weight, np.float32, 4)
+    m, c, kh, kw = live.shape
+    if not isinstance(groups, int) or groups < 1 or m % groups:
+        raise ArgumentError(f"groups={groups!r} must divide {m} output channels")
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-    bits = weight.view(np.uint32)
-    return SparseConv(
-        **pack_taps(weight != 0, bits, shape, "float32", groups, geometry, block, image)
+    bits = live.values.view(np.uint32)
+    return SparseConv.unchecked(
+        **pack_taps(live.places, bits, c, (m, c, kh, kw), "float32", groups, geometry, block, image)
     )
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.kernels import kernel
@@ -29,7 +28,11 @@ from gossamer.runtime.kernels.arrays import (
 )
 from gossamer.runtime.kernels.conv import SparseConv, bound, output, sums
 from gossamer.runtime.kernels.eight_bits import TOP, Scale, from_quads, to_quads
+from gossamer.runtime.kernels.entries import Entries, entries_of
 from gossamer.runtime.kernels.taps import pack_taps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Int8Conv", "convolve_int8", "pack_codes", "pack_conv_int8", "weight_codes"]
 
@@ -125,7 +128,7 @@ def pack_conv_int8(
 
 
 def pack_codes(
-    codes: NDArray[np.int8],
+    codes: NDArray[np.int8] | Entries,
     *,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
@@ -137,41 +140,47 @@ def pack_codes(
 ) -> SparseConv:
     """Pack a weight of bytes, (output channels, channels of a group, height, width), as they are.
 
+    ``codes``: the array, or its entries.
+
     Settings and errors as of :func:`pack_conv_int8`.
     """
     one_of("element", element, ("auto", "quads", "pairs"))
-    codes = array("codes", codes, np.int8, [None] * 4)
-    if not codes.size:
-        raise ArgumentError(f"codes are empty: shape {codes.shape}")
-    if not isinstance(groups, int) or groups < 1 or codes.shape[0] % groups:
-        raise ArgumentError(f"groups={groups!r} must divide {codes.shape[0]} output channels")
-    m, c = codes.shape[:2]
-    countable(codes[0].size)
-    if groups > 1 and (c % 4 or (m // groups) % 4):
-        apart = np.zeros((groups, m // groups, groups, *codes.shape[1:]), np.int8)
-        each = np.arange(groups)
-        apart[each, :, each] = codes.reshape(groups, -1, *codes.shape[1:])
-        codes, c, groups = apart.reshape(m, groups * c, *codes.shape[2:]), groups * c, 1
-    full = np.zeros((m, -(-c // 4) * 4, *codes.shape[2:]), np.int8)
-    full[:, :c] = codes
+    live = entries_of("codes", codes, np.int8, 4)
+    m, c, kh, kw = live.shape
+    if not isinstance(groups, int) or groups < 1 or m % groups:
+        raise ArgumentError(f"groups={groups!r} must divide {m} output channels")
+    countable(c * kh * kw)
+    row = live.places // (kh * kw)
+    at = live.places - row * (kh * kw)  # in the kernel
+    out = row // c
+    channel = row - out * c
+    if groups > 1 and (c % 4 or (m // groups) % 4):  # one group, with zeros between
+        channel += out // (m // groups) * c
+        c, groups = groups * c, 1
+
+    def planes(per: int) -> NDArray[np.integer[Any]]:
+        """Of each code: its block of channels among (outputs, blocks, height, width), flat."""
+        count = -(-c // per)
+        wide = out.astype(np.int64) if m * count * kh * kw >= 2**31 else out
+        return (wide * count + channel // per) * (kh * kw) + at
+
     if element == "auto":
-        element = _cheaper(full)
-    per = {"quads": 4, "pairs": 2}[element]
-    last = full.reshape(m, -1, per, *full.shape[2:]).transpose(0, 1, 3, 4, 2)
-    kind: Any = {4: np.int8, 2: np.int16}[per]
-    bits = np.ascontiguousarray(last.astype(kind)).view(np.uint32)[..., 0]
-    count = -(-c // per)
-    shape: tuple[int, int, int, int] = (m, c, *codes.shape[2:])
+        element = _cheaper(len(np.unique(planes(2))), len(np.unique(planes(4))))
+    per, kind = (4, np.int8) if element == "quads" else (2, np.int16)
+    places, which = np.unique(planes(per), return_inverse=True)
+    bits = np.zeros((len(places), per), kind)
+    bits[which, channel % per] = live.values
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
-    mask, planes = (bits != 0)[:, :count], bits[:, :count]
-    return SparseConv(**pack_taps(mask, planes, shape, element, groups, geometry, block, image))
+    return SparseConv.unchecked(
+        **pack_taps(
+            places, bits.view(np.uint32)[:, 0], -(-c // per), (m, c, kh, kw), element, groups,
+            geometry, block, image,
+        )
+    )  # fmt: skip
 
 
-def _cheaper(codes: NDArray[np.int8]) -> str:
+def _cheaper(pairs: int, quads: int) -> str:
     """``quads`` or ``pairs``: without VNNI a quad takes about 1.45 times as long (Zen 3)."""
-    live = codes.reshape(len(codes), -1, 2, *codes.shape[2:]).any(axis=2)
-    pairs = int(live.sum())
-    quads = int(live.reshape(len(codes), -1, 2, *codes.shape[2:]).any(axis=2).sum())
     cost = 1 if dot_products() else 1.45
     return "quads" if cost * quads <= pairs else "pairs"
 

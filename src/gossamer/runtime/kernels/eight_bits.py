@@ -9,13 +9,15 @@ fill the last quad up are zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.runtime.kernels.arrays import array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["TOP", "Scale", "dequantize", "from_quads", "quantize", "to_quads"]
 

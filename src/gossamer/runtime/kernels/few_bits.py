@@ -7,11 +7,9 @@ Dense formats: a weight costs 2 or 4 bits whether it is zero or not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
@@ -27,10 +25,12 @@ from gossamer.runtime.kernels.arrays import (
 )
 from gossamer.runtime.kernels.gemv_int8 import book_codes, ended, seven_bits
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["FewBits", "fields", "linear_few_bits", "pack_book", "pack_ternary", "signed_bytes"]
 
 
-@dataclass(frozen=True)
 class FewBits(Packed):
     """A packed matrix.
 
@@ -48,12 +48,12 @@ class FewBits(Packed):
     """
 
     shape: tuple[int, int]
-    codes: NDArray[np.uint8] = field(repr=False)
-    book: NDArray[np.int8] | None = field(repr=False)
-    scale: NDArray[np.float32] = field(repr=False)
-    sums: NDArray[np.int32] = field(repr=False)
+    codes: NDArray[np.uint8]
+    book: NDArray[np.int8] | None
+    scale: NDArray[np.float32]
+    sums: NDArray[np.int32]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check that parts fit."""
         array("codes", self.codes, np.uint8, (-(-self.shape[0] // 4) * 256 * self.chunks,))
         array("scale", self.scale, np.float32, (self.shape[0],))

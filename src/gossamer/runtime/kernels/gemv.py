@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
@@ -17,13 +16,15 @@ from gossamer.runtime.kernels.arrays import (
     called,
     countable,
     frozen,
-    weights,
 )
+from gossamer.runtime.kernels.entries import Entries, entries_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["SparseRows", "gemv", "pack_rows"]
 
 
-@dataclass(frozen=True)
 class SparseRows(Packed):
     """A float32 matrix in compressed rows with 16-bit columns.
 
@@ -36,11 +37,11 @@ class SparseRows(Packed):
     """
 
     shape: tuple[int, int]
-    starts: NDArray[np.int32] = field(repr=False)
-    columns: NDArray[np.uint16] = field(repr=False)
-    values: NDArray[np.float32] = field(repr=False)
+    starts: NDArray[np.int32]
+    columns: NDArray[np.uint16]
+    values: NDArray[np.float32]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check that parts fit."""
         array("starts", self.starts, np.int32, (self.shape[0] + 1,))
         array("columns", self.columns, np.uint16, (None,))
@@ -63,19 +64,18 @@ class SparseRows(Packed):
         return full
 
 
-def pack_rows(weight: NDArray[np.float32]) -> SparseRows:
-    """Pack a float32 matrix (outputs, inputs) of at most 65536 inputs.
+def pack_rows(weight: NDArray[np.float32] | Entries) -> SparseRows:
+    """Pack a float32 matrix (outputs, inputs) of at most 65536 inputs, or its entries.
 
     Raises :class:`ArgumentError` for another dtype or shape, NaN and infinities.
     """
-    weight = weights("weight", weight, 2)
-    countable(weight.shape[1])
-    row, column = np.nonzero(weight)
-    starts = np.searchsorted(row, np.arange(len(weight) + 1)).astype(np.int32)
-    shape: tuple[int, int] = weight.shape
-    return SparseRows(
-        shape, frozen(starts), frozen(column.astype(np.uint16)), frozen(weight[row, column])
-    )
+    live = entries_of("weight", weight, np.float32, 2)
+    outputs, inputs = live.shape
+    countable(inputs)
+    row = live.places // inputs
+    starts = np.searchsorted(row, np.arange(outputs + 1)).astype(np.int32)
+    columns = (live.places - row * inputs).astype(np.uint16)
+    return SparseRows((outputs, inputs), frozen(starts), frozen(columns), frozen(live.values))
 
 
 def gemv(

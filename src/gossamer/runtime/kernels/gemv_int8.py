@@ -11,11 +11,9 @@ Activations get seven bits and a zero point from each sample's extremes as they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.kernels import kernel
@@ -31,6 +29,11 @@ from gossamer.runtime.kernels.arrays import (
     weights,
 )
 from gossamer.runtime.kernels.conv_int8 import weight_codes
+from gossamer.runtime.kernels.entries import Entries, entries_of
+from gossamer.runtime.kernels.taps import moved
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["SparseBytes", "book_codes", "linear_int8", "pack_bytes", "pack_codes", "seven_bits"]
 
@@ -38,7 +41,6 @@ WIDTHS = (32, 64, 128)
 _LANES = 16
 
 
-@dataclass(frozen=True)
 class SparseBytes(Packed):
     """A packed matrix.
 
@@ -57,14 +59,14 @@ class SparseBytes(Packed):
 
     shape: tuple[int, int]
     width: int
-    starts: NDArray[np.int32] = field(repr=False)
-    data: NDArray[np.uint8] = field(repr=False)
-    book: NDArray[np.int8] | None = field(repr=False)
-    order: NDArray[np.int32] = field(repr=False)
-    scale: NDArray[np.float32] = field(repr=False)
-    sums: NDArray[np.int32] = field(repr=False)
+    starts: NDArray[np.int32]
+    data: NDArray[np.uint8]
+    book: NDArray[np.int8] | None
+    order: NDArray[np.int32]
+    scale: NDArray[np.float32]
+    sums: NDArray[np.int32]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check that parts fit."""
         if self.width not in WIDTHS:
             raise ArgumentError(f"width={self.width} is not one of {WIDTHS}")
@@ -153,50 +155,54 @@ def pack_bytes(
         top = float(np.abs(values).max()) or 127.0
         book = np.zeros(16, np.int8)
         book[: len(values)] = np.rint(values / (top / 127))
-        codes, scale = book[slots], np.full(len(weight), top / 127)
-        live = slots != 0
+        scale = np.full(len(weight), top / 127)
+        sums = book[slots].sum(axis=1, dtype=np.int32)
     else:
         codes, scale = weight_codes(weight)
-        slots, live = codes.view(np.uint8), codes != 0
-    return _packed(codes, scale, live, slots, book, width)
+        slots, sums = codes.view(np.uint8), codes.sum(axis=1, dtype=np.int32)
+    return _packed(entries_of("codes", slots, np.uint8, 2), scale, sums, book, width)
 
 
-def pack_codes(codes: NDArray[np.int8], *, width: int | None = None) -> SparseBytes:
-    """Pack a matrix of bytes as they are, every row's scale 1.
+def pack_codes(codes: NDArray[np.int8] | Entries, *, width: int | None = None) -> SparseBytes:
+    """Pack a matrix of bytes, or its entries, as they are, every row's scale 1.
 
     Raises :class:`ArgumentError` for another dtype or shape, and for too many inputs.
     """
-    codes = array("codes", codes, np.int8, (None, None))
-    if not codes.size:
-        raise ArgumentError(f"codes are empty: shape {codes.shape}")
-    countable(codes.shape[1])
-    return _packed(codes, np.ones(len(codes)), codes != 0, codes.view(np.uint8), None, width)
+    live = entries_of("codes", codes, np.int8, 2)
+    outputs, inputs = live.shape
+    countable(inputs)
+    sums = np.bincount(live.places // inputs, live.values, outputs)  # float64 holds them exactly
+    slots = Entries(live.shape, live.places, live.values.view(np.uint8))
+    return _packed(slots, np.ones(outputs), sums.astype(np.int32), None, width)
 
 
 def _packed(
-    codes: NDArray[np.int8],
+    live: Entries,
     scale: NDArray[Any],
-    live: NDArray[np.bool_],
-    slots: NDArray[np.uint8],
+    sums: NDArray[np.int32],
     book: NDArray[np.int8] | None,
     width: int | None,
 ) -> SparseBytes:
-    outputs, inputs = codes.shape
+    """``live``: the bytes of codes that are not zero, or their places in the book."""
+    outputs, inputs = live.shape
     if width is None:
-        density = float(live.mean())
+        density = live.density
         width = 128 if dot_products() or density < 0.15 else 64 if density < 0.35 else 32
     elif width not in WIDTHS:
         raise ArgumentError(f"width={width} is not one of {WIDTHS}")
     groups, blocks = -(-outputs // _LANES), -(-inputs // width)
+    line = live.places // inputs
+    column = live.places - line * inputs
+    each = np.bincount(line, minlength=outputs)
     order = np.full(groups * _LANES, -1, np.int32)
-    order[:outputs] = np.argsort(-live.sum(axis=1), kind="stable")
+    order[:outputs] = np.argsort(-each, kind="stable")
     place = np.empty(outputs, np.int64)  # of a row
     place[order[:outputs]] = np.arange(outputs)
-    row, column = np.nonzero(live[order[:outputs]])
-    block = column // width
+    row, block = place[line], column // width
     counts = np.bincount(row * blocks + block, minlength=groups * _LANES * blocks)
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    k = np.arange(len(row)) - first[row * blocks + block]  # of its row and block
+    begins = np.concatenate([[0], np.cumsum(each[order[:outputs]])[:-1]])[place]
+    k = moved(each, begins) - first[row * blocks + block]  # of its row and block
     most = counts.reshape(groups, _LANES, blocks).max(axis=1).T  # (blocks, groups)
     steps = -(-most // 4)
     if book is not None:
@@ -206,7 +212,7 @@ def _packed(
     index = np.zeros((int(starts[-1]), _LANES, 4), np.uint8)
     value = np.zeros_like(index)
     index[at] = column % width
-    value[at] = slots[order[row], column]
+    value[at] = live.values
     if book is None:
         data = np.stack([index, value], axis=1)
     else:
@@ -221,7 +227,7 @@ def _packed(
         book=None if book is None else frozen(book),
         order=frozen(order),
         scale=frozen(scale.astype(np.float32)),
-        sums=frozen(codes.sum(axis=1, dtype=np.int32)),
+        sums=frozen(sums),
     )
 
 

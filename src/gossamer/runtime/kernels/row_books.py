@@ -7,11 +7,9 @@ are float32, multiplied by the very weights; or, where weights are bytes, codes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
@@ -26,12 +24,14 @@ from gossamer.runtime.kernels.arrays import (
 )
 from gossamer.runtime.kernels.few_bits import fields
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["RowBooks", "linear_row_books", "pack_row_books", "row_values"]
 
 _BLOCK = 1 << 22  # weights that are looked through at a time
 
 
-@dataclass(frozen=True)
 class RowBooks(Packed):
     """A packed matrix.
 
@@ -48,10 +48,10 @@ class RowBooks(Packed):
 
     shape: tuple[int, int]
     bits: int
-    codes: NDArray[np.uint8] = field(repr=False)
-    book: NDArray[Any] = field(repr=False)
+    codes: NDArray[np.uint8]
+    book: NDArray[Any]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check that parts fit."""
         if self.bits not in (2, 4):
             raise ArgumentError(f"bits={self.bits} must be 2 or 4")

@@ -1,18 +1,17 @@
 """A convolution's weight as taps: what is not zero, in blocks of input channels.
 
 A tap is a value and its place in its block; rows are ordered by how many taps they have, so that
-the loops over them are as long as the ones before (``native/sparse_conv.h``).
+the loops over them are as long as the ones before (``native/sparse_conv.h``). Taps are made from
+the entries that are not zero: time and memory are theirs, not those of the dense weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.kernels import kernel
@@ -23,7 +22,10 @@ from gossamer.runtime.kernels.arrays import (
     pair,
 )
 
-__all__ = ["CHUNK", "ELEMENTS", "SparseConv", "pack_taps", "paddings"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["CHUNK", "ELEMENTS", "SparseConv", "moved", "pack_taps", "paddings"]
 
 # What 32 bits of the input are: a float, four channels of seven bits, or two of 16 bits.
 ELEMENTS = ("float32", "quads", "pairs")
@@ -33,7 +35,6 @@ _FULL = 0.8  # density from which zeros are taps as well
 _TILE = (14, 14 * 48 * 1.3)  # vectors of a register tile; bytes of its copies, a kernel column
 
 
-@dataclass(frozen=True)
 class SparseConv(Packed):
     """A packed weight and the geometry of its convolution.
 
@@ -58,12 +59,12 @@ class SparseConv(Packed):
     groups: int
     element: str
     block: int
-    starts: NDArray[np.int32] = field(repr=False)
-    order: NDArray[np.int32] = field(repr=False)
-    taps: NDArray[np.uint16] = field(repr=False)
-    values: NDArray[np.uint32] = field(repr=False)
+    starts: NDArray[np.int32]
+    order: NDArray[np.int32]
+    taps: NDArray[np.uint16]
+    values: NDArray[np.uint32]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check that parts fit."""
         one_of("element", self.element, ELEMENTS)
         if min(self.shape) < 1 or self.groups < 1 or self.shape[0] % self.groups:
@@ -178,8 +179,9 @@ def _tile(
 
 
 def pack_taps(
-    planes: NDArray[Any],
-    values: NDArray[np.uint32],
+    places: NDArray[np.integer[Any]],
+    bits: NDArray[np.uint32],
+    count: int,
     shape: tuple[int, int, int, int],
     element: str,
     groups: int,
@@ -187,43 +189,59 @@ def pack_taps(
     block: int | None = None,
     image: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Geometry and arrays of a :class:`SparseConv` from a mask and the bits of each plane.
+    """Geometry and arrays of a :class:`SparseConv`.
+
+    Raises :class:`ArgumentError` for blocks that no tap's 16 bits number.
 
     Args:
-        planes: bool, (output channels, planes, height, width): where there is a tap.
-        values: uint32, of the same shape.
+        places: ascending: the taps among (output channels, planes, height, width), flat.
+        bits: uint32, of each tap.
+        count: planes: channels of a group, or its quads or pairs of channels.
         shape: of the dense weight.
         geometry: stride, padding and dilation, as given.
         block: planes in a block; None for a rule.
         image: height and width of the inputs, where they are known: for the rule.
     """
-    rows, count, (kh, kw) = shape[0] // groups, planes.shape[1], shape[2:]
+    rows, (kh, kw) = shape[0] // groups, shape[2:]
     geometry = {
         "stride": pair("stride", geometry["stride"], 1),
         "padding": paddings(geometry["padding"]),
         "dilation": pair("dilation", geometry["dilation"], 1),
     }
+    size = shape[0] * count * kh * kw
+    density = len(places) / size
     if block is None:
         tile = _tile(rows, (kh, kw), geometry, image) if image is not None else None
-        block = block_of(count, kh, kw, float(planes.mean()), tile)
-    if float(planes.mean()) > _FULL:  # rows of the same taps share what they load
-        planes = np.ones_like(planes)
+        block = block_of(count, kh, kw, density, tile)
+    if block < 1 or block * kh * kw > 65536:
+        raise ArgumentError(f"block={block} must be 1 to 65536 taps of {shape}")
+    if density > _FULL:  # rows of the same taps share what they load
+        every = np.zeros(size, np.uint32)
+        every[places] = bits
+        places, bits = np.arange(size), every
+    if len(places) >= 2**31:
+        raise ArgumentError(f"{len(places)} taps are more than 2^31 - 1")
     blocks = -(-count // block)
-    channel, plane, y, x = np.nonzero(planes)
-    taps = (plane % block * kh + y) * kw + x
-    panel = channel // rows * blocks + plane // block
-    row = channel % rows
-    counts = np.bincount(panel * rows + row, minlength=groups * blocks * rows)
-    counts = counts.reshape(-1, rows)
-    chunk = np.broadcast_to(np.arange(rows) // CHUNK, counts.shape)
-    order = np.lexsort((counts, chunk), axis=1)
-    position = np.argsort(order, axis=1)[panel, row]
-    sort = np.lexsort((taps, position, panel))
-    starts = np.zeros((len(counts), rows + 1), np.int64)
-    np.cumsum(np.take_along_axis(counts, order, 1), axis=1, out=starts[:, 1:])
-    starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
-    if len(taps) >= 2**31:
-        raise ArgumentError(f"{len(taps)} taps are more than 2^31 - 1")
+    # a channel's taps in a block are neighbours in ``places``: whole pieces are moved
+    lows = np.add.outer(np.arange(shape[0]) * count, np.arange(blocks) * block).reshape(-1)
+    lows = (lows * (kh * kw)).astype(places.dtype)
+    ends = np.append(np.searchsorted(places, lows), len(places))
+    counts = np.diff(ends)
+    panels = counts.reshape(groups, rows, blocks).transpose(0, 2, 1).reshape(-1, rows)
+    if rows > CHUNK:
+        order = np.lexsort((panels, np.broadcast_to(np.arange(rows) // CHUNK, panels.shape)), 1)
+    else:
+        order = panels.argsort(1, kind="stable")
+    at = order + np.arange(0, panels.size, rows)[:, None]
+    starts = np.zeros((len(panels), rows + 1), np.int64)
+    panels.reshape(-1)[at].cumsum(1, out=starts[:, 1:])
+    starts[1:] += starts[:-1, -1].cumsum()[:, None]
+    begins = np.empty(panels.size, np.int64)  # of a panel's row, among the taps
+    begins[at] = starts[:, :-1]
+    begins = begins.reshape(groups, blocks, rows).transpose(0, 2, 1).reshape(-1)
+    to = moved(counts, begins)
+    taps, values = np.empty(len(to), np.uint16), np.empty(len(to), np.uint32)
+    taps[to], values[to] = places - lows.repeat(counts), bits
     return {
         **geometry,
         "shape": shape,
@@ -232,9 +250,24 @@ def pack_taps(
         "block": block,
         "starts": frozen(starts.reshape(-1).astype(np.int32)),
         "order": frozen(order.reshape(-1).astype(np.int32)),
-        "taps": frozen(taps[sort].astype(np.uint16)),
-        "values": frozen(values[planes][sort]),
+        "taps": frozen(taps),
+        "values": frozen(values),
     }
+
+
+def moved(counts: NDArray[np.integer[Any]], begins: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Where each of a row of entries goes whose pieces are moved as they are.
+
+    Args:
+        counts: how many entries each piece has; one piece lies behind the other.
+        begins: where each piece begins afterwards.
+
+    >>> moved(np.array([2, 0, 3]), np.array([3, 5, 0]))
+    array([3, 4, 0, 1, 2])
+    """
+    found: NDArray[np.int64] = (begins - (counts.cumsum() - counts)).repeat(counts)
+    found += np.arange(len(found))
+    return found
 
 
 def paddings(padding: int | Sequence[int]) -> tuple[int, int, int, int]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-__all__ = ["LINE", "TOLERANCE", "aligned", "difference"]
+from gossamer.runtime.plan.graph import Node
+
+__all__ = ["LINE", "TOLERANCE", "aligned", "arranged", "difference", "sigmoid"]
 
 LINE = 64
 """Bytes: arrays begin at a cache line."""
@@ -20,6 +24,24 @@ def aligned(array: np.ndarray) -> np.ndarray:
     made = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     made[...] = array
     return made
+
+
+def sigmoid(y: np.ndarray) -> np.ndarray:
+    """Of each value; never overflows."""
+    return 1 / (1 + np.exp(-np.clip(y, -87, 87)))
+
+
+def arranged(
+    node: Node, packed: Sequence[np.ndarray | None], inputs: Sequence[np.ndarray]
+) -> list[np.ndarray | None]:
+    """A node's inputs at their places: constants, computed arrays (each given once), None."""
+    left, seen = list(inputs), dict[str, np.ndarray]()
+    given: list[np.ndarray | None] = []
+    for name, constant in zip(node.inputs, packed, strict=True):
+        if constant is None and name and name not in seen:
+            seen[name] = left.pop(0)
+        given.append(seen.get(name, constant))
+    return given
 
 
 def difference(wanted: np.ndarray, got: np.ndarray) -> float:

@@ -17,11 +17,10 @@ import numpy as np
 from gossamer.core.errors import ArgumentError
 from gossamer.runtime.kernels.eight_bits import Scale
 from gossamer.runtime.plan.choose import values_of
-from gossamer.runtime.plan.graph import Graph, Node, resolved
+from gossamer.runtime.plan.graph import Graph, Node, batch_of, resolved
 from gossamer.runtime.plan.int8 import Lowering
 from gossamer.runtime.plan.kernels import candidates
 from gossamer.runtime.plan.program import Program, steps_of
-from gossamer.runtime.plan.reference import batch_of
 
 __all__ = ["FAR", "SMALL", "errors", "far", "scales"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def values_of(
 ) -> dict[str, np.ndarray]:
     """Every value of the graph, by the portable kernels."""
     names = tuple(graph.values)
-    every = replace(graph, outputs=names)
+    every = graph._replace(outputs=names)
     program = Program(every, steps_of(every, plain(graph), 1, islands))
     return dict(zip(names, program(inputs, batch), strict=True))
 

@@ -14,13 +14,11 @@ import numpy as np
 
 from gossamer.runtime import sessions
 from gossamer.runtime.plan import onnx_recurrent
-from gossamer.runtime.plan.graph import CODES, EIGHT, OPERATORS, Graph, Node
+from gossamer.runtime.plan.graph import EIGHT, Graph, Node
 from gossamer.runtime.plan.onnx_model import model
 
-__all__ = ["SERVES", "bind", "pack", "refuses", "unfit"]
+__all__ = ["bind", "pack", "refuses", "unfit"]
 
-# its Gather takes indices below zero, and it rounds codes in another order
-SERVES = frozenset(OPERATORS) - {"torch", "embedding", "dequantize", "fill"} - CODES
 _MOST = 1 << 31  # bytes of a protobuf message
 
 

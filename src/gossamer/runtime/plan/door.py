@@ -28,9 +28,8 @@ from gossamer.runtime.plan.explain import describe
 from gossamer.runtime.plan.facts import Facts
 from gossamer.runtime.plan.forms import form_of, leaves
 from gossamer.runtime.plan.fuse import fused
-from gossamer.runtime.plan.graph import Graph, Node, Value
+from gossamer.runtime.plan.graph import Graph, Node, Value, batch_of
 from gossamer.runtime.plan.plan import Plan, Run
-from gossamer.runtime.plan.reference import batch_of
 from gossamer.runtime.plan.roofline import peaks, predicted
 from gossamer.runtime.plan.wholes import Whole, Wholes, copies
 
@@ -39,8 +38,8 @@ __all__ = ["ENGINES", "Engine", "compile_network", "recheck"]
 _FLOOR = 0.98  # cosine, as of an export
 _MORE, _LONGER = 10, 5  # times a node's rounds and seconds: whole networks in turn
 _FAR = 1.5  # times the fastest so far: a whole network that is no more looked at
-Engine = Literal["auto", "plan", "onnxruntime", "openvino", "numpy", "torch"]
-ENGINES: tuple[Engine, ...] = ("auto", "plan", "onnxruntime", "openvino", "numpy", "torch")
+Engine = Literal["auto", "plan", "own", "onnxruntime", "openvino", "numpy", "torch"]
+ENGINES: tuple[Engine, ...] = ("auto", "plan", "own", "onnxruntime", "openvino", "numpy", "torch")
 
 
 def compile_network(
@@ -63,13 +62,14 @@ def compile_network(
             gradients.
         example_inputs: one batch as the network takes it; times are of its size.
         engine: ``auto``: whatever is fastest (:mod:`gossamer.runtime.plan.wholes`); ``plan``: a
-            kernel for each layer; ``onnxruntime``, ``openvino``, ``numpy``, ``torch``: that alone,
-            wherever it can.
+            kernel for each layer; ``own``: one of this library's, so that its file needs numpy
+            alone and is open soonest; ``onnxruntime``, ``openvino``, ``numpy``, ``torch``: that
+            alone, wherever it can.
         precision: ``int8``: layers on eight-bit weights and activations of seven bits too, each
             where that is faster (:mod:`gossamer.runtime.plan.int8`), with engine ``auto``,
-            ``plan`` or ``numpy``; ``auto`` tries the dense engines' eight bits too. Answers
-            change: what each layer and the whole lose on the calibration inputs is stated, and a
-            layer that loses far more than the others stays float32
+            ``plan``, ``own`` or ``numpy``; ``auto`` tries the dense engines' eight bits too.
+            Answers change: what each layer and the whole lose on the calibration inputs is stated,
+            and a layer that loses far more than the others stays float32
             (:mod:`gossamer.runtime.plan.calibration`).
         calibration: inputs for int8: a split, or an iterable of batches like the example, as for
             :func:`gossamer.runtime.export.export`.
@@ -158,9 +158,9 @@ def _asked(engine: str, precision: str, calibration: Any, floor: float) -> None:
         if calibration is not None:
             raise ArgumentError("calibration is for precision='int8'; leave it out for float32")
         return
-    if engine not in ("auto", "plan", "numpy"):
+    if engine not in ("auto", "plan", "own", "numpy"):
         raise ArgumentError(
-            f"precision='int8' is for engine 'auto', 'plan' or 'numpy', not {engine!r}; "
+            f"precision='int8' is for engine 'auto', 'plan', 'own' or 'numpy', not {engine!r}; "
             "gossamer.export writes int8 for onnxruntime"
         )
     if calibration is None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +15,6 @@ Probe = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]
 """An example: inputs, and what torch gave for them."""
 
 
-@dataclass
 class Facts:
     """What a plan knows of itself, as plain values.
 
@@ -34,22 +32,35 @@ class Facts:
         kept: layer that stays float32 -> why.
     """
 
-    engine: str
-    processor: str
-    threads: int
-    batch: int
-    chosen: dict[str, str] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    whole: dict[str, float] = field(default_factory=dict)
-    check: str = ""
-    notes: list[str] = field(default_factory=list)
-    precision: str = "float32"
-    errors: dict[str, float] = field(default_factory=dict)
-    kept: dict[str, str] = field(default_factory=dict)
+    def __init__(
+        self,
+        engine: str,
+        processor: str,
+        threads: int,
+        batch: int,
+        chosen: dict[str, str] | None = None,
+        rows: list[dict[str, Any]] | None = None,
+        whole: dict[str, float] | None = None,
+        check: str = "",
+        notes: list[str] | None = None,
+        precision: str = "float32",
+        errors: dict[str, float] | None = None,
+        kept: dict[str, str] | None = None,
+    ) -> None:
+        self.engine, self.processor, self.threads, self.batch = engine, processor, threads, batch
+        self.chosen = {} if chosen is None else chosen
+        self.rows = [] if rows is None else rows
+        self.whole = {} if whole is None else whole
+        self.check, self.precision = check, precision
+        self.notes = [] if notes is None else notes
+        self.errors = {} if errors is None else errors
+        self.kept = {} if kept is None else kept
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Facts) and vars(self) == vars(other)
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(NamedTuple):
     """A plan's parts.
 
     Attributes:

@@ -7,9 +7,8 @@ an integer layer. What is multiplied is the same as elsewhere, only its bytes ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,20 +18,17 @@ from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.kernels.row_books import RowBooks, pack_row_books, row_values
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable import finished
-from gossamer.runtime.plan.portable_int8 import clamps
 from gossamer.runtime.plan.sparse import bias_of, ends
-from gossamer.runtime.plan.sparse_int8 import rows_of_codes
+from gossamer.runtime.plan.stored import once
 
-__all__ = ["BYTES", "FLOATS", "bind", "bind_bytes", "pack", "pack_bytes", "refuses", "work"]
+__all__ = ["bind", "bind_bytes", "pack", "pack_bytes", "refuses", "work"]
 
 Array = np.ndarray
 Call = Callable[[], object]
-FLOATS, BYTES = frozenset({"linear"}), frozenset({"linear_int8"})
 _FEWEST, _SAMPLE = 64, 8  # inputs: 16 values are few of more; rows that are looked at first
 
 
-@dataclass(frozen=True)
-class _Packed:
+class _Packed(NamedTuple):
     weight: RowBooks
     terms: tuple[Array | None, ...]  # the bias; or factor and shift
     threads: int
@@ -62,7 +58,7 @@ def pack(
     graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], threads: int
 ) -> _Packed:
     """The weight's codes and each row's values; raises :class:`ArgumentError` for more than 16."""
-    weight = pack_row_books(graph.constants[nodes[0].inputs[1]])
+    weight = _books(graph, nodes[0])
     return _Packed(weight, (bias_of(graph, nodes[0]),), threads)
 
 
@@ -70,9 +66,13 @@ def pack_bytes(
     graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], threads: int
 ) -> _Packed:
     """The same of an integer layer."""
-    weight, factor, shift = (graph.constants[n] for n in nodes[0].inputs[1:4])
-    terms = np.ascontiguousarray(factor), np.ascontiguousarray(shift)
-    return _Packed(pack_row_books(weight), terms, threads)
+    terms = tuple(np.ascontiguousarray(graph.constants[n]) for n in nodes[0].inputs[2:4])
+    return _Packed(_books(graph, nodes[0]), terms, threads)
+
+
+def _books(graph: Graph, node: Node) -> RowBooks:
+    held = graph.constants
+    return once(held, node.name, RowBooks, lambda: pack_row_books(held[node.inputs[1]]))
 
 
 def bind(
@@ -112,6 +112,9 @@ def bind_bytes(
     batch: int,
 ) -> Call:
     """The call on these codes."""
+    from gossamer.runtime.plan.portable_int8 import clamps  # float32 layers do without
+    from gossamer.runtime.plan.sparse_int8 import rows_of_codes
+
     weight, (x, y) = packed.weight, (inputs[0], outputs[0])
     module: Any = kernel("few_bits")
 

@@ -7,7 +7,6 @@ else reads, or that the network gives, is never fused away.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +34,7 @@ def _pairs(graph: Graph, join: Callable[[Graph, Node, Node], Node | None]) -> Gr
     The one stands where the second stood, so that whatever it reads is there.
     """
     constants = dict(graph.constants)
-    graph = replace(graph, constants=constants)  # passes add to these
+    graph = graph._replace(constants=constants)  # passes add to these
     while True:
         read = users(graph)
         for first in graph.nodes:
@@ -44,7 +43,7 @@ def _pairs(graph: Graph, join: Callable[[Graph, Node, Node], Node | None]) -> Gr
                 continue
             if (made := join(graph, first, readers[0])) is not None:
                 nodes = [made if n is readers[0] else n for n in graph.nodes if n is not first]
-                graph = replace(graph, nodes=tuple(nodes))
+                graph = graph._replace(nodes=tuple(nodes))
                 break
         else:
             return pruned(graph)
@@ -83,7 +82,7 @@ def _activation(graph: Graph, first: Node, second: Node) -> Node | None:
     if second.op != "unary" or first.op not in _WITH_ACTIVATION or first.activation:
         return None
     attributes = {**first.attributes, "activation": second.activation}
-    return replace(first, outputs=second.outputs, attributes=attributes)
+    return first._replace(outputs=second.outputs, attributes=attributes)
 
 
 def _addition(graph: Graph, first: Node, second: Node) -> Node | None:
@@ -130,14 +129,14 @@ def _slices(graph: Graph, first: Node, second: Node) -> Node | None:
         if whole not in (one, other):
             return None
         index.append(other if one == whole else one)
-    return replace(first, outputs=second.outputs, attributes={"index": index})
+    return first._replace(outputs=second.outputs, attributes={"index": index})
 
 
 def _reshapes(graph: Graph, first: Node, second: Node) -> Node | None:
     """Two reshapes are the last one."""
     if first.op != "reshape" or second.op != "reshape":
         return None
-    return replace(second, inputs=first.inputs)
+    return second._replace(inputs=first.inputs)
 
 
 def _padded(graph: Graph, first: Node, second: Node) -> Node | None:
@@ -152,7 +151,7 @@ def _padded(graph: Graph, first: Node, second: Node) -> Node | None:
     pairs = zip(second.attributes["padding"], around[2:], strict=True)
     padding = [[a + c, b + d] for (a, b), (c, d) in pairs]
     inputs = (first.inputs[0], *second.inputs[1:])
-    return replace(second, inputs=inputs, attributes={**second.attributes, "padding": padding})
+    return second._replace(inputs=inputs, attributes={**second.attributes, "padding": padding})
 
 
 PASSES: tuple[Callable[[Graph], Graph], ...] = tuple(

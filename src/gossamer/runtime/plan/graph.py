@@ -7,14 +7,14 @@ the size of the batch, which is free.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gossamer.core.errors import FormatError
-from gossamer.runtime.kernels.eight_bits import TOP
+from gossamer.runtime.plan.stored import Stored
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,6 +26,7 @@ __all__ = [
     "Graph",
     "Node",
     "Value",
+    "batch_of",
     "resolved",
     "users",
 ]
@@ -87,19 +88,18 @@ LAYERS: Mapping[str, int] = {
 CODES = frozenset({"quantize", "conv_int8", "linear_int8", "max_pool_int8"})
 """Operators whose uint8 results are codes of seven bits (:mod:`..kernels.eight_bits`)."""
 
-MOVES = frozenset({"reshape", "slice", "pad"})
-"""Operators whose results are codes where what they read is."""
-
 EIGHT = frozenset({"conv_w8", "linear_w8"})
 """Layers whose weights are codes, for dense engines of eight bits."""
+
+MOVES = frozenset({"reshape", "slice", "pad"})
+"""Operators whose results are codes where what they read is."""
 
 FUNCTIONS = ("add", "sub", "mul", "div", "maximum", "minimum")
 DTYPES = ("float32", "int64", "int32", "bool", "float64", "uint8", "int8", "int16")
 _MOST = 1 << 28  # elements that a value may claim, for each example
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What an array is: its shape (see above), and its type as numpy calls it."""
 
     shape: tuple[int, ...]
@@ -110,14 +110,13 @@ class Value:
         return f"{self.dtype} ({', '.join(sizes)})"
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """One operator: what it is, what it reads and gives, by name, and how."""
 
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = {}  # never written
 
     @property
     def name(self) -> str:
@@ -135,8 +134,7 @@ class Node:
         return f"{', '.join(self.outputs)} = {self.op}({', '.join(self.inputs)}; {shown})"
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """Operators in an order in which each reads what is there.
 
     Attributes:
@@ -166,7 +164,8 @@ class Graph:
         """What a value or constant is."""
         if name in self.values:
             return self.values[name]
-        array = self.constants[name]
+        held = self.constants
+        array = held.coded[name] if isinstance(held, Stored) else held[name]
         return Value(array.shape, str(array.dtype))
 
     def __str__(self) -> str:
@@ -177,9 +176,9 @@ class Graph:
     def check(self) -> Graph:
         """Itself, where its parts fit together; else :class:`FormatError` names what does not."""
         known = set(self.constants) | set(self.inputs)
-        for name, array in self.constants.items():
-            if str(array.dtype) not in DTYPES:
-                raise FormatError(f"constant {name!r} is of type {array.dtype}")
+        for name in self.constants:
+            if (dtype := self.kind(name).dtype) not in DTYPES:
+                raise FormatError(f"constant {name!r} is of type {dtype}")
         for name in (*self.inputs, *self.outputs):
             if name not in self.values:
                 raise FormatError(f"the graph's value {name!r} has no shape")
@@ -196,7 +195,7 @@ class Graph:
         for name, value in self.values.items():
             if value.dtype not in DTYPES or len(value.shape) > 16:
                 raise FormatError(f"value {name!r} is {value}")
-            if abs(int(np.prod([float(d) for d in value.shape]))) > _MOST:
+            if abs(math.prod(value.shape)) > _MOST:
                 raise FormatError(f"value {name!r} of {value} is larger than can be")
         _check_codes(self)
         if missing := [name for name in self.outputs if name not in known]:
@@ -231,7 +230,7 @@ def _check_eight(graph: Graph, node: Node) -> None:
         raise FormatError(f"{node.name!r}: a zero point of {node.attributes['zero']}")
     if node.op in EIGHT:
         for name, wanted in zip(node.inputs[1:3], ("int8", "float32"), strict=True):
-            if name not in graph.constants or str(graph.constants[name].dtype) != wanted:
+            if name not in graph.constants or graph.kind(name).dtype != wanted:
                 raise FormatError(f"{node.op} {node.name!r}: {name!r} is no {wanted} constant")
         scales = graph.constants[node.inputs[2]]
     if len(scales) and not (np.isfinite(scales).all() and np.min(scales) > 0):
@@ -244,8 +243,11 @@ def _check_codes(graph: Graph) -> None:
     for node in graph.nodes:
         _check_eight(graph, node)
         moved = node.op in MOVES and node.inputs[0] in codes
-        if moved and node.op == "pad" and node.attributes["value"] not in range(TOP + 1):
-            raise FormatError(f"pad {node.name!r}: {node.attributes['value']} is no code")
+        if moved and node.op == "pad":
+            from gossamer.runtime.kernels.eight_bits import TOP  # graphs of float32 do without
+
+            if node.attributes["value"] not in range(TOP + 1):
+                raise FormatError(f"pad {node.name!r}: {node.attributes['value']} is no code")
         if node.op in CODES or moved:
             codes |= {n for n in node.outputs if graph.values[n].dtype == "uint8"}
         if node.op not in (*CODES, "dequantize") or node.op == "quantize":
@@ -255,7 +257,7 @@ def _check_codes(graph: Graph) -> None:
             raise FormatError(f"{node.op} {node.name!r} reads {bad[0]!r}, which is no codes")
         for name in node.inputs[1:4]:
             wanted = "int8" if name == node.inputs[1] else "float32"
-            if name not in graph.constants or str(graph.constants[name].dtype) != wanted:
+            if name not in graph.constants or graph.kind(name).dtype != wanted:
                 raise FormatError(f"{node.op} {node.name!r}: {name!r} is no constant of {wanted}")
 
 
@@ -266,6 +268,15 @@ def resolved(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
     (4, 3, 8)
     """
     return tuple(d if d >= 0 else -d * batch for d in shape)
+
+
+def batch_of(graph: Graph, inputs: Sequence[np.ndarray]) -> int:
+    """The size of the batch: what the free dimension of the inputs is; 1 where there is none."""
+    for name, array in zip(graph.inputs, inputs, strict=True):
+        for have, want in zip(array.shape, graph.values[name].shape, strict=True):
+            if want < 0:
+                return int(have // -want)
+    return 1
 
 
 def users(graph: Graph) -> dict[str, list[Node]]:

@@ -29,6 +29,7 @@ def integer_choice(
     rounds: int,
     seconds: float,
     say: Callable[[str], None],
+    only: Callable[[str], bool] = lambda name: True,
 ) -> tuple[Choice, dict[str, str]]:
     """The layers in integers and their kernels; ``facts`` is told of errors and what stays.
 
@@ -38,6 +39,7 @@ def integer_choice(
         calibration: batches of input arrays.
         inputs: the example's.
         measured: choose by times; else every layer that may, with the portable kernels.
+        only: which kernels may be chosen.
         rounds, seconds, say: as for :func:`gossamer.runtime.plan.door.compile_network`.
 
     Raises :class:`ArgumentError` where no layer has an integer form, or the calibration inputs are
@@ -59,7 +61,7 @@ def integer_choice(
         names = {node: f"{layer} ({node})" for node, layer in names.items()}
     facts.errors = {names[node]: error for node, error in found.items()}
     rest = [name for name in found if name not in apart]
-    search = Search(lowering, islands, inputs, facts.batch, facts.threads, rounds, seconds)
+    search = Search(lowering, islands, inputs, facts.batch, facts.threads, rounds, seconds, only)
     if measured:
         say(f"timing the kernels of {len(graph.nodes)} operators in float32 and int8")
         best = search.best(rest)

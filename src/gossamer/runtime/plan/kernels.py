@@ -13,31 +13,21 @@ the reference kernel on the example, and times those that agree.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gossamer.core.tables import Table
-from gossamer.runtime.plan import (
-    dense,
-    dense_openvino,
-    few_bits,
-    island,
-    portable,
-    recurrent,
-    sparse,
-    sparse_int8,
-)
-from gossamer.runtime.plan.graph import Graph, Node
+from gossamer.runtime.plan.graph import CODES, OPERATORS, Graph, Node
 
 __all__ = ["KERNELS", "Call", "Kernel", "candidates"]
 
 Call = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """One way to compute nodes.
 
     Attributes:
@@ -71,51 +61,66 @@ def _zeros_left_out(weight: np.ndarray) -> tuple[float, float]:
     return live, live * (weight.itemsize + 2)
 
 
+def _call(module: str, name: str, *given: Any) -> Any:
+    return getattr(import_module(f"gossamer.runtime.plan.{module}"), name)(*given)
+
+
+def _row(
+    serves: str | frozenset[str],
+    module: str,
+    *,
+    pack: str = "pack",
+    bind: str = "bind",
+    first: tuple[str, ...] = (),
+    **more: Any,
+) -> Kernel:
+    """A row whose module is imported when it is first used: a plan's file needs few of them.
+
+    ``first``: what ``pack`` and ``refuses`` take before all else.
+    """
+    return Kernel(
+        frozenset(serves.split() if isinstance(serves, str) else serves),
+        partial(_call, module, pack, *first),
+        partial(_call, module, bind),
+        **({"refuses": partial(_call, module, "refuses", *first)} | more),
+    )
+
+
+_PORTABLE = frozenset(OPERATORS) - {"torch"}
+# its Gather takes indices below zero, and it rounds codes in another order
+_DENSE = _PORTABLE - {"embedding", "dequantize", "fill"} - CODES
+_few = partial(_call, "few_bits", "work")
+
 KERNELS: Table[Kernel] = Table(
     "kernel",
     {
-        "numpy": Kernel(portable.SERVES, portable.pack, portable.bind, portable.refuses),
-        "onnxruntime": Kernel(
-            dense.SERVES, dense.pack, dense.bind, dense.refuses, merges=True, package="onnxruntime"
+        "numpy": _row(_PORTABLE, "portable"),
+        "onnxruntime": _row(_DENSE, "dense", merges=True, package="onnxruntime"),
+        "openvino": _row(
+            _DENSE, "dense_openvino", merges=True, apart=False, package="openvino"
         ),
-        "openvino": Kernel(
-            dense.SERVES, dense_openvino.pack, dense_openvino.bind, dense_openvino.refuses,
-            merges=True, apart=False, package="openvino",
+        "sparse": _row("conv linear", "sparse", work=_zeros_left_out),
+        "sparse-rows": _row(
+            "linear", "sparse", pack="pack_rows", bind="bind_rows", work=_zeros_left_out,
+            refuses=partial(_call, "sparse", "refuses_rows"),
         ),
-        "sparse": Kernel(
-            sparse.LAYERS, sparse.pack, sparse.bind, sparse.refuses, work=_zeros_left_out
-        ),
-        "sparse-rows": Kernel(
-            sparse.ROWS, sparse.pack_rows, sparse.bind_rows, sparse.refuses_rows,
+        "sparse-int8": _row(
+            "quantize dequantize conv_int8 linear_int8 max_pool_int8", "sparse_int8",
             work=_zeros_left_out,
         ),
-        "sparse-int8": Kernel(
-            sparse_int8.SERVES, sparse_int8.pack, sparse_int8.bind, sparse_int8.refuses,
-            work=_zeros_left_out,
+        "sparse-int8-pairs": _row(
+            "conv_int8", "sparse_int8", pack="pack_pairs", work=_zeros_left_out
         ),
-        "sparse-int8-pairs": Kernel(
-            sparse_int8.PAIRS, sparse_int8.pack_pairs, sparse_int8.bind, sparse_int8.refuses,
-            work=_zeros_left_out,
+        "few-bits": _row("linear", "few_bits", work=_few),
+        "few-bits-int8": _row(
+            "linear_int8", "few_bits", pack="pack_bytes", bind="bind_bytes", work=_few
         ),
-        "few-bits": Kernel(
-            few_bits.FLOATS, few_bits.pack, few_bits.bind, few_bits.refuses, work=few_bits.work
+        "recurrent": _row("lstm gru", "recurrent", first=("dense",)),
+        "recurrent-rows": _row("lstm gru", "recurrent", first=("rows",), work=_zeros_left_out),
+        "recurrent-few-bits": _row("lstm gru", "recurrent", first=("few",), work=_few),
+        "torch": Kernel(
+            frozenset({"torch"}), partial(_call, "island", "pack"), partial(_call, "island", "bind")
         ),
-        "few-bits-int8": Kernel(
-            few_bits.BYTES, few_bits.pack_bytes, few_bits.bind_bytes, few_bits.refuses,
-            work=few_bits.work,
-        ),
-        **{
-            name: Kernel(
-                recurrent.SERVES, recurrent.packer(form), recurrent.bind, recurrent.refuses(form),
-                work=work,
-            )
-            for name, form, work in (
-                ("recurrent", "dense", Kernel.work),
-                ("recurrent-rows", "rows", _zeros_left_out),
-                ("recurrent-few-bits", "few", few_bits.work),
-            )
-        },
-        "torch": Kernel(frozenset({"torch"}), island.pack, island.bind),
     },
 )  # fmt: skip
 """Kernel -> how it packs and binds. ``numpy`` serves everything but islands, anywhere."""

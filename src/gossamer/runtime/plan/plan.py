@@ -8,18 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gossamer.core.errors import ArgumentError
 from gossamer.runtime.plan import planfile
-from gossamer.runtime.plan.explain import table
 from gossamer.runtime.plan.facts import Contents, Facts, Probe
 from gossamer.runtime.plan.forms import built, leaves
 from gossamer.runtime.plan.graph import Graph
 from gossamer.runtime.plan.program import Program, steps_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Plan"]
 
@@ -108,21 +109,25 @@ class Plan:
         return planfile.write(what, path, key)
 
     @classmethod
-    def load(cls, path: str | Path, key: Mapping[str, Any] | None = None) -> Plan:
+    def load(
+        cls, path: str | Path, key: Mapping[str, Any] | None = None, *, cache: bool = True
+    ) -> Plan:
         """The plan of a file, ready to run; torch is not needed.
 
-        ``key``: what it must have been made of; None: anything.
+        ``key``, ``cache``: as for :func:`gossamer.runtime.plan.planfile.read`.
 
         Raises :class:`~gossamer.core.errors.FormatError` as
         :func:`gossamer.runtime.plan.planfile.read` does.
         """
-        what, program = planfile.read(path, key)
+        what, program = planfile.read(path, key, cache=cache)
         plan = cls(what.graph, program, what.facts, *what.forms, what.names)
         plan.probe = what.probe
         return plan
 
     def explain(self) -> str:
         """Layer by layer: shape, density, kernel, every candidate's time, and what torch runs."""
+        from gossamer.runtime.plan.explain import table  # answers do without
+
         return table(self.graph, self.facts)
 
     def __str__(self) -> str:

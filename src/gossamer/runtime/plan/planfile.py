@@ -1,42 +1,43 @@
 """Plans as files: written whole, checked when read, and run without torch.
 
-Layout: ``GSMPLAN1``; the length of the header (8 bytes, little-endian); the header, JSON in UTF-8;
-zeros to a multiple of 64; the arrays, each at a multiple of 64
-(:mod:`gossamer.runtime.plan.coding`); the SHA-256 of all before it. A file holds no code: what
-it names are operators and kernels of this library, and nothing of it is trusted before the digest
-and every part's fit are checked. The format in full, which ``native/c``
-reads too: docs/plan-format.md.
+``GSMPLAN1`` and what :mod:`gossamer.runtime.plan.sealed` says, arrays coded by
+:mod:`gossamer.runtime.plan.coding`. A file holds no code: what it names are operators and kernels
+of this library, and nothing of it is trusted before the digest and every part's fit are checked.
+The format in full, which ``native/c`` reads too: docs/plan-format.md.
+
+Weights of sparse kernels are decoded straight into what the kernels read, and what is large is kept
+beside the file (:mod:`gossamer.runtime.plan.ready`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
+import os
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gossamer.core.errors import ArgumentError, FormatError
-from gossamer.core.files import write_chunks
+from gossamer.runtime.kernels.arrays import Packed
 from gossamer.runtime.plan.arrays import LINE, TOLERANCE, difference
-from gossamer.runtime.plan.coding import coded, decoded
+from gossamer.runtime.plan.coding import Coded, coded
 from gossamer.runtime.plan.facts import Contents, Facts
 from gossamer.runtime.plan.forms import check as check_form
-from gossamer.runtime.plan.graph import DTYPES, Graph, Node, Value
+from gossamer.runtime.plan.graph import DTYPES, Graph, Node, Value, batch_of
 from gossamer.runtime.plan.kernels import KERNELS
 from gossamer.runtime.plan.program import Program, steps_of
-from gossamer.runtime.plan.reference import batch_of
+from gossamer.runtime.plan.sealed import DIGEST, bytes_of, opened, sealed
+from gossamer.runtime.plan.stored import Stored
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["header", "read", "write"]
 
 MAGIC = b"GSMPLAN1"
-_DIGEST = 32
-_MOST_HEADER = 64 << 20
 _MOST_TOLD = 300  # characters
+FEWEST = 1 << 20
+"""Bytes of a file from which its packed layers are kept: fewer are packed as fast as read."""
 _CODE = 0.02  # of the largest output
 _STANDS_IN = {"onnxruntime": "openvino", "openvino": "onnxruntime"}
 _MOST_PROBE = 4 << 20  # bytes of example inputs that are kept to try a plan with
@@ -55,6 +56,10 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
             f"the plan runs {', '.join(left) or 'the whole network'} in torch, which a file does "
             "not hold; compile with engine='plan', or write the network with other operations"
         )
+    from pathlib import Path
+
+    from gossamer.core.files import write_chunks  # readers do without
+
     probe = plan.probe if sum(a.nbytes for a in plan.probe[0]) <= _MOST_PROBE else ((), ())
     weights = {n.inputs[1] for n in plan.graph.nodes if n.op in ("conv", "linear")}
     arrays = [
@@ -66,7 +71,7 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
     for name, array in arrays:
         coding, data = coded(array)
         table.append([name, str(array.dtype), list(array.shape), coding, at, len(data)])
-        chunks += [data, bytes(-len(data) % LINE)]
+        chunks.append(data)
         at += len(data) + -len(data) % LINE
     graph = plan.graph
     about = {
@@ -79,19 +84,15 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
         "probe": [len(probe[0]), len(probe[1])],
         "forms": plan.forms,
         "names": plan.names,
-        "facts": asdict(plan.facts),
+        "facts": vars(plan.facts),
     }
-    text = json.dumps(about, allow_nan=False).encode()
-    start = MAGIC + struct.pack("<Q", len(text)) + text
-    parts = [start + bytes(-len(start) % LINE), *chunks]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    write_chunks(path, [*parts, digest.digest()])
+    write_chunks(path, sealed(MAGIC, about, chunks))
     return Path(path)
 
 
-def read(path: str | Path, key: Mapping[str, Any] | None = None) -> tuple[Contents, Program]:
+def read(
+    path: str | os.PathLike[str], key: Mapping[str, Any] | None = None, *, cache: bool = True
+) -> tuple[Contents, Program]:
     """The plan of a file, and what runs it; torch is not needed.
 
     A kernel that cannot be used here is replaced by another dense engine or the portable one, and
@@ -99,14 +100,35 @@ def read(path: str | Path, key: Mapping[str, Any] | None = None) -> tuple[Conten
 
     Args:
         key: what the plan must have been made of; None: anything.
+        cache: look for its packed layers beside it, and leave them there where they are large.
 
     Raises :class:`FormatError` for a file that is damaged, hostile, of another version or another
     key, and where the example's outputs come out otherwise here.
     """
-    data = Path(path).read_bytes()
-    where = str(path)
+    data, where = bytes_of(path), str(path)
     try:
-        return _read(data, where, key)
+        header, body = opened(data, MAGIC, where)
+        if key is not None and header["key"] != dict(key):
+            raise FormatError(f"{where} is a plan of something else{_changed(header['key'], key)}")
+        cache = cache and len(data) >= FEWEST
+        if cache:
+            from gossamer.runtime.plan import ready
+        digest, notes = bytes(data[-DIGEST:]), list[str]()
+        if cache:
+            try:
+                if known := ready.read(path, digest):
+                    return _read(header, body, where, known)
+            except Exception as e:  # of whatever kind: the plan's file itself is read instead
+                notes.append(f"the packed layers beside the file are made anew: {e}")
+        plan, program = _read(header, body, where, {})
+        plan.facts.notes += notes
+        packed = plan.graph.constants.packed if isinstance(plan.graph.constants, Stored) else {}
+        if cache and packed:
+            try:
+                ready.write(path, digest, packed)
+            except (ArgumentError, OSError) as e:  # a folder that cannot be written
+                plan.facts.notes.append(f"no packed layers were left beside the file: {e}")
+        return plan, program
     except FormatError as e:
         raise e if where in str(e) else FormatError(f"{where}: {e}") from e
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
@@ -114,45 +136,31 @@ def read(path: str | Path, key: Mapping[str, Any] | None = None) -> tuple[Conten
         raise FormatError(f"{where}: no plan's parts: {type(e).__name__}: {str(e)[:200]}") from e
 
 
-def header(path: str | Path) -> dict[str, Any]:
+def header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a file says of itself, its digest checked; raises :class:`FormatError`."""
-    return _opened(Path(path).read_bytes(), str(path))[0]
+    return opened(bytes_of(path), MAGIC, str(path))[0]
 
 
-def _opened(data: bytes, where: str) -> tuple[dict[str, Any], memoryview]:
-    """The header, and the bytes of the arrays."""
-    if len(data) < len(MAGIC) + 8 + _DIGEST or data[: len(MAGIC)] != MAGIC:
-        raise FormatError(f"{where} is no plan of this version; compile the network again")
-    if hashlib.sha256(memoryview(data)[:-_DIGEST]).digest() != data[-_DIGEST:]:
-        raise FormatError(f"{where} is damaged: its digest differs; compile the network again")
-    (length,) = struct.unpack_from("<Q", data, len(MAGIC))
-    begin = len(MAGIC) + 8
-    if length > min(_MOST_HEADER, len(data) - begin - _DIGEST):
-        raise FormatError(f"{where} is damaged: a header of {length:,} bytes")
-    found = json.loads(data[begin : begin + length])
-    if not isinstance(found, dict):
-        raise FormatError(f"{where} is damaged: its header is no mapping")
-    start = begin + length + -(begin + length) % LINE
-    return found, memoryview(data)[start:-_DIGEST]
-
-
-def _read(data: bytes, where: str, key: Mapping[str, Any] | None) -> tuple[Contents, Program]:
-    header, body = _opened(data, where)
-    if key is not None and header["key"] != dict(key):
-        raise FormatError(f"{where} is a plan of something else{_changed(header['key'], key)}")
-    arrays = {row[0]: _array(body, where, *row[1:]) for row in header["arrays"]}
+def _read(
+    header: Mapping[str, Any], body: memoryview, where: str, known: Mapping[str, Packed]
+) -> tuple[Contents, Program]:
+    """``known``: node's name -> what it was packed into before."""
+    held = {row[0]: _array(body, where, *row[1:]) for row in header["arrays"]}
     given, wanted = (int(n) for n in header["probe"])
-    probe = [arrays.pop(f"probe/{i}") for i in range(given + wanted)]
+    probe = [held.pop(f"probe/{i}").dense() for i in range(given + wanted)]
     nodes = tuple(Node(op, tuple(i), tuple(o), a) for op, i, o, a in header["nodes"])
     values = {n: Value(tuple(int(d) for d in s), t) for n, (s, t) in header["values"].items()}
-    graph = Graph(tuple(header["inputs"]), tuple(header["outputs"]), nodes, values, arrays).check()
+    constants = Stored(held, known)
+    graph = Graph(tuple(header["inputs"]), tuple(header["outputs"]), nodes, values, constants)
+    graph.check()
     if graph.islands:
         raise FormatError(f"{where} names parts of torch, which no file holds")
     facts = Facts(**header["facts"])
+    facts.notes = list(facts.notes)  # the header may be read twice
     for form, count in zip(header["forms"], (graph.inputs, graph.outputs), strict=True):
         if check_form(form, where) != len(count):
             raise FormatError(f"{where}: a form of another number of tensors")
-    chosen = {n.name: _usable(graph, n, facts) for n in nodes}
+    chosen = {n.name: _usable(graph, n, facts, known) for n in nodes}
     program = Program(graph, steps_of(graph, chosen, facts.threads))
     names = [str(n) for n in header["names"]]
     takes, gives = header["forms"]
@@ -170,13 +178,13 @@ def _changed(made: Any, wanted: Mapping[str, Any]) -> str:
     return f": {'; '.join(told)}"[:_MOST_TOLD] if told else ""
 
 
-def _usable(graph: Graph, node: Node, facts: Facts) -> str:
+def _usable(graph: Graph, node: Node, facts: Facts, known: Mapping[str, Packed]) -> str:
     """The kernel that the plan names, or where it cannot be used here another dense engine.
 
-    Where that is not there either, the portable one.
+    Where that is not there either, the portable one. ``known``: layers that were packed before.
     """
     name = facts.chosen[node.name]
-    if not (why := _unusable(graph, node, name)):
+    if node.name in known or not (why := _unusable(graph, node, name)):
         return name
     other = _STANDS_IN.get(name, "numpy")
     other = "numpy" if _unusable(graph, node, other) else other
@@ -212,9 +220,9 @@ def _tried(plan: Contents, program: Program, where: str) -> None:
 
 def _array(
     body: memoryview, where: str, dtype: str, shape: list[int], coding: str, at: int, size: int
-) -> np.ndarray:
+) -> Coded:
     if dtype not in DTYPES or any(not isinstance(d, int) or d < 0 for d in shape):
         raise FormatError(f"{where} holds an array of {dtype} {shape}")
     if not 0 <= at <= at + size <= len(body):
         raise FormatError(f"{where}: an array reaches beyond the file")
-    return decoded(dtype, shape, coding, body[at : at + size], where)
+    return Coded(dtype, shape, coding, body[at : at + size], where)

@@ -13,16 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.runtime.plan import portable_int8, recurrent
+from gossamer.runtime.plan.arrays import arranged, sigmoid
 from gossamer.runtime.plan.frames import framed, taps
-from gossamer.runtime.plan.graph import OPERATORS, Graph, Node
-from gossamer.runtime.plan.recurrent import arranged, sigmoid
+from gossamer.runtime.plan.graph import Graph, Node
 
-__all__ = ["SERVES", "bind", "blas_threads", "finished", "pack", "refuses"]
+__all__ = ["bind", "blas_threads", "finished", "pack", "refuses"]
 
 Array = np.ndarray
 Call = Callable[[], object]
-SERVES = frozenset(OPERATORS) - {"torch"}
 
 
 def refuses(graph: Graph, node: Node) -> str:
@@ -54,7 +52,7 @@ def bind(
 ) -> Call:
     """The call for one node."""
     node = nodes[0]
-    return _RULES[node.op](node.attributes, outputs[0], *arranged(node, packed, inputs))
+    return _rule(node.op)(node.attributes, outputs[0], *arranged(node, packed, inputs))
 
 
 def _erf(x: Array) -> Array:
@@ -169,10 +167,12 @@ def _dequantized(w: Array, scale: Array) -> Array:
 
 
 def _round_u8(a: Mapping[str, Any], y: Array, x: Array) -> Call:
+    from gossamer.runtime.plan.portable_int8 import no_nan  # few plans have it
+
     scale, zero = np.float32(a["scale"]), a["zero"]
 
     def call() -> None:
-        portable_int8.no_nan(x)
+        no_nan(x)
         np.divide(x, scale, out=y)
         np.rint(y, out=y)
         np.clip(y, -zero, 255 - zero, out=y)
@@ -319,8 +319,6 @@ def _embedding(a: Mapping[str, Any], y: Array, w: Array, indices: Array) -> Call
 
 
 _RULES: Mapping[str, Callable[..., Call]] = {
-    **portable_int8.RULES,
-    **recurrent.RULES,
     "fill": lambda a, y: lambda: y.fill(a["value"]),
     "conv": _conv,
     "linear": _linear,
@@ -343,3 +341,11 @@ _RULES: Mapping[str, Callable[..., Call]] = {
     "embedding": _embedding,
     "matmul": lambda a, y, one, other: lambda: np.matmul(one, other, out=y),
 }
+
+
+def _rule(op: str) -> Callable[..., Call]:
+    if op in _RULES:
+        return _RULES[op]
+    from gossamer.runtime.plan import portable_int8, recurrent  # few plans have these operators
+
+    return {**portable_int8.RULES, **recurrent.RULES}[op]

@@ -7,7 +7,7 @@ path through the graph becomes cheaper; the better end is taken.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class Search:
 
     Args:
         lowering: of the float32 graph.
-        islands, inputs, batch, threads, rounds, seconds:
+        islands, inputs, batch, threads, rounds, seconds, only:
             as for :func:`gossamer.runtime.plan.choose.measure`.
     """
 
@@ -48,6 +48,7 @@ class Search:
     threads: int
     rounds: int
     seconds: float
+    only: Callable[[str], bool] = lambda name: True
     _start: float = 0.0
     _known: dict[tuple[Any, ...], Measured] = field(default_factory=dict)
 
@@ -76,6 +77,7 @@ class Search:
             found = measure(
                 graph, self.islands, self.inputs, self.batch, threads=self.threads,
                 rounds=self.rounds, seconds=self.seconds, nodes=missing,
+                only=self.only,
             )  # fmt: skip
             self._known |= {keys[name]: row for name, row in found.items()}
         rows = {name: self._known[key] for name, key in keys.items()}

@@ -6,17 +6,16 @@ side by side, each on a block of its own; blocks are kept for the next call, so 
 
 from __future__ import annotations
 
+import _thread
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gossamer.runtime.plan.arrays import LINE
-from gossamer.runtime.plan.graph import Graph, Node, Value, resolved
+from gossamer.runtime.plan.graph import Graph, Node, Value, resolved, users
 from gossamer.runtime.plan.kernels import KERNELS, Call
 
 __all__ = ["Program", "Step", "layout", "steps_of"]
@@ -24,8 +23,7 @@ __all__ = ["Program", "Step", "layout", "steps_of"]
 _SIZES, _BLOCKS = 4, 8  # batch sizes that are kept, and blocks of each
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One call: a kernel, the nodes it computes, what it reads and gives, its packed weights."""
 
     kernel: str
@@ -51,9 +49,11 @@ def steps_of(
         elif node.op != "reshape" or KERNELS[name].merges:
             runs.append((name, [node]))
     made = []
+    readers = users(graph)
     for name, nodes in runs:
         inside = {out for n in nodes for out in n.outputs}
-        read = {n for one in graph.nodes if one not in nodes for n in one.inputs}
+        own = set(map(id, nodes))
+        read = {n for n in inside if any(id(r) not in own for r in readers.get(n, ()))}
         inputs = dict.fromkeys(
             i for n in nodes for i in n.inputs if i and i not in inside and i not in graph.constants
         )
@@ -154,7 +154,7 @@ class Program:
         self.graph, self.steps = graph, tuple(steps)
         self._warns = any(not KERNELS[s.kernel].package for s in steps)  # not other engines
         self._free: OrderedDict[int, list[_Block]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()  # what threading's is
 
     def block(self, batch: int) -> _Block:
         """Memory for one call; a fresh one where all are at work."""

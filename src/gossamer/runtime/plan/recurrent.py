@@ -18,37 +18,19 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import gemv, row_books
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
+from gossamer.runtime.plan.arrays import arranged, sigmoid
 from gossamer.runtime.plan.graph import Graph, Node
+from gossamer.runtime.plan.stored import density, entries, once
 
-__all__ = ["DENSEST", "FEWEST", "RULES", "SERVES", "Product", "arranged", "bind", "packer",
-           "refuses", "sigmoid"]  # fmt: skip
+__all__ = ["DENSEST", "FEWEST", "RULES", "Product", "bind", "pack", "refuses"]
 
 Array = np.ndarray
 Call = Callable[[], object]
 Product = Callable[[Array, Array], Call]
 """State (N, H), result (N, gates * H) -> the call that multiplies."""
 
-SERVES = frozenset({"lstm", "gru"})
 DENSEST, FEWEST = 0.7, 64  # as of linear layers
 _GATES = {"lstm": 4, "gru": 3}
-
-
-def sigmoid(y: Array) -> Array:
-    """Of each value; never overflows."""
-    return 1 / (1 + np.exp(-np.clip(y, -87, 87)))
-
-
-def arranged(
-    node: Node, packed: Sequence[Array | None], inputs: Sequence[Array]
-) -> list[Array | None]:
-    """A node's inputs at their places: constants, computed arrays (each given once), None."""
-    left, seen = list(inputs), dict[str, Array]()
-    given: list[Array | None] = []
-    for name, constant in zip(node.inputs, packed, strict=True):
-        if constant is None and name and name not in seen:
-            seen[name] = left.pop(0)
-        given.append(seen.get(name, constant))
-    return given
 
 
 def _dense(weight: Array) -> Product:
@@ -118,13 +100,13 @@ def _begun(
     """The order of steps, memory for state and products; :class:`ArgumentError` for misfits."""
     extra = op == "lstm"
     units = w.shape[-1]
-    if x.ndim != 3 or w.shape != (_GATES[op] * units, units) or x.shape[2] != len(w) or (
+    if x.ndim != 3 or w.shape != (_GATES[op] * units, units) or x.shape[2] != w.shape[0] or (
         y.shape != (len(x) + extra, x.shape[1], units)
     ):  # fmt: skip
         raise ArgumentError(f"{op} of {x.shape} by {w.shape} does not give {y.shape}")
     _state(h0, (x.shape[1], units))
     order = range(len(x))
-    h, g = (np.empty((x.shape[1], n), np.float32) for n in (units, len(w)))
+    h, g = (np.empty((x.shape[1], n), np.float32) for n in (units, w.shape[0]))
     return order[::-1] if a["reverse"] else order, h, g
 
 
@@ -137,8 +119,7 @@ RULES: Mapping[str, Callable[..., Call]] = {"lstm": _lstm, "gru": _gru}
 """Operator -> attributes, result, inputs -> the call."""
 
 
-def _rows(weight: Array, threads: int) -> Product:
-    packed = gemv.pack_rows(np.ascontiguousarray(weight))
+def _rows(packed: gemv.SparseRows, threads: int) -> Product:
     module: Any = kernel("sparse_gemv")
 
     def product(h: Array, g: Array) -> Call:
@@ -157,8 +138,7 @@ def _rows(weight: Array, threads: int) -> Product:
     return product
 
 
-def _few(weight: Array, threads: int) -> Product:
-    packed = row_books.pack_row_books(np.ascontiguousarray(weight))
+def _few(packed: row_books.RowBooks, threads: int) -> Product:
     module: Any = kernel("few_bits")
     return lambda h, g: partial(
         module.run_float, packed.bits, packed.codes, packed.book, h, None, -np.inf, np.inf, g,
@@ -166,55 +146,57 @@ def _few(weight: Array, threads: int) -> Product:
     )  # fmt: skip
 
 
-_PRODUCTS: Mapping[str, Callable[[Array, int], Product]] = {
-    "dense": lambda weight, threads: _dense(weight),
-    "rows": _rows,
-    "few": _few,
-}
-
-
-def refuses(form: str) -> Callable[[Graph, Node], str]:
+def refuses(form: str, graph: Graph, node: Node) -> str:
     """Why a layer is not for the compiled gates with a product of this form; "" for one that is."""
-
-    def why(graph: Graph, node: Node) -> str:
-        needed = {"dense": (), "rows": ("sparse_gemv",), "few": ("few_bits",)}[form]
-        if any(kernel(name) is None for name in ("recurrent", *needed)):
-            return "the compiled kernels are not built"
-        weight = graph.constants[node.inputs[1]]
-        if weight.dtype != np.float32 or weight.ndim != 2:
-            return f"a matrix of {weight.dtype} {weight.shape}"
-        if form != "dense" and weight.shape[1] > MOST_INPUTS:
-            return f"{weight.shape[1]} units"
-        if form == "rows":
-            density = np.count_nonzero(weight) / max(1, weight.size)
-            return f"density {density:.2f} is above {DENSEST}" if density > DENSEST else ""
-        if form == "few" and weight.shape[1] < FEWEST:
-            return f"{weight.shape[1]} units"
-        if form == "few" and row_books.row_values(weight, 16, 8) is None:
-            return "a row has more than 16 values"
-        return ""
-
-    return why
+    needed = {"dense": (), "rows": ("sparse_gemv",), "few": ("few_bits",)}[form]
+    if any(kernel(name) is None for name in ("recurrent", *needed)):
+        return "the compiled kernels are not built"
+    weight, units = graph.kind(node.inputs[1]), graph.kind(node.inputs[1]).shape[-1:]
+    if weight.dtype != "float32" or len(weight.shape) != 2:
+        return f"a matrix of {weight.dtype} {weight.shape}"
+    if form != "dense" and units[0] > MOST_INPUTS:
+        return f"{units[0]} units"
+    if form == "rows":
+        kept = density(graph.constants, node.inputs[1])
+        return f"density {kept:.2f} is above {DENSEST}" if kept > DENSEST else ""
+    if form == "few" and units[0] < FEWEST:
+        return f"{units[0]} units"
+    if form == "few" and row_books.row_values(graph.constants[node.inputs[1]], 16, 8) is None:
+        return "a row has more than 16 values"
+    return ""
 
 
 @dataclass(frozen=True)
 class _Packed:
-    constants: list[Array | None]
+    constants: list[Any]  # of the weight its shape is read
     product: Product
 
 
-def packer(form: str) -> Callable[..., _Packed]:
-    """``pack`` of a kernel whose product has this form."""
-
-    def pack(
-        graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str],
-        threads: int,
-    ) -> _Packed:  # fmt: skip
-        constants = [graph.constants.get(name) for name in nodes[0].inputs]
-        weight = graph.constants[nodes[0].inputs[1]]
-        return _Packed(constants, _PRODUCTS[form](weight, threads))
-
-    return pack
+def pack(
+    form: str,
+    graph: Graph,
+    nodes: Sequence[Node],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    threads: int,
+) -> _Packed:
+    """The constants, and a product of this form."""
+    node, held = nodes[0], graph.constants
+    name = node.inputs[1]
+    weight: Any
+    if form == "rows":
+        weight = once(held, node.name, gemv.SparseRows, lambda: gemv.pack_rows(entries(held, name)))
+        product = _rows(weight, threads)
+    elif form == "few":
+        weight = once(
+            held, node.name, row_books.RowBooks, lambda: row_books.pack_row_books(held[name])
+        )
+        product = _few(weight, threads)
+    else:
+        weight = held[name]
+        product = _dense(weight)
+    rest = [held.get(n) for n in node.inputs[2:]]
+    return _Packed([held.get(node.inputs[0]), weight, *rest], product)
 
 
 def bind(

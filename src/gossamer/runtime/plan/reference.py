@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.core.errors import ArgumentError
-from gossamer.runtime.plan.graph import Graph, Node, resolved
+from gossamer.runtime.plan.graph import Graph, Node, batch_of, resolved
 
 __all__ = ["activated", "evaluate", "run", "windows"]
 
@@ -281,12 +281,3 @@ def run(graph: Graph, inputs: Sequence[Array]) -> dict[str, Array]:
                 found = _quads(found) if found.ndim == 4 else found
             held[node.name] = found.astype(kind.dtype)
     return {name: held[name] for name in graph.values if name in held}
-
-
-def batch_of(graph: Graph, inputs: Sequence[Array]) -> int:
-    """The size of the batch: what the free dimension of the inputs is; 1 where there is none."""
-    for name, array in zip(graph.inputs, inputs, strict=True):
-        for have, want in zip(array.shape, graph.values[name].shape, strict=True):
-            if want < 0:
-                return int(have // -want)
-    return 1

@@ -11,7 +11,7 @@ own integers (:mod:`gossamer.runtime.plan.calibration`).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -63,11 +63,11 @@ def _apart(graph: Graph) -> Graph:
         values[name] = values[node.name]
         plain = {**node.attributes, "activation": None}
         nodes.append(
-            replace(node, inputs=(*node.inputs[:3], ""), outputs=(name,), attributes=plain)
+            node._replace(inputs=(*node.inputs[:3], ""), outputs=(name,), attributes=plain)
         )
         added = {"function": "add", "activation": node.activation}
         nodes.append(Node("binary", (name, node.inputs[3]), node.outputs, added))
-    return replace(graph, nodes=tuple(nodes), values=values).check()
+    return graph._replace(nodes=tuple(nodes), values=values).check()
 
 
 def _codes(weight: Array) -> tuple[Array, Array]:
@@ -113,14 +113,14 @@ class _Walk:
             given = [
                 self._rounded(n) if n in self.coded or (adds and n) else n for n in node.inputs
             ]
-            self.nodes.append(replace(node, inputs=tuple(given)))
+            self.nodes.append(node._replace(inputs=tuple(given)))
             if passes:  # the same codes
                 self.coded[node.name] = self.coded[node.inputs[0]]
             elif adds:
                 self._code(node.name)
         read = {n for node in self.nodes for n in node.inputs}
         constants = {n: a for n, a in self.constants.items() if n in read}
-        made = replace(graph, nodes=tuple(self.nodes), values=self.values, constants=constants)
+        made = graph._replace(nodes=tuple(self.nodes), values=self.values, constants=constants)
         return made.check()
 
     def _adds(self, node: Node) -> bool:

@@ -8,21 +8,19 @@ clamp are computed as sums leave the kernel. Any other activation follows in num
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gossamer.core.kernels import kernel
-from gossamer.runtime.kernels import conv, gemv
+from gossamer.runtime.kernels import conv
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable import finished
+from gossamer.runtime.plan.stored import density, entries, once
 
 __all__ = [
-    "LAYERS",
-    "ROWS",
     "bias_of",
     "bind",
     "bind_rows",
@@ -35,12 +33,10 @@ __all__ = [
 ]
 
 Call = Callable[[], object]
-LAYERS, ROWS = frozenset({"conv", "linear"}), frozenset({"linear"})
 _DENSEST = 0.7  # beyond it dense kernels have always won, and packing takes time
 
 
-@dataclass(frozen=True)
-class _Packed:
+class _Packed(NamedTuple):
     weight: Any
     bias: np.ndarray | None
     threads: int
@@ -50,9 +46,8 @@ def refuses(graph: Graph, node: Node) -> str:
     """Why a layer is not for the sparse convolution; "" for one that is."""
     if kernel("sparse_conv") is None:
         return "the compiled kernels are not built"
-    weight = graph.constants[node.inputs[1]]
-    if node.op == "conv" and weight.ndim != 4:
-        return f"a convolution of {weight.ndim - 2} dimensions"
+    if node.op == "conv" and (rank := len(graph.kind(node.inputs[1]).shape)) != 4:
+        return f"a convolution of {rank - 2} dimensions"
     return _refuses(graph, node)
 
 
@@ -62,17 +57,17 @@ def refuses_rows(graph: Graph, node: Node) -> str:
         return "the compiled kernels are not built"
     if node.inputs[3]:
         return "a value is added to its result"
-    if (inputs := graph.constants[node.inputs[1]].shape[1]) > MOST_INPUTS:
+    if (inputs := graph.kind(node.inputs[1]).shape[1]) > MOST_INPUTS:
         return f"{inputs} inputs"
     return _refuses(graph, node)
 
 
 def _refuses(graph: Graph, node: Node) -> str:
-    weight = graph.constants[node.inputs[1]]
-    if (kind := graph.kind(node.inputs[0]).dtype) != "float32" or weight.dtype != np.float32:
-        return f"of {kind} and {weight.dtype}"
-    density = np.count_nonzero(weight) / max(1, weight.size)
-    return f"density {density:.2f} is above {_DENSEST}" if density > _DENSEST else ""
+    kind, weight = (graph.kind(name).dtype for name in node.inputs[:2])
+    if (kind, weight) != ("float32", "float32"):
+        return f"of {kind} and {weight}"
+    kept = density(graph.constants, node.inputs[1])
+    return f"density {kept:.2f} is above {_DENSEST}" if kept > _DENSEST else ""
 
 
 def bias_of(graph: Graph, node: Node) -> np.ndarray | None:
@@ -85,12 +80,13 @@ def pack(
 ) -> _Packed:
     """The taps that are not zero, and the bias."""
     node, a = nodes[0], nodes[0].attributes
-    weight = np.ascontiguousarray(graph.constants[node.inputs[1]])
-    if node.op == "linear":
-        made = conv.pack_conv(weight.reshape(*weight.shape, 1, 1))
-    else:
+
+    def made() -> conv.SparseConv:
+        weight = entries(graph.constants, node.inputs[1])
+        if node.op == "linear":
+            return conv.pack_conv(weight.reshaped(*weight.shape, 1, 1))
         (top, bottom), (left, right) = a["padding"]
-        made = conv.pack_conv(
+        return conv.pack_conv(
             weight,
             stride=a["stride"],
             padding=[top, left, bottom, right],
@@ -98,16 +94,22 @@ def pack(
             groups=a["groups"],
             image=graph.kind(node.inputs[0]).shape[2:],
         )
-    return _Packed(made, bias_of(graph, node), threads)
+
+    weight = once(graph.constants, node.name, conv.SparseConv, made)
+    return _Packed(weight, bias_of(graph, node), threads)
 
 
 def pack_rows(
     graph: Graph, nodes: Sequence[Node], inputs: Sequence[str], outputs: Sequence[str], threads: int
 ) -> _Packed:
     """The rows' entries that are not zero, and the bias."""
-    weight = np.ascontiguousarray(graph.constants[nodes[0].inputs[1]])
-    made = gemv.pack_rows(weight)
-    return _Packed(made, bias_of(graph, nodes[0]), threads)
+    from gossamer.runtime.kernels import gemv  # a plan of convolutions loads without it
+
+    node, held = nodes[0], graph.constants
+    weight = once(
+        held, node.name, gemv.SparseRows, lambda: gemv.pack_rows(entries(held, node.inputs[1]))
+    )
+    return _Packed(weight, bias_of(graph, node), threads)
 
 
 def ends(a: Mapping[str, Any]) -> tuple[float, float, bool]:

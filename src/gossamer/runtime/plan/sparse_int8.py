@@ -5,10 +5,10 @@ Bias, ReLU, the added value and the requantization are computed as sums leave th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,18 +19,16 @@ from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.kernels.eight_bits import Scale
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable_int8 import affine, clamps, fits, no_nan
+from gossamer.runtime.plan.stored import entries, once
 
-__all__ = ["PAIRS", "SERVES", "bind", "pack", "pack_pairs", "refuses", "rows_of_codes"]
+__all__ = ["bind", "pack", "pack_pairs", "refuses", "rows_of_codes"]
 
 Array = np.ndarray
 Call = Callable[[], object]
-SERVES = frozenset({"quantize", "dequantize", "conv_int8", "linear_int8", "max_pool_int8"})
-PAIRS = frozenset({"conv_int8"})
 _MODULES = {"linear_int8": "sparse_gemv", "conv_int8": "sparse_conv"}
 
 
-@dataclass(frozen=True)
-class _Packed:
+class _Packed(NamedTuple):
     weight: Any
     factor: Any  # a float for each channel, or for all
     shift: Any
@@ -42,9 +40,9 @@ def refuses(graph: Graph, node: Node) -> str:
     if kernel(_MODULES.get(node.op, "quads")) is None:
         return "the compiled kernels are not built"
     if node.op in ("conv_int8", "linear_int8"):
-        weight = graph.constants[node.inputs[1]]
-        if weight[:1].size > MOST_INPUTS:
-            return f"{weight[:1].size} inputs"
+        inputs = math.prod(graph.kind(node.inputs[1]).shape[1:])
+        if inputs > MOST_INPUTS:
+            return f"{inputs} inputs"
     elif len(graph.values[node.name].shape) == 2:
         return "no map"
     return ""
@@ -73,15 +71,26 @@ def _pack(graph: Graph, node: Node, threads: int, element: str) -> _Packed:
         return _Packed(None, *affine(a), threads)
     if node.op == "max_pool_int8":
         return _Packed(None, None, None, threads)
-    weight, factor, shift = (np.ascontiguousarray(graph.constants[n]) for n in node.inputs[1:4])
+    held = graph.constants
+    factor, shift = (np.ascontiguousarray(held[n]) for n in node.inputs[2:4])
+    weight: Any
     if node.op == "linear_int8":
-        return _Packed(gemv_int8.pack_codes(weight), factor, shift, threads)
-    (top, bottom), (left, right) = a["padding"]
-    packed = conv_int8.pack_codes(
-        weight, stride=a["stride"], padding=[top, left, bottom, right], dilation=a["dilation"],
-        groups=a["groups"], element=element, image=graph.kind(node.inputs[0]).shape[2:4],
-    )  # fmt: skip
-    return _Packed(packed, factor, shift, threads)
+        weight = once(
+            held, node.name, gemv_int8.SparseBytes,
+            lambda: gemv_int8.pack_codes(entries(held, node.inputs[1])),
+        )  # fmt: skip
+        return _Packed(weight, factor, shift, threads)
+
+    def made() -> conv.SparseConv:
+        (top, bottom), (left, right) = a["padding"]
+        return conv_int8.pack_codes(
+            entries(held, node.inputs[1]), stride=a["stride"], padding=[top, left, bottom, right],
+            dilation=a["dilation"], groups=a["groups"], element=element,
+            image=graph.kind(node.inputs[0]).shape[2:4],
+        )  # fmt: skip
+
+    weight = once(held, node.name, conv.SparseConv, made)
+    return _Packed(weight, factor, shift, threads)
 
 
 def bind(

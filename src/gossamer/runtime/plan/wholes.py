@@ -92,11 +92,12 @@ class Wholes:
         found: dict[str, Measured] = {}
         if batches:
             yield from self._eight_bits([[t.numpy() for t in batch] for batch in batches])
-        elif engine in ("auto", "plan") and lowered:
+        elif engine in ("auto", "plan", "own") and lowered:
             self.say(f"timing the kernels of {len(graph.nodes)} operators")
             found = measure(
                 graph, self.captured.islands, self.inputs, self.facts.batch,
                 threads=self.facts.threads, rounds=self.rounds, seconds=self.seconds,
+                only=self._may,
             )  # fmt: skip
             chosen, _ = cheapest(graph, found, overhead(self.facts.threads))
             yield from self._program("plan", graph, chosen, found)
@@ -108,6 +109,10 @@ class Wholes:
             yield from self._variants(graph, chosen, found)
         if engine in ("auto", "torch"):
             yield "torch", Whole(partial(_eager, self.flat), graph)
+
+    def _may(self, kernel: str) -> bool:
+        """Whether a kernel may be chosen: ``own`` leaves out those of other packages."""
+        return self.engine != "own" or not KERNELS[kernel].package
 
     def _program(
         self,
@@ -170,7 +175,7 @@ class Wholes:
         engine, captured, facts = self.engine, self.captured, self.facts
         best, apart = integer_choice(
             captured, batches, self.inputs, facts, measured=engine != "numpy", rounds=self.rounds,
-            seconds=self.seconds, say=self.say,
+            seconds=self.seconds, say=self.say, only=self._may,
         )  # fmt: skip
         name = "numpy" if engine == "numpy" else "plan"
         integers = bool(best.layers)
