@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer.core.timing import best_of, one_thread
 from gossamer.experiments import Claim, Context, experiment
 from gossamer.experiments.inference.ggml import VARIABLE, Product, library
-from gossamer.runtime.engines import ENGINES, Subject, installed
+from gossamer.runtime.engines import ENGINES, Call, Subject, installed
 from gossamer.runtime.kernels import few_bits, row_books
 from gossamer.runtime.kernels.arrays import dot_products
 
@@ -34,7 +34,6 @@ __all__ = ["SIZES", "ternary"]
 SIZES = {"2048 x 2048": (2048, 2048), "4096 x 9216": (4096, 9216)}
 BITNET_MS = 0.058
 _DENSE = ("onnxruntime-int8", "openvino-int8", "ggml Q8_0")
-_EVICTED = 48 << 20  # floats read before a cold call
 
 Calls = dict[str, Callable[[], Any]]
 
@@ -59,17 +58,24 @@ def _calls(outputs: int, inputs: int) -> tuple[Calls, NDArray[np.float64]]:
     for engine in _DENSE:
         if engine in ENGINES and installed(engine):
             made = ENGINES[engine].prepare(subject, subject.rows(1), 1)
-            calls[engine] = lambda made=made: made.read(made.run())[0]
+            calls[engine] = partial(_read, made)
     if (ggml := library()) is not None:
         for kind in ("TQ2_0", "Q8_0"):
             calls[f"ggml {kind}"] = partial(Product(ggml, weight, kind), x[0])
     return calls, weight.astype(np.float64) @ x[0]
 
 
-def measured(outputs: int, inputs: int, rounds: int) -> dict[str, Any]:
-    """Least milliseconds of each way, hot and cold, and how far each is from the exact product."""
+def _read(made: Call) -> Tensor:
+    return made.read(made.run())[0]
+
+
+def measured(outputs: int, inputs: int, rounds: int, evicted: int) -> dict[str, Any]:
+    """Least milliseconds of each way, hot and cold, and how far each is from the exact product.
+
+    ``evicted``: floats that are read before a cold call.
+    """
     calls, wanted = _calls(outputs, inputs)
-    evict = np.ones(_EVICTED if rounds > 3 else 1 << 20, np.float32)
+    evict = np.ones(evicted, np.float32)
     hot, cold = (dict.fromkeys(calls, float("inf")) for _ in range(2))
     error = {}
     with one_thread(), torch.no_grad():
@@ -106,9 +112,9 @@ def _judge(raw: Mapping[str, Any]) -> list[Claim]:
 @experiment("inference-ternary", seeds=(0,), judge=_judge)
 def ternary(context: Context) -> dict[str, Any]:
     """Ternary products beside llama.cpp's TQ2_0 and dense int8 engines."""
-    rounds = 3 if context.quick else 100
-    sizes = {n: (256, 512) for n in SIZES} if context.quick else SIZES
-    rows = context.alone(measured, [(*size, rounds) for size in sizes.values()])
+    more = (3, 1 << 20) if context.quick else (100, 48 << 20)
+    sizes = dict.fromkeys(SIZES, (256, 512)) if context.quick else SIZES
+    rows = context.alone(measured, [(*size, *more) for size in sizes.values()])
     found = dict(zip(SIZES, rows, strict=True))
     for name, row in found.items():
         ms = ", ".join(f"{n} {t:.3f}" for n, t in row["hot_ms"].items())
