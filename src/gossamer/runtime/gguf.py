@@ -88,7 +88,7 @@ def fault(weight: NDArray[Any]) -> str | None:
 
 def halved(values: NDArray[Any]) -> NDArray[np.float32]:
     """Values rounded to half precision; beyond it they are infinite."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         return values.astype(np.float16).astype(np.float32)
 
 

@@ -81,11 +81,14 @@ class Product:
         lib: of :func:`library`.
         weight: float32, (outputs, inputs); quantized by ggml itself.
         kind: ``TQ2_0`` or ``Q8_0``.
+        held: address of the quantized rows, where a file has them.
 
     Raises :class:`ArgumentError` where ggml gives no memory.
     """
 
-    def __init__(self, lib: Any, weight: NDArray[np.float32], kind: str) -> None:
+    def __init__(
+        self, lib: Any, weight: NDArray[np.float32], kind: str, *, held: int | None = None
+    ) -> None:
         self.lib, (outputs, inputs) = lib, weight.shape
         self.out = np.empty(outputs, np.float32)
         self._context = lib.ggml_init(_Settings(_ROOM, None, True))
@@ -99,12 +102,13 @@ class Product:
         self._buffer = lib.ggml_backend_alloc_ctx_tensors(self._context, self._backend)
         if not self._buffer:
             raise ArgumentError(f"ggml has no memory for {outputs} x {inputs} in {kind}")
-        held = np.empty(outputs * lib.ggml_row_size(_TYPES[kind], inputs), np.uint8)
+        rows = np.empty(outputs * lib.ggml_row_size(_TYPES[kind], inputs), np.uint8)
         weight = np.ascontiguousarray(weight)
-        lib.ggml_quantize_chunk(
-            _TYPES[kind], weight.ctypes.data, held.ctypes.data, 0, outputs, inputs, None
-        )
-        lib.ggml_backend_tensor_set(matrix, held.ctypes.data, 0, held.nbytes)
+        if held is None:
+            lib.ggml_quantize_chunk(
+                _TYPES[kind], weight.ctypes.data, rows.ctypes.data, 0, outputs, inputs, None
+            )
+        lib.ggml_backend_tensor_set(matrix, held or rows.ctypes.data, 0, rows.nbytes)
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """``W x``, (outputs,), in memory that the next call writes over; x: float32, (inputs,)."""
