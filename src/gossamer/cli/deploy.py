@@ -40,7 +40,7 @@ Given = Annotated[str | None, typer.Option("--model", "-m", help=_OF_FILE)]
 @app.command("export")
 def export_(
     network: Annotated[str, typer.Argument(help=SUBJECT)],
-    to: Annotated[Path, typer.Option("--to", help="The .onnx, .xml or .pte file to write.")],
+    to: Annotated[Path, typer.Option("--to", help="The .onnx, .xml, .pte or .gguf file to write.")],
     dataset: Examples = None,
     shape: Shape = None,
     int8: Annotated[bool, typer.Option("--int8", help="Eight bits, calibrated on --data.")] = False,
@@ -50,6 +50,10 @@ def export_(
     floor: Annotated[
         float, typer.Option(min=0, max=1, help="The least cosine of int8 outputs with torch's.")
     ] = 0.98,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Of .gguf: weights that need not be ternary, by name or pattern."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     model: Given = None,
     weights: Weights = None,
@@ -57,10 +61,11 @@ def export_(
     pretrained: Pretrained = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a network for onnxruntime, OpenVINO or ExecuTorch.
+    """Write a network for onnxruntime, OpenVINO, ExecuTorch, or ternary weights for llama.cpp.
 
     The file is run there and compared with torch before it is written: float32 to 1e-4 of the
-    largest output, int8 to the floor; else nothing is written.
+    largest output, int8 to the floor; else nothing is written. A .gguf file holds tensors alone,
+    ternary weights in TQ2_0, which are read back and compared.
     """
     from gossamer.runtime.export import export
 
@@ -75,6 +80,7 @@ def export_(
         calibration=data.train if int8 and data is not None else None,
         weights=int8_weights,  # type: ignore[arg-type]  # checked there
         floor=floor,
+        exclude=exclude or None,
         overwrite=overwrite,
     )
     print(json.dumps(asdict(made), default=str) if as_json else made)

@@ -2,7 +2,8 @@
 
 The file's suffix says which: ``.onnx`` (float32 or int8 QDQ), ``.xml`` with its ``.bin``
 (OpenVINO), ``.pte`` (ExecuTorch). Whatever is written has been run in its runtime on the example
-and on another batch, and compared with torch; nothing is left where that fails.
+and on another batch, and compared with torch; nothing is left where that fails. ``.gguf`` (ternary
+weights for ggml) holds no graph to run: its tensors are read back.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gossamer.core.files import write_chunks
 from gossamer.datasets import Split
 from gossamer.quantize.emulated import Emulated
 from gossamer.quantize.network import FixedPoint
-from gossamer.runtime import executorch, onnx_float, onnx_int8, openvino, sessions
+from gossamer.runtime import executorch, gguf, onnx_float, onnx_int8, openvino, sessions
 from gossamer.runtime import onnx as fixed
 from gossamer.runtime.compare import Closeness, altered, compared
 from gossamer.runtime.flat import Flat, check_example, flatten
@@ -43,7 +44,8 @@ __all__ = [
 
 Precision = Literal["float32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
-FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pte": "ExecuTorch"}
+FORMATS = {".onnx": "ONNX", ".xml": "OpenVINO", ".pte": "ExecuTorch", ".gguf": "GGUF"}
+_ONE_PRECISION = {"ExecuTorch": "float32", "GGUF": "ternary"}
 
 _RELATIVE = 1e-4  # of the largest output: what float32 in another order may differ by
 _FLOOR = 0.98  # cosine
@@ -57,14 +59,15 @@ class Export:
 
     Attributes:
         path: the file; of OpenVINO the ``.xml``.
-        format: ONNX, OpenVINO or ExecuTorch.
-        precision: float32, int8, or fixed-point with the library's own formats.
+        format: ONNX, OpenVINO, ExecuTorch or GGUF.
+        precision: float32, int8, ternary, or fixed-point with the library's own formats.
         opset: of ONNX; None for the others.
         inputs, outputs: name -> type and shape in words; N is a batch of any size.
         bytes: of all files together.
         dense_bytes: of the network's float32 tensors.
         check: the runtime beside torch, on the example and another batch (for int8, on the
-            calibration inputs too). None for fixed point, which is compared step by step.
+            calibration inputs too). None for fixed point, which is compared step by step, and for
+            GGUF, whose tensors are read back.
         notes: what else is to be said.
     """
 
@@ -86,8 +89,12 @@ class Export:
             f"bytes    {self.bytes:,} for {self.dense_bytes:,}",
         ]
         for what, those in (("inputs", self.inputs), ("outputs", self.outputs)):
-            lines.append(f"{what:8} " + ", ".join(f"{n} {kind}" for n, kind in those.items()))
-        lines.append(f"checked  {self.check or 'step by step against the fixed-point network'}")
+            if self.format != "GGUF":
+                lines.append(f"{what:8} " + ", ".join(f"{n} {kind}" for n, kind in those.items()))
+        otherwise = "step by step against the fixed-point network"
+        if self.format == "GGUF":
+            otherwise = "every tensor, read back from the file"
+        lines.append(f"checked  {self.check or otherwise}")
         return "\n".join([*lines, *(f"note     {n}" for n in self.notes)])
 
 
@@ -100,6 +107,7 @@ def export(
     calibration: Iterable[Any] | Split | None = None,
     weights: Weights = "auto",
     floor: float = _FLOOR,
+    exclude: Iterable[str] | None = None,
     overwrite: bool = False,
 ) -> Export:
     """Write a network for another runtime, after the runtime gave what torch gives.
@@ -108,14 +116,16 @@ def export(
         model: any network, which is left as it is; wrappers and derived weights are taken off a
             copy. A fixed-point network is written with its own formats.
         example_inputs: one batch as the network takes it: a tensor, a tuple in order, a mapping by
-            name. Unused for a fixed-point network.
-        path: ends in ``.onnx``, ``.xml`` (``.bin`` beside it) or ``.pte``.
+            name. Unused for a fixed-point network and for ``.gguf``.
+        path: ends in ``.onnx``, ``.xml`` (``.bin`` beside it), ``.pte`` or ``.gguf``.
         precision: ``int8``: eight-bit weights and activations
             (:mod:`gossamer.runtime.onnx_int8`), for ONNX and OpenVINO.
         calibration: inputs for int8: a split, or an iterable of batches like the example; of pairs
             (inputs, targets) the inputs, where the example is one tensor. A tensor is one batch.
         weights: of int8: ``int7``, ``uint8``, or ``auto``.
         floor: of int8: the least mean cosine of the outputs with torch's; below, it is refused.
+        exclude: of ``.gguf``: patterns of weights that need not be ternary
+            (:mod:`gossamer.runtime.gguf`).
         overwrite: replace a file that is there.
 
     Raises :class:`ArgumentError`, and writes nothing: for a suffix, precision, target or example
@@ -124,10 +134,16 @@ def export(
     largest one, int8 outputs below the floor.
     """
     target, kind = _target(path, precision, overwrite)
+    if exclude is not None and kind != "GGUF":
+        raise ArgumentError(f"exclude= is for .gguf; {target.suffix} holds every weight alike")
     if isinstance(model, Emulated):
         model = model.net()
     if isinstance(model, FixedPoint):
         return _fixed(model, target, kind)
+    if kind == "GGUF":
+        file = gguf.write(model, target, exclude=exclude)
+        sizes = (file.bytes, file.dense_bytes)
+        return Export(target, kind, "ternary", None, {}, {}, *sizes, None, file.notes)
     if precision == "int8" and calibration is None:
         raise ArgumentError(
             "precision='int8' needs calibration inputs, which set the ranges of activations; give "
@@ -214,8 +230,11 @@ def _target(path: str | Path, precision: str, overwrite: bool) -> tuple[Path, st
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
     kind = FORMATS[target.suffix]
-    if kind == "ExecuTorch" and precision != "float32":
-        raise ArgumentError("precision='int8' is written to .onnx and .xml; .pte is float32")
+    if kind in _ONE_PRECISION and precision != "float32":
+        raise ArgumentError(
+            f"precision='int8' is written to .onnx and .xml; {target.suffix} is "
+            f"{_ONE_PRECISION[kind]}"
+        )
     if not target.parent.is_dir():
         raise ArgumentError(f"path {str(target)!r}: there is no folder {str(target.parent)!r}")
     for file in (target, target.with_suffix(".bin")) if kind == "OpenVINO" else (target,):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gossamer.runtime.plan import reference
 from gossamer.runtime.plan.arrays import difference
+from gossamer.runtime.plan.choose import Measured, cheapest
 from gossamer.runtime.plan.graph import ACTIVATIONS, Graph, Node, Value, resolved
 from gossamer.runtime.plan.kernels import KERNELS, candidates
 from gossamer.runtime.plan.program import Program, steps_of
@@ -178,3 +179,31 @@ def test_another_kernel_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         weight = {"@w": np.ones((rows, 2), np.float32)}
         graph = made("linear", Value((-1, 2)), weight, ("x", "@w", "", ""), 1, activation=None)
         assert candidates(graph, graph.nodes[0])["mine"] == why
+
+
+def test_a_view_ends_a_run_that_gives_its_memory() -> None:
+    """A reshape without a step is another view; what merges must not read it from itself."""
+    pytest.importorskip("onnxruntime")
+    nodes = (
+        Node("unary", ("x",), ("a",), {"activation": ["relu"]}),
+        Node("reshape", ("a",), ("b",), {"shape": (-1, 2, 3)}),
+        Node("reshape", ("a",), ("c",), {"shape": (-1, 6)}),
+        Node("unary", ("b",), ("d",), {"activation": ["neg"]}),
+    )
+    values = {"x": Value((-1, 6)), "a": Value((-1, 6)), "b": Value((-1, 2, 3)),
+              "c": Value((-1, 6)), "d": Value((-1, 2, 3))}  # fmt: skip
+    graph = Graph(("x",), ("c", "d"), nodes, values, {}).check()
+    chosen = {"a": "onnxruntime", "b": "numpy", "c": "onnxruntime", "d": "onnxruntime"}
+    program = Program(graph, steps_of(graph, chosen, 1))
+    x = np.arange(-6, 6, dtype=np.float32).reshape(2, 6)
+    for scale in (1, 3):
+        c, d = program([scale * x], 2)
+        assert np.array_equal(c, np.maximum(scale * x, 0))
+        assert np.array_equal(d, -np.maximum(scale * x, 0).reshape(2, 2, 3))
+    measured = {"a": Measured({"onnxruntime": 5.0, "numpy": 6.0}),
+                "d": Measured({"onnxruntime": 5.0, "numpy": 4.0})}  # fmt: skip
+    path, cost = cheapest(graph, measured, 3.0)
+    # the run goes on through the reshapes: 5 and 5 - 3; a reshape begins none for nothing
+    assert (set(path.values()), cost) == ({"onnxruntime"}, 7.0)
+    measured["a"].ms = {"numpy": 6.0}
+    assert cheapest(graph, measured, 3.0)[1] == 10.0  # not 6 + 0 + (5 - 3)

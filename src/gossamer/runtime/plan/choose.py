@@ -168,7 +168,9 @@ def cheapest(
         for state, (cost, chosen) in paths.items():
             for kernel, ms in _options(graph, node, found):
                 merges = KERNELS[kernel].merges
-                paid = max(ms - start, 0.1 * ms) if merges and state == kernel else ms
+                paid = max(ms, start) if merges else ms  # a reshape costs nothing, its run does
+                if merges and state == kernel:
+                    paid = max(ms - start, 0.1 * ms)
                 key = kernel if merges else ""
                 if key not in nexts or cost + paid < nexts[key][0]:
                     nexts[key] = cost + paid, (*chosen, kernel)

@@ -70,7 +70,7 @@ def _gelu(y: Array) -> None:
 
 
 def _gelu_tanh(y: Array) -> None:
-    y *= 0.5 * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (y + 0.044715 * y**3)))
+    y *= 0.5 * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (y + 0.044715 * (y * y * y))))
 
 
 def _hardsigmoid(y: Array) -> None:

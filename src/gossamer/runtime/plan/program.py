@@ -39,15 +39,19 @@ def steps_of(
     """The graph's nodes packed by their kernels, runs of a merging kernel as one step.
 
     ``chosen``: node's name -> kernel. A reshape is no step where no kernel merges it: it is another
-    view of the same memory. Raises as a kernel's ``pack`` does.
+    view of the same memory, and ends a run, which could not read what it gives itself. Raises as a
+    kernel's ``pack`` does.
     """
     runs: list[tuple[str, list[Node]]] = []
+    open_run = False
     for node in graph.nodes:
         name = chosen[node.name]
-        if runs and runs[-1][0] == name and KERNELS[name].merges:
+        merges = KERNELS[name].merges
+        if open_run and merges and runs[-1][0] == name:
             runs[-1][1].append(node)
-        elif node.op != "reshape" or KERNELS[name].merges:
+        elif node.op != "reshape" or merges:
             runs.append((name, [node]))
+        open_run = merges
     made = []
     readers = users(graph)
     for name, nodes in runs:
