@@ -140,7 +140,7 @@ def compile_(
         )
     if to is not None:
         plan.save(to)
-    print(json.dumps(asdict(plan.facts)) if as_json else plan.explain())
+    print(json.dumps(vars(plan.facts)) if as_json else plan.explain())
 
 
 @bench.command("networks")
