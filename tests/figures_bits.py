@@ -162,6 +162,21 @@ ROWS: list[Row] = [
     ),
     (
         "docs/methods/sparse-kernels.md",
+        "LeNet-5, LeNet-300-100 and AlexNet comes after {}, {}, {} and {} of onnxruntime's time",
+        "inference-cold-start",
+        lambda d: [c["value"] for c in d["claims"]],
+    ),
+    (
+        "docs/methods/sparse-kernels.md",
+        "ternary it gives {} tokens a second where onnxruntime gives {} of the dense one",
+        "inference-tokens",
+        lambda d: [
+            d["tokens_per_second"]["ternary"]["gossamer"],
+            d["tokens_per_second"]["dense"]["onnxruntime"],
+        ],
+    ),
+    (
+        "docs/methods/sparse-kernels.md",
         "On {} networks, dense ones among them, `auto` is at worst {} % slower",
         "inference-auto",
         lambda d: [len(d["networks"]), 100 * d["claims"][0]["value"]],
