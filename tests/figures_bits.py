@@ -161,6 +161,19 @@ ROWS: list[Row] = [
         lambda d: [d["claims"][1]["value"], d["claims"][0]["value"]],
     ),
     (
+        "README.md",
+        "answers {} times as fast as the best dense float32 engine and {} times as fast as the "
+        "best dense int8 engine, ResNet-20 with 15 % {} and {} times",
+        "inference-networks",
+        lambda d: [c["value"] for c in d["claims"][1:5]],
+    ),
+    (
+        "README.md",
+        "after {} of the time for ResNet-20",
+        "inference-cold-start",
+        lambda d: [d["claims"][0]["value"]],
+    ),
+    (
         "docs/methods/sparse-kernels.md",
         "LeNet-5, LeNet-300-100 and AlexNet comes after {}, {}, {} and {} of onnxruntime's time",
         "inference-cold-start",
