@@ -45,7 +45,7 @@ def test_claims_are_against_the_best_dense_engine() -> None:
         "ternary": {"gossamer": 250.0, "gossamer-int8": 360.0},
         "grid": {"gossamer": 180.0, "gossamer-int8": 150.0},
     }  # fmt: skip
-    claims = tokens._judge({"tokens_per_second": rate})
+    claims = tokens._judge({"networks": {"a": {"tokens_per_second": rate}}})
     assert [(c.value, c.holds) for c in claims] == [
         (1.25, True), (1.2, True), (0.9, False), (0.6, False),
     ]  # fmt: skip

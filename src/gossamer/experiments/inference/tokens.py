@@ -1,16 +1,19 @@
 """Tokens a second of a small transformer that generates, at batch 1, in one run with the engines.
 
-The transformer of ``inference-few-bits`` (four layers of 256, 256 tokens, random weights: a time
-depends on bits and zeros, not on values) as a step: one token in, logits and the token's keys and
-values out. A context of 128 places is kept outside, each layer's keys and values an input, so that
-the step is one network of fixed shapes for every engine; places not yet filled are masked. One
-sequence is 128 tokens, each the likeliest after those before, the context growing from none.
+The transformer of ``inference-few-bits`` (four layers of 256, 256 tokens; 12.6 MB, which a
+third-level cache holds) and one of four layers of 768 (113 MB, which none does), with random
+weights: a time depends on bits and zeros, not on values. A network is a step: one token in, logits
+and the token's keys and values out. A context of 128 places is kept outside, each layer's keys and
+values an input, so that the step is one network of fixed shapes for every engine; places not yet
+filled are masked. One sequence is 128 tokens, each the likeliest after those before, the context
+growing from none.
 
 Dense in torch, ``torch.compile``, onnxruntime and OpenVINO (float32 and int8) and as plans;
 ternary, and half the weights zero on a grid of 15 levels (4 bits), as plans (``gossamer``) and as
 plans that may compute in integers (``gossamer-int8``). One thread; the least of that thread's own
 seconds over rounds in which every engine generates one sequence. What keeps the context costs
-every engine the same and counts.
+every engine the same and counts. An int8 engine whose answers are refused as too far from torch's
+is left out, and a note says so.
 """
 
 from __future__ import annotations
@@ -25,14 +28,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer import nets
-from gossamer.core.errors import GossamerError
+from gossamer.core.errors import ArgumentError, GossamerError
 from gossamer.core.timing import best_of, one_thread
 from gossamer.experiments import Claim, Context, experiment
 from gossamer.experiments.inference.few_bits import FORMS, fewer
 from gossamer.runtime.compare import closeness
 from gossamer.runtime.engines import ENGINES, Call, Subject, installed
 
-__all__ = ["FORMS", "Generator", "Step", "engines", "measured", "tokens"]
+__all__ = ["FORMS", "SIZES", "Generator", "Step", "engines", "measured", "tokens"]
+
+SIZES = {"4 layers of 256": (256, 4, 128, 40), "4 layers of 768": (768, 4, 128, 15)}
+"""Network -> width, layers, places of the context, rounds."""
 
 PLANS = ("gossamer", "gossamer-int8")
 DENSE = ("torch", "torch.compile", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-int8")
@@ -154,7 +160,14 @@ def measured(width: int, layers: int, places: int, rounds: int) -> dict[str, Any
             wanted = eager.logits(text)
             for engine in engines(form):
                 batch = subject.rows(1)
-                found = Generator(ENGINES[engine].prepare(subject, batch, 1), batch)
+                try:
+                    call = ENGINES[engine].prepare(subject, batch, 1)
+                except ArgumentError as e:
+                    if ENGINES[engine].exact:
+                        raise
+                    notes.append(f"{form} in {engine}: {e}")
+                    continue
+                found = Generator(call, batch)
                 check = closeness([wanted], [found.logits(text)], engine)
                 if ENGINES[engine].exact and not check.relative <= _EXACT:
                     raise GossamerError(f"{form} in {engine} differs from torch: {check}")
@@ -170,28 +183,28 @@ def measured(width: int, layers: int, places: int, rounds: int) -> dict[str, Any
 
 
 def _judge(raw: Mapping[str, Any]) -> list[Claim]:
-    rate = raw["tokens_per_second"]
-    dense = {e: v for e, v in rate["dense"].items() if e not in PLANS}
-    exact = max(v for e, v in dense.items() if not e.endswith("-int8"))
     claims = []
-    for form, words in (("ternary", "ternary"), ("grid", "50 % sparse, 4 bits")):
-        what = f"{words}: tokens a second over those of the best dense"
-        plain, best = rate[form]["gossamer"], max(rate[form].values())
-        claims += [
-            Claim("inference.tokens", f"{what} float32 engine, float32", plain / exact, ">=", 1),
-            Claim(
-                "inference.tokens", f"{what} engine, int8 included", best / max(dense.values()),
-                ">=", 1,
-            ),
-        ]  # fmt: skip
+    for size, found in raw["networks"].items():
+        rate = found["tokens_per_second"]
+        dense = {e: v for e, v in rate["dense"].items() if e not in PLANS}
+        exact = max(v for e, v in dense.items() if not e.endswith("-int8"))
+        for form, words in (("ternary", "ternary"), ("grid", "50 % sparse, 4 bits")):
+            what = f"{size}, {words}: tokens a second over those of the best dense"
+            plain, best = rate[form]["gossamer"], max(rate[form].values())
+            every = best / max(dense.values())
+            claims += [
+                Claim("inference.tokens", f"{what} float32 engine", plain / exact, ">=", 1),
+                Claim("inference.tokens", f"{what} engine, int8 too", every, ">=", 1),
+            ]
     return claims
 
 
 @experiment("inference-tokens", seeds=(0,), judge=_judge)
 def tokens(context: Context) -> dict[str, Any]:
     """Tokens a second of a small transformer, dense, ternary and sparse in 4 bits."""
-    size = (64, 1, 16, 2) if context.quick else (256, 4, 128, 40)
-    (found,) = context.alone(measured, [size])
-    for form, row in found["tokens_per_second"].items():
-        context.say(f"{form}: " + ", ".join(f"{e} {v:,.0f}" for e, v in row.items()))
-    return dict(found)
+    sizes = {"1 layer of 64": (64, 1, 16, 2)} if context.quick else SIZES
+    found = dict(zip(sizes, context.alone(measured, list(sizes.values())), strict=True))
+    for name, row in found.items():
+        for form, rate in row["tokens_per_second"].items():
+            context.say(f"{name}, {form}: " + ", ".join(f"{e} {v:,.0f}" for e, v in rate.items()))
+    return {"networks": found}
