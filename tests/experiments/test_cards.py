@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 import figures_bits
+import figures_runtime
 import figures_sparse
 
 ROOT = Path(__file__).parents[2]
 NUMBER = r"(-?(?:\d[\d,]*)?\.?\d+)"
 Data = dict[str, Any]
-FIGURES = figures_sparse.ROWS + figures_bits.ROWS
+FIGURES = figures_sparse.ROWS + figures_bits.ROWS + figures_runtime.ROWS
 
 
 @functools.cache
