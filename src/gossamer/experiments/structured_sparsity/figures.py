@@ -2,7 +2,7 @@
 
 Wen et al., NIPS 2016, the figures of AlexNet: the fraction of 2-D filters W[n, c] that are zero and
 of multiplications that go with them, against the error; and the error of a layer's filters made
-again from their principal components, against the number of these. Deviations: LeNet on 20,000
+again from their principal components, against the number of these. Deviations: LeNet on 10,000
 images, and one strength that grows from round to round (:mod:`.path`), a point wherever a target is
 reached, fine-tuned with its zero groups held. The dense network is trained on for as many epochs as
 the last point has. Nothing is asked of either figure, so there is no claim.
@@ -32,7 +32,7 @@ __all__ = ["draw", "filters_2d", "one_seed"]
 _LAYERS = ("conv1", "conv2")
 _PULLS: list[Pull] = [(layer, "2d-filter", 1.0) for layer in _LAYERS]
 _TARGETS = (0.8, 0.6, 0.4, 0.2, 0.1)  # of conv2's 2-D filters
-_CONFIG = TrainConfig(1, lr=0.05, batch_size=128, schedule="cosine", weight_decay=5e-4)
+_CONFIG = TrainConfig(1, lr=0.03, batch_size=64, schedule="cosine", weight_decay=5e-4)
 _DENSE, _FINE = 6, 3
 
 
@@ -74,7 +74,7 @@ def _seen(net: nn.Module, data: datasets.Dataset) -> dict[str, Any]:
 
 def one_seed(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     """The dense network trained on, and the points of the path."""
-    data = datasets.load("mnist", subset=500 if quick else 20_000)
+    data = datasets.load("mnist", subset=500 if quick else 10_000)
     if quick:
         data = replace(data, validation=first(data.validation, 50), test=first(data.test, 50))
     config = replace(_CONFIG, seed=1000 * seed)
