@@ -37,6 +37,13 @@ def _shrunk(d: Data) -> list[float]:
     return [row["error_before"], row["bytes"], row["ratio"], row["error_after"], *times]
 
 
+def _filters_2d(row: Data, number: int) -> list[float]:
+    """Of the dense network, or of a point; the first two are one network."""
+    seen = [row["dense"], *row["points"][1:]][number]
+    zero = [100 * part for part in seen["sparsity_2d"].values()]
+    return [*zero, 100 * seen["fewer_macs"], seen["error"], *seen["components_of_95"].values()]
+
+
 def _halved(d: Data) -> list[float]:
     (row,) = d["runs"]
     return [*row["parameters"], row["times_as_fast"], row["cosine"]]
@@ -565,6 +572,15 @@ ROWS: list[Row] = [
             ],
         )
         for name in ("conv1", "conv2", "conv3", "conv4", "conv5")
+    ),
+    *(
+        (
+            "docs/methods/structured-sparsity.md",
+            f"| {name} | {{}} % and {{}} % | {{}} % | {{}} % | {{}} of 20, {{}} of 50 |",
+            "ssl-figures",
+            lambda d, number=number: _filters_2d(d["runs"][0], number),
+        )
+        for number, name in enumerate(("dense", "point 1", "point 2", "point 3", "point 4"))
     ),
     (
         "docs/methods/shrinking.md",

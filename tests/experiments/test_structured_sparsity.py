@@ -1,6 +1,7 @@
 """Dead units are taken out with the same outputs; claims can fail."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 from gossamer import datasets, experiments, nets
 from gossamer.core.errors import ArgumentError, DatasetError
 from gossamer.core.groups import masks_of
+from gossamer.core.layer_groups import layer_groups
 from gossamer.datasets import Dataset, Split
 from gossamer.experiments.shared import packages
 from gossamer.experiments.structured_sparsity import (
     channels,
     channels_int8,
+    convnet,
+    figures,
     iss,
     resnet56,
     smallest,
@@ -162,6 +166,82 @@ def test_products_by_thread_count(tmp_path: Path) -> None:
     assert all(r[way]["speed_up"] > 0 for r in rows for way in ("l1", "ssl"))
 
 
+def test_2d_filters_that_count() -> None:
+    net = nets.build("lenet-5", seed=0)
+    with torch.no_grad():
+        net.get_parameter("conv1.weight")[0] = 0
+        net.get_parameter("conv2.weight")[:, 1] = 0  # nobody reads filter 1
+        net.get_parameter("conv2.weight")[2, 3] = 0
+    one, two = figures.filters_2d(net)
+    assert (~one).nonzero().tolist() == [[0, 0], [1, 0]]
+    gone = {(n, c) for n in range(50) for c in (0, 1)} | {(2, 3)}
+    assert {(n, c) for n, c in (~two).nonzero().tolist()} == gone
+
+
+def test_figures_of_a_lenet_in_small(tmp_path: Path) -> None:
+    try:
+        data = quickly("ssl-figures", tmp_path)
+    except DatasetError:
+        pytest.skip("MNIST is not here")
+    assert data["claims"] == []
+    (row,) = data["runs"]
+    for seen in (row["dense"], *row["points"]):
+        assert [len(seen["reconstruction_error"][x]) for x in ("conv1", "conv2")] == [21, 51]
+    assert figures.draw(data, tmp_path) == data["pictures"]
+    assert all((tmp_path / name).read_text().startswith("<?xml") for name in data["pictures"])
+
+
+def test_a_lasso_ends_when_enough_groups_are_zero() -> None:
+    close = partial(pytest.approx, rel=1e-6)
+    layer = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]))
+    net = nn.Sequential(layer)
+    made = torch.optim.SGD(net.parameters(), lr=1.0)
+
+    def method() -> convnet.Until:
+        return convnet.Until(layer_groups(net, "column"), 0.5, growth=2.0, share=0.5)
+
+    lasso = method().attach(net, made)
+    layer.weight.grad = torch.zeros(2, 4)
+    made.step()  # .5
+    made.step()  # 1: the first column is zero
+    assert layer.weight[0].tolist() == close([0.0, 0.5, 1.5, 2.5])
+    assert lasso.ended is None
+    state = lasso.state_dict()
+    made.step()  # 2: two of four are, and it would have been 4 at the next
+    assert layer.weight[0].tolist() == close([0.0, 0.0, 0.0, 0.5])
+    assert lasso.ended == 2
+    layer.weight.grad = torch.full((2, 4), -1.0)
+    made.step()  # held, and nothing else shrinks
+    assert layer.weight.tolist() == [close(r) for r in [[0.0, 0.0, 0.0, 1.5], [0.0, 0.0, 0.0, 0.0]]]
+    assert lasso.now() == 2.0
+    ended = lasso.state_dict()
+    lasso.detach()
+    again = method()
+    again.load_state_dict(ended)
+    again.attach(net, made)
+    made.step()
+    assert layer.weight[0].tolist() == close([0.0, 0.0, 0.0, 2.5])
+    assert again.ended == 2
+    again.detach()
+    again = method()
+    again.load_state_dict(state)
+    assert (again.steps, again.ended, again.now()) == (2, None, 2.0)
+
+
+def test_claims_of_the_convnet_hold_and_fall_short() -> None:
+    def raw(columns: float, more: float) -> dict[str, object]:
+        return {
+            "runs": [
+                {"column_sparsity": columns, "error": {"baseline": 20.0, "sparse": 20.0 + more}}
+            ]
+        }
+
+    assert [c.holds for c in convnet._judge(raw(0.56, 0.4))] == [True] * 2
+    assert [c.holds for c in convnet._judge(raw(0.54, 0.6))] == [False] * 2
+
+
 def test_the_shrunk_lenet_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = datasets.load("digits", subset=200)
     train, validation, test = (
@@ -211,7 +291,7 @@ def test_claims_of_channels_in_int8_hold_and_fall_short() -> None:
     assert [c.holds for c in channels_int8._judge(raw(7.9, 12.9))] == [False] * 2
 
 
-@pytest.mark.parametrize("name", ["channels-and-int8", "resnet-56-channels"])
+@pytest.mark.parametrize("name", ["channels-and-int8", "resnet-56-channels", "ssl-convnet"])
 def test_a_quick_run_ends_in_claims(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     try:

@@ -6,9 +6,11 @@ from gossamer.analysis.plots import (
     canvas,
     histograms,
     layer_densities,
+    lines,
     pictures,
     pixel_counts,
 )
+from gossamer.analysis.principal import components_for, reconstruction_errors
 from gossamer.analysis.specialization import compare, specialization
 from gossamer.analysis.speedup import speedups
 
@@ -17,10 +19,13 @@ __all__ = [
     "bars",
     "canvas",
     "compare",
+    "components_for",
     "histograms",
     "layer_densities",
+    "lines",
     "pictures",
     "pixel_counts",
+    "reconstruction_errors",
     "specialization",
     "speedups",
 ]

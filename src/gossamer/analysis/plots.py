@@ -20,6 +20,7 @@ __all__ = [
     "canvas",
     "histograms",
     "layer_densities",
+    "lines",
     "pictures",
     "pixel_counts",
 ]
@@ -81,7 +82,9 @@ def pictures(
             )
         columns = columns or images.shape[1]
         cells = [("", kernel) for kernel in images.detach().flatten(0, 1).cpu().double()]
-        limits = [float(f(images.double())) for f in (torch.min, torch.max)] if cells else []
+        limits = (
+            [float(f(images.detach().double())) for f in (torch.min, torch.max)] if cells else []
+        )
     else:
         cells = [(title, image.detach().cpu().double()) for title, image in images.items()]
         columns, limits = columns or min(len(cells), 10), []
@@ -257,4 +260,34 @@ def bars(groups: Mapping[str, Mapping[str, float]], path: str | Path, *, xlabel:
     axes.margins(x=0.12)
     axes.set(xlabel=xlabel)
     axes.legend(fontsize="small")
+    return _save(figure, path)
+
+
+def lines(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    path: str | Path,
+    *,
+    xlabel: str,
+    ylabel: str,
+) -> Path:
+    """Curves through points, one plot beside the other with the same vertical axis.
+
+    ``panels``: title -> label of the curve -> (x, y) in the order to draw them. Raises
+    :class:`ArgumentError` for no curve, or one without points.
+    """
+    empty = [label for curves in panels.values() for label, points in curves.items() if not points]
+    if not panels or not all(panels.values()) or empty:
+        raise ArgumentError(
+            f"there is no curve to draw{f' for {empty[0]!r}' if empty else ''}; give "
+            "{title: {label: [(x, y), ...]}}"
+        )
+    figure = canvas(1 + 4.5 * len(panels), 4.0)
+    drawn = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, curves) in zip(drawn, panels.items(), strict=True):
+        for label, points in curves.items():
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        axes.set(xlabel=xlabel, title=title)
+        axes.grid(alpha=0.3)
+    drawn[0].set(ylabel=ylabel)
+    drawn[0].legend(fontsize="small")
     return _save(figure, path)
