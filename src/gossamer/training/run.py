@@ -29,6 +29,7 @@ from gossamer.training.workers import Workers, share
 __all__ = ["Run"]
 
 _FORMAT = 1  # of the checkpoint; raised when its meaning changes
+_BEFORE = {"config.precision": "float32"}  # of checkpoints from before there was a choice
 _CHECK = 100  # steps between two looks at the loss, which synchronise an accelerator
 
 
@@ -85,6 +86,9 @@ class Run:
         decayed = list(names.weights(model).values()) if config.l1 else []
         trained = [p for g in optimizer.param_groups for p in g["params"]]
         fresh = 0.0
+        half = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+        )
         model.train()
         while self.epoch < config.epochs:
             began = time.monotonic()
@@ -111,7 +115,8 @@ class Run:
                         ((config.seed * 1_000_003 + step) * workers.size + workers.rank) % (1 << 63)
                     )
                 optimizer.zero_grad(set_to_none=True)
-                value = self.loss(inputs, self.task.feed(network, inputs), targets)
+                with half:
+                    value = self.loss(inputs, self.task.feed(network, inputs), targets)
                 (value if weight == 1.0 else value * weight).backward()
                 if decayed:
                     for p in decayed:
@@ -297,7 +302,7 @@ class Run:
         for name, value in mine.items():
             if name in ("dataset.contents", "optimizer.settings", "task") and name not in theirs:
                 continue  # a checkpoint from before they were kept
-            if theirs.get(name) != value:
+            if theirs.get(name, _BEFORE.get(name)) != value:
                 if name == "workers.size" and theirs.get(name):
                     advice = f"start {theirs[name]} processes again, {advice}"
                 raise ArgumentError(
