@@ -107,6 +107,8 @@ class Run:
                 first = self.batch * size
                 inputs, targets = split.batch(order[first : first + size], augment, self.augmenting)
                 inputs, targets = nest.moved(inputs, self.device), nest.moved(targets, self.device)
+                if config.precision == "bfloat16":
+                    inputs = nest.mapped(_channels_last, inputs)
                 count, weight = len(order[first : first + size]), 1.0
                 if workers is not None:
                     inputs, targets, weight = share(inputs, targets, workers.rank, workers.size)
@@ -347,6 +349,11 @@ class Run:
 
 def _state(model: nn.Module) -> dict[str, Any]:
     return {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    # maps of bfloat16 are convolved faster so
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _short(value: Any) -> str:
