@@ -134,7 +134,7 @@ class State:
                 p.requires_grad_(True)
 
     def teacher(self, which: str) -> nn.Module:
-        """The network to learn from: ``before``, ``start``, a pretrained one or a file of weights."""
+        """The network to learn from: ``before``, ``start``, a pretrained one, a file of weights."""
         if which in nets.PRETRAINED:
             return inputs.network(which, self.data, pretrained=True).to(device_of(self.model))
         made = copy.deepcopy(self.origin)

@@ -85,9 +85,7 @@ class TrainConfig:
         if self.optimizer not in ("sgd", "adam"):
             raise ArgumentError(f"optimizer {self.optimizer!r} is not one of 'sgd', 'adam'")
         if self.precision not in ("float32", "bfloat16"):
-            raise ArgumentError(
-                f"precision {self.precision!r} is not one of 'float32', 'bfloat16'"
-            )
+            raise ArgumentError(f"precision {self.precision!r} is not one of 'float32', 'bfloat16'")
         if self.nesterov and not self.momentum:
             raise ArgumentError("nesterov=True needs a momentum above 0")
         if self.label_smoothing >= 1:

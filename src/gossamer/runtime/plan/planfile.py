@@ -22,6 +22,7 @@ import numpy as np
 
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.files import write_chunks
+from gossamer.runtime.plan import packed
 from gossamer.runtime.plan.arrays import LINE, TOLERANCE, difference
 from gossamer.runtime.plan.coding import coded, decoded
 from gossamer.runtime.plan.facts import Contents, Facts
@@ -40,10 +41,13 @@ _CODE = 0.02  # of the largest output
 _MOST_PROBE = 4 << 20  # bytes of example inputs that are kept to try a plan with
 
 
-def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None) -> Path:
+def write(
+    plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None, *, small: bool = False
+) -> Path:
     """Write a plan; atomic, so that a reader sees a whole file or the one before.
 
-    ``key``: what the plan was made of, kept in the file (:func:`read`).
+    ``key``: what the plan was made of, kept in the file (:func:`read`). ``small``: of few bytes
+    (:func:`gossamer.runtime.plan.packed.small`), entropy-coded.
 
     Raises :class:`ArgumentError` for a plan with parts left to torch, which no file holds.
     """
@@ -53,6 +57,8 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
             f"the plan runs {', '.join(left) or 'the whole network'} in torch, which a file does "
             "not hold; compile with engine='plan', or write the network with other operations"
         )
+    if small:
+        plan = packed.small(plan)
     probe = plan.probe if sum(a.nbytes for a in plan.probe[0]) <= _MOST_PROBE else ((), ())
     weights = {n.inputs[1] for n in plan.graph.nodes if n.op in ("conv", "linear")}
     arrays = [
@@ -85,7 +91,8 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    write_chunks(path, [*parts, digest.digest()])
+    parts.append(digest.digest())
+    write_chunks(path, [packed.pack_bytes(b"".join(parts))] if small else parts)
     return Path(path)
 
 
@@ -101,10 +108,9 @@ def read(path: str | Path, key: Mapping[str, Any] | None = None) -> tuple[Conten
     Raises :class:`FormatError` for a file that is damaged, hostile, of another version or another
     key, and where the example's outputs come out otherwise here.
     """
-    data = Path(path).read_bytes()
     where = str(path)
     try:
-        return _read(data, where, key)
+        return _read(_plain(path), where, key)
     except FormatError as e:
         raise e if where in str(e) else FormatError(f"{where}: {e}") from e
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
@@ -114,7 +120,12 @@ def read(path: str | Path, key: Mapping[str, Any] | None = None) -> tuple[Conten
 
 def header(path: str | Path) -> dict[str, Any]:
     """What a file says of itself, its digest checked; raises :class:`FormatError`."""
-    return _opened(Path(path).read_bytes(), str(path))[0]
+    return _opened(_plain(path), str(path))[0]
+
+
+def _plain(path: str | Path) -> bytes:
+    data = Path(path).read_bytes()
+    return packed.expanded(data, str(path)) if data[:8] == packed.MAGIC else data
 
 
 def _opened(data: bytes, where: str) -> tuple[dict[str, Any], memoryview]:
