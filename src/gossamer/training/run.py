@@ -304,12 +304,13 @@ class Run:
         for name, value in mine.items():
             if name in ("dataset.contents", "optimizer.settings", "task") and name not in theirs:
                 continue  # a checkpoint from before they were kept
-            if theirs.get(name, _BEFORE.get(name)) != value:
+            before = theirs.get(name, _BEFORE.get(name))
+            if before != value:
                 if name == "workers.size" and theirs.get(name):
                     advice = f"start {theirs[name]} processes again, {advice}"
                 raise ArgumentError(
                     f"checkpoint {path} is of another run: {name} was "
-                    f"{_short(theirs.get(name))}, now it is {_short(value)}; {advice}"
+                    f"{_short(before)}, now it is {_short(value)}; {advice}"
                 )
         try:
             self.model.load_state_dict(state["model"])
