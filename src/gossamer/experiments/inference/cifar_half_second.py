@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ def single(plan: Path, quick: bool) -> dict[str, Any]:
     calibration = [data.train.batch(slice(0, 16 if quick else _CALIBRATION))[0]]
     subject = Subject("dense", dense, example, calibration=calibration)
     net, rows = Plan.load(plan), [example.numpy()]
-    calls = {"gossamer": partial(net.arrays, rows, 1)}
+    calls: dict[str, Callable[[], Any]] = {"gossamer": partial(net.arrays, rows, 1)}
     many = {}
     for name in OTHERS:
         if installed(name):

@@ -89,8 +89,8 @@ def unpacked(part: bytes | memoryview, dtype: str, shape: Sequence[int], where: 
 
 
 def _planes(words: Array) -> bytes:
-    each = [_RANS.encode(plane, 256) for plane in
-            np.ascontiguousarray(words.view(np.uint8).reshape(len(words), -1).T)]  # fmt: skip
+    planes: Array = words.view(np.uint8).reshape(len(words), -1)
+    each = [_RANS.encode(planes[:, i].copy(), 256) for i in range(planes.shape[1])]
     return b"".join(varint(len(data)) + data for data in each)
 
 
