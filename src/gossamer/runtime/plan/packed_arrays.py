@@ -89,15 +89,15 @@ def unpacked(part: bytes | memoryview, dtype: str, shape: Sequence[int], where: 
 
 
 def _planes(words: Array) -> bytes:
-    planes: Array = words.view(np.uint8).reshape(len(words), -1)
-    each = [_RANS.encode(planes[:, i].copy(), 256) for i in range(planes.shape[1])]
+    width, data = words.itemsize, words.view(np.uint8)
+    each = [_RANS.encode(np.ascontiguousarray(data[i::width]), 256) for i in range(width)]
     return b"".join(varint(len(data)) + data for data in each)
 
 
 def _blocks(codes: Array) -> bytes:
     o, i, h, w = codes.shape
     runs = codes.reshape(o, i // _BLOCK, _BLOCK, h, w).transpose(0, 1, 3, 4, 2).reshape(-1, _BLOCK)
-    live = runs.any(axis=1)
+    live: Array = runs.any(axis=1)
     values = runs[live].reshape(-1).astype(np.int16)
     signs = np.where(values < 0, -2 * values - 1, 2 * values).astype(np.uint8)
     largest = int(signs.max(initial=0))
