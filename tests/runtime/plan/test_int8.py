@@ -143,6 +143,28 @@ def test_random_graphs(seed: int) -> None:
     assert lowering.graph_of(()) is graph
 
 
+def test_scales_leave_out_what_lies_far_off() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x) - 1
+
+    rng = np.random.default_rng(0)
+    even = rng.uniform(0, 8, (4, 3, 200, 200)).astype(np.float32)
+    far = np.abs(rng.normal(size=even.shape)).astype(np.float32)
+    far[0, 0, 0, 0] = 10.0  # one of 480,000
+    graph = captured(Twice(), torch.from_numpy(even)).graph
+    for x, low, high in ((even, 7.8, 8.01), (far, 4.0, 6.5)):
+        scale = calibration.scales(graph, (), [[x]])[graph.inputs[0]]
+        assert low < 127 * scale.scale < high, scale
+        assert scale.zero == 0
+    # of ends alone, which are codes exactly, nothing is left out
+    ends = np.where(even > 4, 1, 0).astype(np.float32)
+    assert calibration.scales(graph, (), [[ends]])[graph.inputs[0]].scale == pytest.approx(1 / 127)
+    # a value that is always the same has no range
+    same = calibration.scales(graph, (), [[np.ones_like(even)]])[graph.inputs[0]]
+    assert same == Scale(1.0, 0)
+
+
 def test_no_float_lies_between_neighbours() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
