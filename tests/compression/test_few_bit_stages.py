@@ -165,7 +165,7 @@ def test_a_layer_of_zeros_is_refused_and_nothing_is_changed(
 
 
 def test_distillation_learns_from_the_teacher_that_is_named(
-    tmp_path: Path, trained: nn.Module
+    tmp_path: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = nets.build("mlp-64-48-24-10", seed=5)
     with gossamer.pack.pack(other, tmp_path / "teacher.gsm"):
@@ -183,6 +183,11 @@ def test_distillation_learns_from_the_teacher_that_is_named(
         )
         ends[which] = fresh.digest(state.model.state_dict())
     assert len(set(ends.values())) == 3
+    asked: dict[str, Any] = {}
+    with monkeypatch.context() as m:  # a pretrained network by its name, in the data's shape
+        m.setattr(nets, "build", lambda name, **given: asked.update(given, name=name) or other)
+        assert state.teacher("resnet-56") is other
+    assert (asked["name"], asked["pretrained"], asked["classes"]) == ("resnet-56", True, 10)
     with pytest.raises(ArgumentError, match="nothing has been compressed yet"):
         job([{"train": {**FAST, "distill": 0.5}}], trained, tmp_path / "none").stages()
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import signal
@@ -232,6 +233,7 @@ def test_learning_rates_by_step():
         ({"warmup": 3, "epochs": 3}, "warmup=3"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov"),
         ({"schedule": "step", "lr_steps": (30, 60)}, "lr_steps"),
+        ({"precision": "float16"}, "'float32', 'bfloat16'"),
     ],
 )
 def test_bad_settings_are_refused(options, message):
@@ -568,6 +570,45 @@ def test_a_checkpoint_of_another_run_names_the_field(tmp_path):
     other = Dataset("blobs", moved, data.validation, data.test, 3)
     with pytest.raises(ArgumentError, match=r"dataset\.targets"):
         train(net(), other, config, checkpoint=path)
+
+
+def test_bfloat16_trains_and_keeps_float32_weights(tmp_path):
+    config = TrainConfig(epochs=6, batch_size=30, lr=0.1)
+    half = dataclasses.replace(config, precision="bfloat16")
+    model, plain, path = net(), net(), tmp_path / "c.pt"
+    found, wanted = train(model, blobs(), half, checkpoint=path), train(plain, blobs(), config)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert found.epochs[-1]["train_loss"] == pytest.approx(wanted.epochs[-1]["train_loss"], rel=0.1)
+    assert not same(model, plain)
+    with pytest.raises(ArgumentError, match=r"config\.precision was 'bfloat16'"):
+        train(net(), blobs(), config, checkpoint=path)
+    # a checkpoint from before there was a choice is one of float32
+    train(net(), blobs(), config, checkpoint=path.with_name("old.pt"))
+    state = load_checkpoint(path.with_name("old.pt"))
+    del state["fingerprint"]["config.precision"]
+    save_atomic(state, path.with_name("old.pt"))
+    train(net(), blobs(), config, checkpoint=path.with_name("old.pt"))
+    with pytest.raises(ArgumentError, match=r"config\.precision was 'float32'"):
+        train(net(), blobs(), half, checkpoint=path.with_name("old.pt"))
+
+
+def test_maps_of_bfloat16_lie_channels_last():
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head, self.seen = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), set()
+
+        def forward(self, x):
+            if self.training:
+                self.seen.add(x.is_contiguous(memory_format=torch.channels_last))
+            return self.head(self.conv(x).mean((2, 3)))
+
+    g = torch.Generator().manual_seed(0)
+    split = Split(torch.randn(20, 3, 6, 6, generator=g), torch.arange(20) % 3)
+    for precision, last in (("float32", False), ("bfloat16", True)):
+        model = Looks()
+        train(model, Dataset("maps", split, split, split, 3), TrainConfig(2, precision=precision))
+        assert model.seen == {last}
 
 
 def test_corrupt_checkpoints_are_named(tmp_path):

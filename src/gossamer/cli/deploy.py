@@ -108,6 +108,9 @@ def compile_(
         typer.Option("--int8", help="Layers in eight bits where faster, calibrated on --data."),
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="At most, of each candidate.")] = 30,
+    small: Annotated[
+        bool, typer.Option("--small", help="Pack the file of --to: entropy-coded, for transport.")
+    ] = False,
     model: Given = None,
     weights: Weights = None,
     key: Key = None,
@@ -123,6 +126,8 @@ def compile_(
 
     if model is not None and Path(network).suffix != ".gsm":
         raise ArgumentError(f"network {network!r} and --model {model!r}: give one of them")
+    if small and to is None:
+        raise ArgumentError("--small packs the file of --to, which is left out; give it")
     named = _named(network, model, weights, dataset)
     packed = named.file is not None and named.file.suffix == ".gsm"
     base, data = (replace(named, file=None) if packed else named).build(pretrained, key)
@@ -139,7 +144,7 @@ def compile_(
             say=show.say,
         )
     if to is not None:
-        plan.save(to)
+        plan.save(to, small=small)
     print(json.dumps(vars(plan.facts)) if as_json else plan.explain())
 
 

@@ -140,7 +140,8 @@ class Distill(Strict):
         weight: of the teacher's part of the loss, 0 for none.
         temperature: of both softmaxes.
         teacher: the network ``before`` the first stage that compresses, as it was at the
-            ``start`` of the stage, or a file with weights of the same network.
+            ``start`` of the stage, a file with weights of the same network, or the name of one
+            that has pretrained weights, such as ``resnet-56``.
     """
 
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9
@@ -169,6 +170,7 @@ class Training(Strict):
     warmup: Annotated[int, Field(ge=0)] = 0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     grad_clip: Positive | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     distill: Annotated[
         Annotated[Annotated[float, Field(ge=0, le=1)], Tag("number")]
         | Annotated[Distill, Tag("by layer")],

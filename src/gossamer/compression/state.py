@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer import nets
 from gossamer.compression import inputs
 from gossamer.compression.progress import Reporter
 from gossamer.compression.records import parse, rebuild
@@ -133,7 +134,9 @@ class State:
                 p.requires_grad_(True)
 
     def teacher(self, which: str) -> nn.Module:
-        """The network to learn from: ``before``, ``start`` or a file of weights."""
+        """The network to learn from: ``before``, ``start``, a pretrained one, a file of weights."""
+        if which in nets.PRETRAINED:
+            return inputs.network(which, self.data, pretrained=True).to(device_of(self.model))
         made = copy.deepcopy(self.origin)
         if which == "start":
             saved = load_checkpoint(self.out / f"stage-{self.number - 1}.pt")

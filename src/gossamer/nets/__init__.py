@@ -51,7 +51,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "gpt": gpt,
 }
 
-_PRETRAINED = {f"resnet-{d}": f"resnet-cifar10/resnet{d}.safetensors" for d in (20, 32, 44, 56)}
+PRETRAINED = {f"resnet-{d}": f"resnet-cifar10/resnet{d}.safetensors" for d in (20, 32, 44, 56)}
 
 
 def _family(name: str) -> Callable[..., nn.Module] | None:
@@ -123,9 +123,9 @@ def build(
         )
     if classes is not None and classes < 1:
         raise ArgumentError(f"classes={classes} must be at least 1")
-    if pretrained and ":" not in name and name not in _PRETRAINED:
+    if pretrained and ":" not in name and name not in PRETRAINED:
         raise ArgumentError(
-            f"network {name!r} has no pretrained weights; these have: {', '.join(_PRETRAINED)}"
+            f"network {name!r} has no pretrained weights; these have: {', '.join(PRETRAINED)}"
         )
     if isinstance(make, nn.Module):
         raise ArgumentError(
@@ -147,8 +147,8 @@ def build(
             f"network {name!r} returned {type(model).__name__}, not an nn.Module; return the "
             "module itself (a state dict goes to --weights as a file)"
         )
-    if pretrained and name in _PRETRAINED:
-        _load(model, find(_PRETRAINED[name], root))
+    if pretrained and name in PRETRAINED:
+        _load(model, find(PRETRAINED[name], root))
     return model
 
 

@@ -29,6 +29,7 @@ from gossamer.training.workers import Workers, share
 __all__ = ["Run"]
 
 _FORMAT = 1  # of the checkpoint; raised when its meaning changes
+_BEFORE = {"config.precision": "float32"}  # of checkpoints from before there was a choice
 _CHECK = 100  # steps between two looks at the loss, which synchronise an accelerator
 
 
@@ -85,6 +86,9 @@ class Run:
         decayed = list(names.weights(model).values()) if config.l1 else []
         trained = [p for g in optimizer.param_groups for p in g["params"]]
         fresh = 0.0
+        half = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+        )
         model.train()
         while self.epoch < config.epochs:
             began = time.monotonic()
@@ -103,6 +107,8 @@ class Run:
                 first = self.batch * size
                 inputs, targets = split.batch(order[first : first + size], augment, self.augmenting)
                 inputs, targets = nest.moved(inputs, self.device), nest.moved(targets, self.device)
+                if config.precision == "bfloat16":
+                    inputs = nest.mapped(_channels_last, inputs)
                 count, weight = len(order[first : first + size]), 1.0
                 if workers is not None:
                     inputs, targets, weight = share(inputs, targets, workers.rank, workers.size)
@@ -111,7 +117,8 @@ class Run:
                         ((config.seed * 1_000_003 + step) * workers.size + workers.rank) % (1 << 63)
                     )
                 optimizer.zero_grad(set_to_none=True)
-                value = self.loss(inputs, self.task.feed(network, inputs), targets)
+                with half:
+                    value = self.loss(inputs, self.task.feed(network, inputs), targets)
                 (value if weight == 1.0 else value * weight).backward()
                 if decayed:
                     for p in decayed:
@@ -297,12 +304,13 @@ class Run:
         for name, value in mine.items():
             if name in ("dataset.contents", "optimizer.settings", "task") and name not in theirs:
                 continue  # a checkpoint from before they were kept
-            if theirs.get(name) != value:
+            before = theirs.get(name, _BEFORE.get(name))
+            if before != value:
                 if name == "workers.size" and theirs.get(name):
                     advice = f"start {theirs[name]} processes again, {advice}"
                 raise ArgumentError(
                     f"checkpoint {path} is of another run: {name} was "
-                    f"{_short(theirs.get(name))}, now it is {_short(value)}; {advice}"
+                    f"{_short(before)}, now it is {_short(value)}; {advice}"
                 )
         try:
             self.model.load_state_dict(state["model"])
@@ -342,6 +350,11 @@ class Run:
 
 def _state(model: nn.Module) -> dict[str, Any]:
     return {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    # maps of bfloat16 are convolved faster so
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _short(value: Any) -> str:

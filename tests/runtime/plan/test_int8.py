@@ -51,10 +51,10 @@ def every_kernel(graph: Graph, inputs: list[np.ndarray], batch: int) -> None:
 
 
 def test_a_convolution_by_hand() -> None:
-    # Channels (1.0, 0.5), weights 1.27 and -0.635: steps of .01, codes 127 and -64 (63.5 to even).
+    # Channels (1.0, 0.5), weights 1.27 and -0.6301, on no grid: steps of .01, codes 127 and -63.
     # Inputs 0 to 12.7: steps of .1, so 10 and 5 are codes 100 and 50, 12.7 and 0 are 127 and 0.
-    # Sums: 127 * 100 - 64 * 50 = 9500 and 127 * 127 = 16129, times .01 * .1 plus .5: 10.0, 16.629.
-    weight = np.array([[[[1.27]], [[-0.635]]]], np.float32)
+    # Sums: 127 * 100 - 63 * 50 = 9550 and 127 * 127 = 16129, times .01 * .1 plus .5: 10.05, 16.629.
+    weight = np.array([[[[1.27]], [[-0.6301]]]], np.float32)
     node = Node("conv", ("x", "@w", "@b", ""), ("y",), {**CONV, "activation": ["relu"]})
     values = {"x": Value((-1, 2, 1, 2)), "y": Value((-1, 1, 1, 2))}
     constants = {"@w": weight, "@b": np.array([0.5], np.float32)}
@@ -64,10 +64,10 @@ def test_a_convolution_by_hand() -> None:
     x = np.array([[[[10.0, 12.7]], [[5.0, 0.0]]]], np.float32)
     found = reference.run(mixed, [x])
     assert found["x/codes"].tolist() == [[[[[100, 50, 0, 0], [127, 0, 0, 0]]]]]
-    assert mixed.constants["@w*y/codes"].reshape(-1).tolist() == [127, -64]
-    np.testing.assert_allclose(found["y"].reshape(-1), [10.0, 16.629], rtol=1e-6)
-    # Twice, so that codes lie between. 10 is code 50 of .2, 16.629 code 83 (16.6). Then 1.27 * 10
-    # and 1.27 * 16.6, both plus the value itself: 22.7 and 37.682.
+    assert mixed.constants["@w*y/codes"].reshape(-1).tolist() == [127, -63]
+    np.testing.assert_allclose(found["y"].reshape(-1), [10.05, 16.629], rtol=1e-6)
+    # Twice, so that codes lie between. 10.05 is code 50 of .2, 16.629 code 83 (16.6). Then 1.27
+    # times 10 and 16.6, both plus the value itself: 22.7 and 37.682.
     second = Node("conv", ("y", "@v", "", "y"), ("z",), {**CONV, "activation": None})
     graph = Graph(
         ("x",), ("z",), (node, second), {**values, "z": values["y"]},
@@ -141,6 +141,28 @@ def test_random_graphs(seed: int) -> None:
         (again,) = Program(mixed, steps_of(mixed, choose.plain(mixed), 1))([x.numpy()], 3)
         np.testing.assert_array_equal(got, again)
     assert lowering.graph_of(()) is graph
+
+
+def test_scales_leave_out_what_lies_far_off() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x) - 1
+
+    rng = np.random.default_rng(0)
+    even = rng.uniform(0, 8, (4, 3, 200, 200)).astype(np.float32)
+    far = np.abs(rng.normal(size=even.shape)).astype(np.float32)
+    far[0, 0, 0, 0] = 10.0  # one of 480,000
+    graph = captured(Twice(), torch.from_numpy(even)).graph
+    for x, low, high in ((even, 7.8, 8.01), (far, 4.0, 6.5)):
+        scale = calibration.scales(graph, (), [[x]])[graph.inputs[0]]
+        assert low < 127 * scale.scale < high, scale
+        assert scale.zero == 0
+    # of ends alone, which are codes exactly, nothing is left out
+    ends = np.where(even > 4, 1, 0).astype(np.float32)
+    assert calibration.scales(graph, (), [[ends]])[graph.inputs[0]].scale == pytest.approx(1 / 127)
+    # a value that is always the same has no range
+    same = calibration.scales(graph, (), [[np.ones_like(even)]])[graph.inputs[0]]
+    assert same == Scale(1.0, 0)
 
 
 def test_no_float_lies_between_neighbours() -> None:

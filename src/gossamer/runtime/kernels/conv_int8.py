@@ -29,6 +29,7 @@ from gossamer.runtime.kernels.arrays import (
 from gossamer.runtime.kernels.conv import SparseConv, bound, output, sums
 from gossamer.runtime.kernels.eight_bits import TOP, Scale, from_quads, to_quads
 from gossamer.runtime.kernels.entries import Entries, entries_of
+from gossamer.runtime.kernels.grid import row_step
 from gossamer.runtime.kernels.taps import pack_taps
 
 if TYPE_CHECKING:
@@ -63,10 +64,15 @@ def weight_codes(
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
     """Codes of -127 to 127, and the scale of each output channel.
 
-    To the nearest: a value below half its channel's step becomes zero.
+    A channel whose values lie on a grid (:mod:`gossamer.runtime.kernels.grid`) keeps it, without an
+    error. Else to the nearest: a value below half its channel's step becomes zero.
     """
     top = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
     scale = np.where(top > 0, top / 127, 1.0)
+    for i, row in enumerate(weight.reshape(len(weight), -1)):
+        step = row_step(row, 127)
+        if step is not None:
+            scale[i] = step
     codes = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
     return codes.astype(np.int8), scale
 

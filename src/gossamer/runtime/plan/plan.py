@@ -98,15 +98,18 @@ class Plan:
         chosen = {n.name: "torch" if n.op == "torch" else "numpy" for n in self.graph.nodes}
         return Program(self.graph, steps_of(self.graph, chosen, 1, self._islands))
 
-    def save(self, path: str | Path, key: Mapping[str, Any] | None = None) -> Path:
+    def save(
+        self, path: str | Path, key: Mapping[str, Any] | None = None, *, small: bool = False
+    ) -> Path:
         """Write the plan to a file that :func:`gossamer.runtime.load` runs without torch.
 
-        ``key``: what the plan was made of, kept in the file.
+        ``key``: what the plan was made of, kept in the file. ``small``: entropy-coded and without
+        what no answer needs (:func:`gossamer.runtime.plan.packed.small`), for transport.
 
         Raises :class:`ArgumentError` where parts of it run in torch.
         """
         what = Contents(self.graph, self.facts, self.forms, self.names, self.probe)
-        return planfile.write(what, path, key)
+        return planfile.write(what, path, key, small=small)
 
     @classmethod
     def load(

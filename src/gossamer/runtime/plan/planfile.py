@@ -26,7 +26,7 @@ from gossamer.runtime.plan.forms import check as check_form
 from gossamer.runtime.plan.graph import DTYPES, Graph, Node, Value, batch_of
 from gossamer.runtime.plan.kernels import KERNELS
 from gossamer.runtime.plan.program import Program, steps_of
-from gossamer.runtime.plan.sealed import DIGEST, bytes_of, opened, sealed
+from gossamer.runtime.plan.sealed import DIGEST, PACKED, aligned, bytes_of, opened, sealed
 from gossamer.runtime.plan.stored import Stored
 
 if TYPE_CHECKING:
@@ -43,10 +43,13 @@ _STANDS_IN = {"onnxruntime": "openvino", "openvino": "onnxruntime"}
 _MOST_PROBE = 4 << 20  # bytes of example inputs that are kept to try a plan with
 
 
-def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None) -> Path:
+def write(
+    plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None, *, small: bool = False
+) -> Path:
     """Write a plan; atomic, so that a reader sees a whole file or the one before.
 
-    ``key``: what the plan was made of, kept in the file (:func:`read`).
+    ``key``: what the plan was made of, kept in the file (:func:`read`). ``small``: of few bytes
+    (:func:`gossamer.runtime.plan.packed.small`), entropy-coded.
 
     Raises :class:`ArgumentError` for a plan with parts left to torch, which no file holds.
     """
@@ -60,6 +63,10 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
 
     from gossamer.core.files import write_chunks  # readers do without
 
+    if small:
+        from gossamer.runtime.plan import packed
+
+        plan = packed.small(plan)
     probe = plan.probe if sum(a.nbytes for a in plan.probe[0]) <= _MOST_PROBE else ((), ())
     weights = {n.inputs[1] for n in plan.graph.nodes if n.op in ("conv", "linear")}
     arrays = [
@@ -86,7 +93,8 @@ def write(plan: Contents, path: str | Path, key: Mapping[str, Any] | None = None
         "names": plan.names,
         "facts": vars(plan.facts),
     }
-    write_chunks(path, sealed(MAGIC, about, chunks))
+    pieces = sealed(MAGIC, about, chunks)
+    write_chunks(path, [packed.pack_bytes(b"".join(pieces))] if small else pieces)
     return Path(path)
 
 
@@ -105,8 +113,9 @@ def read(
     Raises :class:`FormatError` for a file that is damaged, hostile, of another version or another
     key, and where the example's outputs come out otherwise here.
     """
-    data, where = bytes_of(path), str(path)
+    where = str(path)
     try:
+        data = _plain(path)
         header, body = opened(data, MAGIC, where)
         if key is not None and header["key"] != dict(key):
             raise FormatError(f"{where} is a plan of something else{_changed(header['key'], key)}")
@@ -138,7 +147,17 @@ def read(
 
 def header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a file says of itself, its digest checked; raises :class:`FormatError`."""
-    return opened(bytes_of(path), MAGIC, str(path))[0]
+    return opened(_plain(path), MAGIC, str(path))[0]
+
+
+def _plain(path: str | os.PathLike[str]) -> memoryview:
+    """The bytes of a plan's file, those of a packed one expanded."""
+    data = bytes_of(path)
+    if data[: len(PACKED)] != PACKED:
+        return data
+    from gossamer.runtime.plan.packed import expanded
+
+    return aligned(expanded(bytes(data), str(path)))
 
 
 def _read(

@@ -19,7 +19,10 @@ import numpy as np
 from gossamer.core.errors import FormatError
 from gossamer.runtime.plan.arrays import LINE
 
-__all__ = ["DIGEST", "bytes_of", "opened", "sealed", "sha256"]
+__all__ = ["DIGEST", "PACKED", "aligned", "bytes_of", "opened", "sealed", "sha256"]
+
+PACKED = b"GSMPLANZ"
+"""How the file of a packed plan begins (:mod:`gossamer.runtime.plan.packed`)."""
 
 DIGEST = 32
 _MOST_HEADER = 64 << 20
@@ -105,6 +108,16 @@ def bytes_of(path: str | os.PathLike[str]) -> memoryview:
             done += got
     held.flags.writeable = False
     return held.data[:done]
+
+
+def aligned(data: bytes) -> memoryview:
+    """Bytes at the beginning of a cache line; arrays that lie in them are read-only."""
+    raw = np.empty(len(data) + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    held = raw[start : start + len(data)]
+    held[:] = np.frombuffer(data, np.uint8)
+    held.flags.writeable = False
+    return held.data
 
 
 def opened(
