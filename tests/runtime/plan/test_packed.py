@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,12 @@ from gossamer import cli
 from gossamer.core.errors import FormatError
 from gossamer.runtime.plan import packed, planfile
 from gossamer.runtime.plan.door import compile_network
-from gossamer.runtime.plan.facts import Contents
+from gossamer.runtime.plan.facts import Contents, Facts
 from gossamer.runtime.plan.graph import Graph, Node, Value
 from gossamer.runtime.plan.packed_arrays import noise, unpacked
 from gossamer.runtime.plan.packed_arrays import packed as form_of
 from gossamer.runtime.plan.plan import Plan
+from gossamer.runtime.plan.sealed import PACKED
 
 PLAIN, PLANES, VALUES, BLOCKS, NOISE = range(5)
 
@@ -123,14 +123,14 @@ def test_a_packed_plan_answers_as_the_plan(plan: Plan, tmp_path: Path) -> None:
 
 def test_light_operators_need_no_other_engine(plan: Plan) -> None:
     nodes = {node.name: node.op for node in plan.graph.nodes}
-    facts = replace(plan.facts, chosen=dict.fromkeys(nodes, "onnxruntime"))
+    facts = Facts(**{**vars(plan.facts), "chosen": dict.fromkeys(nodes, "onnxruntime")})
     chosen = packed.small(Contents(plan.graph, facts, plan.forms, plan.names, plan.probe))
     assert {nodes[n] for n, k in chosen.facts.chosen.items() if k == "numpy"} >= {"mean"}
     big = Graph(
         ("x",), ("y",), (Node("linear", ("x", "@w", "", ""), ("y",), {"activation": None}),),
         {"x": Value((-1, 200)), "y": Value((-1, 100))}, {"@w": np.ones((100, 200), np.float32)},
     )  # fmt: skip
-    facts = replace(facts, chosen={"y": "onnxruntime"}, precision="float32")
+    facts = Facts(**{**vars(facts), "chosen": {"y": "onnxruntime"}, "precision": "float32"})
     kept = packed.small(Contents(big, facts, (None, None), ("x",), ((), ())))
     assert kept.facts.chosen == {"y": "onnxruntime"}
 
@@ -173,7 +173,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     common = ["compile", "mlp-64-16-10", "--rounds", "1", "--engine", "numpy", "--small"]
     with pytest.raises(SystemExit, match="0"):
         cli.main([*common, "--data", "digits", "--to", str(tmp_path / "s.plan")])
-    assert (tmp_path / "s.plan").read_bytes()[:8] == packed.MAGIC
+    assert (tmp_path / "s.plan").read_bytes()[:8] == PACKED
     capsys.readouterr()
     with pytest.raises(SystemExit, match=r"[12]"):
         cli.main([*common, "--data", "digits"])

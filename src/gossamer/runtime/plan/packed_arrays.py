@@ -97,7 +97,7 @@ def _planes(words: Array) -> bytes:
 def _blocks(codes: Array) -> bytes:
     o, i, h, w = codes.shape
     runs = codes.reshape(o, i // _BLOCK, _BLOCK, h, w).transpose(0, 1, 3, 4, 2).reshape(-1, _BLOCK)
-    live: Array = runs.any(axis=1)
+    live: Array = np.asarray(runs.any(axis=1))
     values = runs[live].reshape(-1).astype(np.int16)
     signs = np.where(values < 0, -2 * values - 1, 2 * values).astype(np.uint8)
     largest = int(signs.max(initial=0))
