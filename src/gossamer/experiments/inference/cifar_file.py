@@ -17,6 +17,8 @@ __all__ = ["RECIPE", "made"]
 RECIPE = "resnet-20-fast-smallest"
 _QUICK = (
     "subset=500",
+    "stages.prune.rounds=1",
+    "stages.prune.retrain.epochs=1",
     "stages.rate_aware.retrain.epochs=1",
 )
 
