@@ -189,6 +189,33 @@ def test_carried_errors_find_room_where_inputs_nearly_determine_each_other(bits:
     assert found.sum() < first.sum() / 2
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_blocks_of_a_convolution_are_four_channels_at_a_place(groups: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(16, 8, 3, padding=1, groups=groups), torch.randn(8, 16, 7, 7)
+    x = x * torch.rand(16, 1, 1)
+    before = model.weight.detach().clone()
+    seen = moments(model, model, [x], "weight", [1])
+    row = treat(model.weight, seen, Treatment(density=0.25, sparsity="1x4"), bias=model.bias)
+    blocks = model.weight.detach().reshape(8, -1, 4, 3, 3)
+    live = blocks.ne(0).any(2)
+    assert not row["left"]
+    assert live.float().mean() == 0.25
+    assert (blocks.ne(0).all(2) == live).all()
+    # the stated error is that of the outputs
+    with torch.no_grad():
+        wanted = nn.functional.conv2d(x, before, None, 1, 1, 1, groups)
+        found = nn.functional.conv2d(x, model.weight, None, 1, 1, 1, groups)
+    error = float((found - wanted).square().sum() / wanted.square().sum())
+    assert row["error"] == pytest.approx(error, rel=0.05)
+    # and smaller than that of the largest blocks as they are
+    size = before.reshape(8, -1, 4, 3, 3).square().sum(2)
+    kept = size >= size.flatten().topk(int(0.25 * size.numel())).values[-1]
+    plain = (before.reshape(8, -1, 4, 3, 3) * kept[:, :, None]).reshape(before.shape)
+    worse = nn.functional.conv2d(x, plain, None, 1, 1, 1, groups) - wanted
+    assert error < 0.9 * float(worse.square().sum() / wanted.square().sum())
+
+
 def test_a_layer_that_a_pattern_does_not_fit_is_left_and_named() -> None:
     torch.manual_seed(0)
     model, x = nn.Conv2d(3, 8, 3), torch.randn(4, 3, 9, 9)
@@ -201,6 +228,8 @@ def test_a_layer_that_a_pattern_does_not_fit_is_left_and_named() -> None:
     assert row["left"]
     assert not torch.equal(model.weight, before)
     assert len(model.weight[0].unique()) <= 15
+    row = treat(model.weight, seen, Treatment(density=0.5, sparsity="1x4"))
+    assert row["left"] == "not pruned: 3 input channels are no multiple of 4"
     row = treat(model.weight, seen, Treatment(density=0.5))
     assert not row["left"]
     assert row["density"] == 0.5

@@ -8,7 +8,7 @@ of an embedding, half precision; and its bias.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -87,8 +87,17 @@ def treat(
     if seen is not None:
         seen.clear()
     together, left = inputs_together(how.sparsity), ""
-    if how.density is not None and any(len(p.hessian) % together for p in parts):
+    plain, before = layout, matrix
+    places = math.prod(weight.shape[2:]) if layout.kind in ("filters", "transposed") else 1
+    if how.density is not None and how.sparsity == "1x4" and places > 1:
+        left = _unlike(matrix.shape[1] // places, 4 * places, parts)
+        if not left:
+            layout = _ByTaps(layout.kind, layout.groups, places)
+            matrix = layout.matrix(weight.detach()).double()
+            _by_taps(parts, places)
+    elif how.density is not None and any(len(p.hessian) % together for p in parts):
         left = f"not pruned: {matrix.shape[1]} inputs are no multiple of {together}"
+    if left:
         how = replace(how, density=None)
     within = None if mask is None else layout.matrix(mask.to(weight.device))
     shape = weight.shape
@@ -114,10 +123,52 @@ def treat(
         error += float((each if of_rows is None else each * of_rows).sum())
     weight.copy_(layout.weight(found, weight.shape).to(weight.dtype))
     corrected = bias is not None and len(bias) == len(matrix) and _correct(
-        bias, matrix, layout.matrix(weight.detach()).double(), parts
+        bias, before, plain.matrix(weight.detach()).double(), parts
     )  # fmt: skip
     density = float(torch.count_nonzero(weight)) / weight.numel()
     return {**row, "density": density, "error": error, "bias": corrected, "unseen": unseen}
+
+
+@dataclass(frozen=True)
+class _ByTaps(Layout):
+    """A convolution's layout with four channels of a tap side by side: a block of the kernels'."""
+
+    places: int = 1
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Columns (channel / 4, place, channel % 4), of (channel, place)."""
+        plain = super().matrix(weight)
+        return plain[:, _taps(plain.shape[1], self.places)]
+
+    def weight(self, matrix: Tensor, shape: Iterable[int]) -> Tensor:
+        """The inverse."""
+        back = torch.argsort(_taps(matrix.shape[1], self.places))
+        return super().weight(matrix[:, back], shape)
+
+
+def _taps(columns: int, places: int) -> Tensor:
+    return torch.arange(columns).reshape(-1, 4, places).transpose(1, 2).reshape(-1)
+
+
+def _by_taps(parts: list[Part], places: int) -> None:
+    """Sums over inputs in the order of :class:`_ByTaps`; parts may share them."""
+    done: dict[int, Tensor] = {}
+
+    def turned(sums: Tensor) -> Tensor:
+        order = _taps(len(sums), places)
+        return done.setdefault(sums.data_ptr(), sums[order][:, order])
+
+    for p in parts:
+        p.hessian, p.cross = turned(p.hessian), turned(p.cross)
+
+
+def _unlike(channels: int, block: int, parts: list[Part]) -> str:
+    """Why four channels of a tap cannot go together; "" where they can."""
+    if channels % 4:
+        return f"not pruned: {channels} input channels are no multiple of 4"
+    if any(len(p.hessian) % block for p in parts):
+        return "not pruned: its inputs come in parts that cut blocks of four channels"
+    return ""
 
 
 @cache

@@ -42,8 +42,8 @@ class Obs(LayerStage):
         density: the fraction kept; one number, or one by layer pattern (a layer that none names
             keeps its weights, and is treated only where ``bits`` or ``rate`` name it).
         sparsity: ``unstructured``, ``2:4``, ``4:8``, or ``1x4``: four neighbours along the inputs.
-            Of a convolution those are places of the kernel, in the order of the weight, not
-            channels; for blocks that the sparse kernels skip prune ``groups: block-1x4``.
+            Of a convolution they are four input channels at one place of its kernel, which the
+            sparse kernels skip together.
         bits: values are -n..n times a step, n = 2^(bits - 1) - 1.
         group: weights that share a step: ``tensor``, ``channel`` (a row), or so many along a row.
         rate: in place of ``bits``: what 1000 bits of the file may cost, as a part of the power of
