@@ -223,6 +223,16 @@ def test_what_it_does_not_run_is_said(lib: ctypes.CDLL, tmp_path: Path) -> None:
     assert "a convolution of three dimensions" in network.message
 
 
+@pytest.mark.parametrize("op", ["conv_w8", "linear_w8", "round_u8"])
+def test_operators_of_other_engines_are_told(lib: ctypes.CDLL, small: Path, op: str) -> None:
+    def change(header: dict[str, Any]) -> None:
+        header["nodes"][0][0] = op
+
+    network = Network(lib, resealed(small.read_bytes(), change))
+    assert network.status == "unsupported"
+    assert network.message == f"operator {op} is of other engines; compile with engine='plan'"
+
+
 class Recurrent(nn.Module):
     """Two layers, both directions, and states that are given."""
 

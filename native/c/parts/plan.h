@@ -307,6 +307,8 @@ class PlanReader {
     Node n;
     n.op = row.at(0).string();
     if (n.op == "torch") throw Unsupported("parts of it run in torch");
+    if (n.op == "conv_w8" || n.op == "linear_w8" || n.op == "round_u8")
+      throw Unsupported("operator " + n.op + " is of other engines; compile with engine='plan'");
     const auto rule = operators().find(n.op);
     if (rule == operators().end())
       throw FormatError("operator " + shown(n.op) + " is unknown");
