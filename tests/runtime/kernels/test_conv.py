@@ -13,7 +13,7 @@ from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import conv
 from gossamer.runtime.kernels.arrays import LINEAR, RELU, RELU6, dot_products
 from gossamer.runtime.kernels.conv import SparseConv, convolve, linear, pack_conv
-from gossamer.runtime.kernels.conv_int8 import convolve_int8, pack_conv_int8
+from gossamer.runtime.kernels.conv_int8 import convolve_int8, pack_conv_int8, weight_codes
 from gossamer.runtime.kernels.eight_bits import Scale, from_quads, quantize, to_quads
 
 BUILT = kernel("sparse_conv") is not None
@@ -148,9 +148,11 @@ def test_integer_convolutions_are_exact(path: str, element: str) -> None:
         )  # fmt: skip
         got = convolve_int8(packed, to_quads(codes), threads=1 + case.rows % 2)
         top = np.abs(case.weight.reshape(case.rows, -1)).max(1).astype(float)
-        step = np.where(top > 0, top / 127, 1.0).reshape(-1, 1, 1, 1)
-        weight = np.rint(case.weight / step)
-        value = expected(case, codes.astype(float) - source.zero, weight) * 0.03
+        weight, scale = weight_codes(case.weight)
+        step = scale.reshape(-1, 1, 1, 1)
+        off = np.abs(case.weight - weight * step).reshape(case.rows, -1).max(1)
+        assert (off <= top / 253).all()  # half a step of 127, or less where a row lies on a grid
+        value = expected(case, codes.astype(float) - source.zero, weight.astype(float)) * 0.03
         value = value * step[:, 0][None] + case.bias[:, None, None].astype(float)
         np.testing.assert_allclose(got, value, atol=1e-4, rtol=1e-4)
 

@@ -284,7 +284,8 @@ def test_little_is_imported(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found = {name.partition(".")[0] for name in done.stdout.split()}
-    assert found <= {"__future__", "_json", "_sha2", "_sha256", "atexit", "gossamer"}, found
+    few = {"__future__", "_json", "_sha2", "_sha256", "atexit", "gossamer"}
+    assert found <= few | {"importlib"}, found  # which finds a package that is installed editable
 
 
 def test_a_packed_file_runs_by_the_plan_beside_it(tmp_path: Path) -> None:
