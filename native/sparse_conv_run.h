@@ -168,6 +168,9 @@ class ConvRun {
     const size_t workers = std::min(std::max<size_t>(threads, 1), size_t(regions * shares));
     const int64_t each = line + copies + sums;
     const auto own = room(int64_t(workers) * each);
+    if (t.flat)  // the last vector of a tap reads on into a copy that may never be made
+      for (size_t worker = 0; worker < workers; worker++)
+        std::memset(own.get() + int64_t(worker) * each + line, 0, size_t(copies) * 4);
     parallel(size_t(regions * shares), workers, [&](size_t worker, size_t item) {
       int64_t left = int64_t(item);
       const auto next = [&](int64_t of) {
