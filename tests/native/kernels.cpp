@@ -18,6 +18,7 @@
 #define GOSSAMER_BODY "../tests/native/bodies.h"
 #include "../../native/each_isa.h"
 #include "../../native/c/parts/pack.h"
+#include "../../native/quads_run.h"
 #include "../../native/sparse_conv_run.h"
 #include "../../native/sparse_gemv_run.h"
 
@@ -291,6 +292,82 @@ void rows_to_codes(int seed) {
   expect("seven bits", 1, other(x.data(), n, seven.data(), &step, &zero), 0, 0);
 }
 
+// Maps to codes in fours and back, and pools over codes.
+void quads(int seed) {
+  const int64_t images = draw(1, 2), channels = draw(1, 9), fours = (channels + 3) / 4;
+  const int64_t h = draw(1, 9), w = draw(1, 40), size = h * w;
+  auto x = reals(images * channels * size);
+  std::vector<uint32_t> out(size_t(images * fours * size), 0xffffffffu);
+  const auto* bytes = reinterpret_cast<const uint8_t*>(out.data());
+  const float factor = 90, shift = 60;  // beyond both ends
+  const bool finite = quantize_quads(x.data(), images, channels, size, factor, shift, out.data(), 2);
+  expect("finite", 0, finite, 1, 0);
+  std::vector<float> back(x.size());
+  dequantize_quads(out.data(), images, channels, size, 0.5f, -3, back.data(), 2);
+  for (int64_t n = 0; n < images; n++)
+    for (int64_t c = 0; c < 4 * fours; c++)
+      for (int64_t i = 0; i < size; i++) {
+        const uint8_t got = bytes[((n * fours + c / 4) * size + i) * 4 + c % 4];
+        const int64_t at = (n * channels + c) * size + i;
+        if (c >= channels) {
+          expect("a channel that fills up", i, got, 0, 0);
+          continue;
+        }
+        const float code = std::nearbyint(x[size_t(at)] * factor + shift);
+        expect("codes", at, got, std::min(127.0f, std::max(0.0f, code)), 0);
+        expect("floats of codes", at, back[size_t(at)], float(got) * 0.5f - 3, 0);
+      }
+  const int64_t kh = draw(1, 3), kw = draw(1, 3), sy = draw(1, 3), sx = draw(1, 3);
+  const int64_t dy = draw(1, 2), dx = draw(1, 2), top = draw(0, 1), left = draw(0, 1);
+  const int64_t oh = (h + 2 * top - dy * (kh - 1) - 1) / sy + 1;
+  const int64_t ow = (w + 2 * left - dx * (kw - 1) - 1) / sx + 1;
+  if (h + 2 * top > dy * (kh - 1) && w + 2 * left > dx * (kw - 1)) {
+    const QuadPool p{h, w, oh, ow, kh, kw, sy, sx, top, left, dy, dx};
+    check_pool(p);
+    std::vector<uint32_t> pooled(size_t(images * fours * oh * ow));
+    max_pool_quads(p, images * fours, out.data(), pooled.data(), 2);
+    const auto* result = reinterpret_cast<const uint8_t*>(pooled.data());
+    for (int64_t i = 0; i < int64_t(pooled.size()) * 4; i++) {
+      const int64_t k = i % 4, ox = i / 4 % ow, oy = i / 4 / ow % oh, plane = i / 4 / ow / oh;
+      int most = 0;
+      for (int64_t a = 0; a < kh; a++)
+        for (int64_t b = 0; b < kw; b++) {
+          const int64_t y = oy * sy - top + a * dy, at = ox * sx - left + b * dx;
+          if (y >= 0 && y < h && at >= 0 && at < w)
+            most = std::max(most, int(bytes[((plane * h + y) * w + at) * 4 + k]));
+        }
+      expect("greatest codes", i, result[i], most, 0);
+    }
+  }
+  x[size_t(draw(0, int64_t(x.size()) - 1))] = seed % 2 ? INFINITY : NAN;
+  expect("finite", 1, quantize_quads(x.data(), images, channels, size, factor, shift, out.data(), 1), 0, 0);
+}
+
+// Gates of LSTM and GRU, one step of each.
+void gates(int seed) {
+  const int64_t n = draw(1, 40);
+  const auto x = reals(4 * n), g = reals(4 * n), bias = reals(n), c0 = reals(n), h0 = reals(n);
+  std::vector<float> c = c0, h = h0, y(static_cast<size_t>(n)), state = h0, z = y;
+  GOSSAMER_PICK(isa(), lstm)(x.data(), g.data(), n, c.data(), h.data(), y.data());
+  const float* more = seed % 2 ? bias.data() : nullptr;
+  GOSSAMER_PICK(isa(), gru)(x.data(), g.data(), more, n, state.data(), z.data());
+  const auto s = [](double v) { return 1 / (1 + std::exp(-v)); };
+  for (int64_t i = 0; i < n; i++) {
+    const size_t at = size_t(i);
+    const auto sum = [&](int64_t gate) {
+      return double(x[size_t(gate * n + i)]) + double(g[size_t(gate * n + i)]);
+    };
+    const double cell = s(sum(1)) * c0[at] + s(sum(0)) * std::tanh(sum(2));
+    expect("cell of an LSTM", i, c[at], cell, 1e-6);
+    expect("state of an LSTM", i, h[at], s(sum(3)) * std::tanh(cell), 1e-6);
+    expect("result of an LSTM", i, y[at], h[at], 0);
+    const double own = double(g[size_t(2 * n + i)]) + (more ? double(bias[at]) : 0);
+    const double fresh = std::tanh(double(x[size_t(2 * n + i)]) + s(sum(0)) * own);
+    expect("state of a GRU", i, state[at], (1 - s(sum(1))) * fresh + s(sum(1)) * h0[at], 1e-6);
+    expect("result of a GRU", i, z[at], state[at], 0);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -305,7 +382,8 @@ int main(int argc, char** argv) {
     level = "level " + std::to_string(int(isa()));
     engine.seed(1);
     lanes_by_hand();
-    for (int i = 0; i < rounds; i++) convolution(i), matrices(i), few_bits(i), rows_to_codes(i);
+    for (int i = 0; i < rounds; i++)
+      convolution(i), matrices(i), few_bits(i), rows_to_codes(i), quads(i), gates(i);
     std::printf("%s: %" PRId64 " results compared\n", level.c_str(), compared);
   }
   std::printf("%d faults\n", faults);

@@ -155,8 +155,10 @@ def _by_taps(parts: list[Part], places: int) -> None:
     done: dict[int, Tensor] = {}
 
     def turned(sums: Tensor) -> Tensor:
-        order = _taps(len(sums), places)
-        return done.setdefault(sums.data_ptr(), sums[order][:, order])
+        if sums.data_ptr() not in done:
+            order = _taps(len(sums), places)
+            done[sums.data_ptr()] = sums[order][:, order]
+        return done[sums.data_ptr()]
 
     for p in parts:
         p.hessian, p.cross = turned(p.hessian), turned(p.cross)

@@ -30,8 +30,8 @@ class TrainConfig:
             not the reported loss.
         seed: of the data order, the augmentation and dropout.
         grad_clip: largest norm of the whole gradient, or None.
-        precision: ``bfloat16``: layers multiply in it (torch.autocast), about twice as fast where
-            the processor does; weights, their gradients and evaluation stay float32.
+        precision: ``bfloat16``: layers multiply in it (torch.autocast), which is faster where the
+            processor does; weights, their gradients and evaluation stay float32.
 
     Raises :class:`ArgumentError` for values outside what is allowed.
     """

@@ -165,7 +165,7 @@ def test_damaged_files(plan: Plan, tmp_path: Path) -> None:
             same += 1
     assert named + same == len(pieces)
     assert same <= 5
-    with pytest.raises(FormatError, match="no plan's file"):
+    with pytest.raises(FormatError, match="no file of this kind"):
         packed.pack_bytes(data)
 
 

@@ -14,17 +14,14 @@ left out of the plan, and the answers that it is checked against are its own.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import struct
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from gossamer.core.errors import FormatError
 from gossamer.pack.coders.limits import MAX_HEADER, Reader, decoded_bytes, varint
 from gossamer.runtime.plan.arrays import LINE
 from gossamer.runtime.plan.coding import Coded
@@ -32,12 +29,10 @@ from gossamer.runtime.plan.facts import Contents, Facts
 from gossamer.runtime.plan.graph import DTYPES, Graph, Node, resolved
 from gossamer.runtime.plan.packed_arrays import noise, packed, unpacked
 from gossamer.runtime.plan.program import Program, steps_of
-from gossamer.runtime.plan.sealed import PACKED
+from gossamer.runtime.plan.sealed import DIGEST, PACKED, PLAN, framed, opened, sha256
 
 __all__ = ["expanded", "pack_bytes", "small"]
 
-_PLAIN_MAGIC = b"GSMPLAN1"
-_DIGEST = 32
 _KEPT_BITS = 12  # of the significand of a factor or a shift: a 64th of a code, of 127
 _LIGHT = 1 << 14  # multiplications, or entries, that are not worth opening onnxruntime for
 
@@ -94,11 +89,8 @@ def _light(graph: Graph, node: Node) -> bool:
 
 def pack_bytes(plain: bytes) -> bytes:
     """A plan's file, packed; raises :class:`FormatError` for what is none."""
-    if plain[:8] != _PLAIN_MAGIC:
-        raise FormatError("these bytes are no plan's file; pack what Plan.save wrote")
-    (length,) = struct.unpack_from("<Q", plain, 8)
-    header = json.loads(plain[16 : 16 + length])
-    body = memoryview(plain)[16 + length + -(16 + length) % LINE : -_DIGEST]
+    fix = "; pack what Plan.save wrote"
+    header, body = opened(memoryview(plain), PLAN, "the bytes to pack", fix)
     arrays = [
         Coded(dtype, shape, coding, body[at : at + size], "the plan").dense()
         for _, dtype, shape, coding, at, size in header["arrays"]
@@ -110,11 +102,11 @@ def pack_bytes(plain: bytes) -> bytes:
         table.append([*row[:3], coding, at, len(data)])
         at += len(data) + -len(data) % LINE
     text = json.dumps({**header, "arrays": table}, separators=(",", ":"), allow_nan=False).encode()
-    whole = _whole(text, [data for _, data in stored])
+    digest = sha256(framed(PLAN, text, [data for _, data in stored]))
     head = zlib.compress(text, 9)
     out = [PACKED, varint(len(text)), varint(len(head)), head]
     out += [_set([arrays[i] for i in numbers]) for numbers in _sets(table)]
-    return b"".join([*out, whole[-_DIGEST:]])
+    return b"".join([*out, digest])
 
 
 def _sets(table: Sequence[Sequence[Any]]) -> list[list[int]]:
@@ -166,9 +158,9 @@ def expanded(data: bytes, where: str) -> bytes:
     for numbers in _sets(table):
         for number, array in zip(numbers, _arrays(reader, [rows[i] for i in numbers]), strict=True):
             parts[number] = _CODINGS[rows[number][2]](array)
-    digest = bytes(reader.take(_DIGEST, "the digest"))
+    digest = bytes(reader.take(DIGEST, "the digest"))
     reader.done()
-    return _whole(text, parts, digest)
+    return b"".join([*framed(PLAN, text, parts), digest])
 
 
 def _arrays(reader: Reader, rows: Sequence[tuple[str, list[int], str]]) -> list[Array]:
@@ -199,13 +191,3 @@ def _sparse(array: Array) -> bytes:
 
 
 _CODINGS: dict[str, Callable[[Array], bytes]] = {"dense": np.ndarray.tobytes, "sparse": _sparse}
-
-
-def _whole(text: bytes, parts: list[bytes], digest: bytes | None = None) -> bytes:
-    """A plan's file of its header and its arrays."""
-    start = _PLAIN_MAGIC + struct.pack("<Q", len(text)) + text
-    chunks = [start, bytes(-len(start) % LINE)]
-    for data in parts:
-        chunks += [data, bytes(-len(data) % LINE)]
-    whole = b"".join(chunks)
-    return whole + (hashlib.sha256(whole).digest() if digest is None else digest)

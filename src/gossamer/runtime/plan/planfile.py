@@ -26,7 +26,7 @@ from gossamer.runtime.plan.forms import check as check_form
 from gossamer.runtime.plan.graph import DTYPES, Graph, Node, Value, batch_of
 from gossamer.runtime.plan.kernels import KERNELS
 from gossamer.runtime.plan.program import Program, steps_of
-from gossamer.runtime.plan.sealed import DIGEST, PACKED, aligned, bytes_of, opened, sealed
+from gossamer.runtime.plan.sealed import DIGEST, PACKED, PLAN, aligned, bytes_of, opened, sealed
 from gossamer.runtime.plan.stored import Stored
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["header", "read", "write"]
 
-MAGIC = b"GSMPLAN1"
 _MOST_TOLD = 300  # characters
 FEWEST = 1 << 20
 """Bytes of a file from which its packed layers are kept: fewer are packed as fast as read."""
@@ -93,7 +92,7 @@ def write(
         "names": plan.names,
         "facts": vars(plan.facts),
     }
-    pieces = sealed(MAGIC, about, chunks)
+    pieces = sealed(PLAN, about, chunks)
     write_chunks(path, [packed.pack_bytes(b"".join(pieces))] if small else pieces)
     return Path(path)
 
@@ -116,7 +115,7 @@ def read(
     where = str(path)
     try:
         data = _plain(path)
-        header, body = opened(data, MAGIC, where)
+        header, body = opened(data, PLAN, where)
         if key is not None and header["key"] != dict(key):
             raise FormatError(f"{where} is a plan of something else{_changed(header['key'], key)}")
         cache = cache and len(data) >= FEWEST
@@ -147,7 +146,7 @@ def read(
 
 def header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a file says of itself, its digest checked; raises :class:`FormatError`."""
-    return opened(_plain(path), MAGIC, str(path))[0]
+    return opened(_plain(path), PLAN, str(path))[0]
 
 
 def _plain(path: str | os.PathLike[str]) -> memoryview:

@@ -19,8 +19,12 @@ import numpy as np
 from gossamer.core.errors import FormatError
 from gossamer.runtime.plan.arrays import LINE
 
-__all__ = ["DIGEST", "PACKED", "aligned", "bytes_of", "opened", "sealed", "sha256"]
+__all__ = [
+    "DIGEST", "PACKED", "PLAN", "aligned", "bytes_of", "framed", "opened", "sealed", "sha256",
+]  # fmt: skip
 
+PLAN = b"GSMPLAN1"
+"""How a plan's file begins (:mod:`gossamer.runtime.plan.planfile`)."""
 PACKED = b"GSMPLANZ"
 """How the file of a packed plan begins (:mod:`gossamer.runtime.plan.packed`)."""
 
@@ -33,12 +37,17 @@ def sealed(magic: bytes, header: Mapping[str, Any], arrays: Iterable[bytes]) -> 
     """The pieces of a file."""
     import json
 
-    text = json.dumps(header, allow_nan=False).encode()
+    parts = framed(magic, json.dumps(header, allow_nan=False).encode(), arrays)
+    return [*parts, sha256(parts)]
+
+
+def framed(magic: bytes, text: bytes, arrays: Iterable[bytes]) -> list[bytes]:
+    """The pieces of a file up to its digest; ``text``: its header's."""
     start = magic + struct.pack("<Q", len(text)) + text
     parts = [start + bytes(-len(start) % LINE)]
     for data in arrays:
         parts += [data, bytes(-len(data) % LINE)]
-    return [*parts, sha256(parts)]
+    return parts
 
 
 def parsed(text: str) -> Any:
