@@ -24,7 +24,7 @@ from gossamer.core.group_budgets import (
 from gossamer.core.groups import Family, families
 from gossamer.core.layer_groups import check_kind, layer_groups
 from gossamer.core.masks import Masks
-from gossamer.structure import coupled_groups
+from gossamer.structure import coupled_groups, norms_behind
 from gossamer.structure.latency import Latency
 
 __all__ = [
@@ -149,7 +149,10 @@ class GroupPruning(Strict):
             floor=0 if self.kind == "depth" else max(1, floor),
         )  # fmt: skip
         cost = self._cost(state) if latency is None else latency
-        return _within(select(made, ranks, budget, cost=cost), before)
+        masks = select(made, ranks, budget, cost=cost)
+        if self.kind == "depth":
+            masks |= _shifts(state, masks)
+        return _within(masks, before)
 
     def measured(self, state: State) -> Latency | None:
         """Milliseconds of the present network, whatever is zero in it; None for other costs."""
@@ -191,6 +194,29 @@ def _n_of_m(
 
 def _ones(weight: Tensor, mask: Tensor | None) -> Tensor:
     return torch.ones_like(weight) if mask is None else mask.to(weight)
+
+
+def _shifts(state: State, masks: Masks) -> Masks:
+    """Nothing kept of the shifts of batch-norms behind layers of which nothing is kept.
+
+    Such a layer gives zeros; its norm would add its shift to the shortcut for ever, and take the
+    running mean of what the layer gave before from it until training has forgotten that.
+    """
+    gone = [n for n, m in masks.items() if not m.any()]
+    if not gone:
+        return Masks()
+    example = state.example()
+    behind = norms_behind(
+        state.model, example[0] if isinstance(example, tuple) else example, feed=state.task.feed
+    )
+    tensors, modules = names.parameters(state.model), names.modules(state.model)
+    shifts = Masks()
+    for norm in (behind[n] for n in gone if n in behind):
+        if isinstance(mean := modules[norm].running_mean, Tensor):
+            mean.zero_()
+        if f"{norm}.bias" in tensors:
+            shifts[f"{norm}.bias"] = torch.zeros_like(tensors[f"{norm}.bias"], dtype=torch.bool)
+    return shifts
 
 
 def _within(masks: Masks, before: Mapping[str, Tensor]) -> Masks:

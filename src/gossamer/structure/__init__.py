@@ -8,6 +8,7 @@ from gossamer.structure.fit_network import approximate, survey
 from gossamer.structure.fold import fold_batchnorm
 from gossamer.structure.group_lasso import GroupLasso
 from gossamer.structure.low_rank import Pairs, energies, fit_linear, fit_nonlinear
+from gossamer.structure.norms import norms_behind
 from gossamer.structure.rank_selection import Ladder, choose_ranks
 from gossamer.structure.surgery.shrink import Pinned, Shrunk, shrink
 from gossamer.structure.svd import SVDSize, factorize, svd_size, sweep
@@ -31,6 +32,7 @@ __all__ = [
     "fit_linear",
     "fit_nonlinear",
     "fold_batchnorm",
+    "norms_behind",
     "remove_dead",
     "shrink",
     "survey",

@@ -154,8 +154,44 @@ def _padded(graph: Graph, first: Node, second: Node) -> Node | None:
     return second._replace(inputs=inputs, attributes={**second.attributes, "padding": padding})
 
 
+def _broadcast(graph: Graph, first: Node, second: Node) -> Node | None:
+    """A constant that is spread by adding it to zeros, then added: added as it is."""
+    if first.op != "binary" or second.op != "binary" or second.attributes["function"] != "add":
+        return None
+    if first.attributes["function"] != "add" or first.activation or len(set(second.inputs)) != 2:
+        return None
+    filled = {n.name for n in graph.nodes if n.op == "fill" and not n.attributes["value"]}
+    spread = next((n for n in first.inputs if n in graph.constants), None)
+    other = next(n for n in second.inputs if n != first.name)
+    if spread is None or not filled & set(first.inputs) or other in graph.constants:
+        return None
+    if graph.kind(other) != graph.values[second.name]:
+        return None
+    return second._replace(inputs=(other, spread))
+
+
+def _nothing(graph: Graph, first: Node, second: Node) -> Node | None:
+    """Zeros added."""
+    if second.op != "binary" or second.attributes["function"] != "add" or second.activation:
+        return None
+    other = next((graph.constants[n] for n in second.inputs if n in graph.constants), None)
+    if other is None or other.any() or graph.values[first.name] != graph.values[second.name]:
+        return None
+    return first._replace(outputs=second.outputs)
+
+
+def _again(graph: Graph, first: Node, second: Node) -> Node | None:
+    """What is no longer negative, then ReLU."""
+    if second.op != "unary" or second.attributes["activation"] != ["relu"]:
+        return None
+    return first._replace(outputs=second.outputs) if first.activation == ["relu"] else None
+
+
 PASSES: tuple[Callable[[Graph], Graph], ...] = tuple(
     partial(_pairs, join=join)
-    for join in (_padded, _reshapes, _slices, _affine, _bias, _activation, _addition, _activation)
-)
+    for join in (
+        _padded, _reshapes, _slices, _broadcast, _nothing, _affine, _bias, _activation, _addition,
+        _activation, _again,
+    )
+)  # fmt: skip
 """In this order: an addition behind an activation stays an operator of its own."""
