@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "sparse_conv.h"
+#include "step.h"
 
 #define GOSSAMER_BODY "sparse_conv_body.h"
 #include "each_isa.h"
@@ -61,9 +62,9 @@ class Convolution {
     run_.emplace(c);
   }
 
-  void run() const {
-    nb::gil_scoped_release release;
+  bool run() const {
     (*run_)(threads_);
+    return true;
   }
 
  private:
@@ -95,7 +96,8 @@ NB_MODULE(sparse_conv, m) {
       },
       nb::arg("rows"), nb::arg("kh"), nb::arg("kw"), nb::arg("oh"), nb::arg("ow"), nb::arg("sy"),
       nb::arg("dy"), "Vectors of a register tile, and bytes of the copies that it reads of one plane.");
-  nb::class_<Convolution>(m, "Convolution", "A convolution of these arrays, checked and laid out once.")
+  auto convolution =
+      nb::class_<Convolution>(m, "Convolution", "A convolution of these arrays, checked and laid out once.")
       .def(nb::init<const std::vector<int64_t>&, Array<const int32_t, 1>, Array<const int32_t, 1>,
                     Array<const uint16_t, 1>, Array<const uint32_t, 1>, Array<const uint32_t, 1>,
                     uint32_t, std::optional<Array<const float, 1>>, std::optional<Array<const float, 1>>,
@@ -105,6 +107,6 @@ NB_MODULE(sparse_conv, m) {
            nb::arg("input"), nb::arg("fill"), nb::arg("scale").none(), nb::arg("bias").none(),
            nb::arg("residual").none(), nb::arg("residual_scale"), nb::arg("low"), nb::arg("high"),
            nb::arg("quads_out"), nb::arg("out"), nb::arg("threads"),
-           "Sizes and layouts: native/sparse_conv.h. The weights must stay as they are.")
-      .def("run", &Convolution::run, "Convolve; `out` is written.");
+           "Sizes and layouts: native/sparse_conv.h. The weights must stay as they are.");
+  gossamer::define_step(convolution);
 }

@@ -306,6 +306,29 @@ def test_residual_blocks_go_whole(tmp_path: Path) -> None:
     torch.testing.assert_close(again.eval()(x), done.model.eval()(x))
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_nothing_is_left_of_a_block_that_goes(trained: bool, tmp_path: Path) -> None:
+    """Nor of its batch-norm, so that a plan of the network adds no zeros."""
+    data = datasets.load("digits", subset=256)
+    net = nets.build("resnet-20", seed=0, in_shape=(1, 8, 8))
+    with torch.no_grad():
+        for m in net.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.bias.fill_(0.3)
+                m.running_mean.fill_(0.2)
+    depth = {"groups": "depth", "include": ["layer1.1.conv2"], "density": 0.1}
+    stages = [{"prune": {**depth, **({"retrain": FAST} if trained else {})}}, "shrink"]
+    done = gossamer.compress(net, data, recipe=stages, out=tmp_path / "run", max_drop=1)
+    left = dict(done.model.layer1[1].named_buffers())["bn2.value"]
+    assert left.shape == (16,)
+    assert not left.any()
+    x = data.test.batch(slice(0, 4))[0]
+    plan = gossamer.compile(done.model.eval(), x, engine="numpy")
+    assert [n.op for n in plan.graph.nodes].count("conv") == 17
+    assert {n.op for n in plan.graph.nodes}.isdisjoint({"fill", "binary"})
+    torch.testing.assert_close(plan(x), done.model(x), rtol=1e-4, atol=1e-5)
+
+
 def _counted(whole: nn.Module, smaller: nn.Module, example: object) -> tuple[float, float]:
     """A clock by which a network takes a millisecond for 1,000 parameters."""
     counts = [sum(p.numel() for p in m.parameters()) for m in (whole, smaller)]

@@ -149,13 +149,12 @@ def bound(
     def flat(array: NDArray[Any]) -> NDArray[np.uint32]:
         return array.view(np.uint32).reshape(-1)
 
-    made = module.Convolution(
+    made: Callable[[], object] = module.Convolution(
         sizes(packed, n, c // packed.groups, h, w, size), packed.starts, packed.order, packed.taps,
         packed.values, flat(x), fill, scale, bias, None if added is None else flat(added), step,
         *ends, codes, flat(y), threads,
     )  # fmt: skip
-    run: Callable[[], object] = made.run
-    return run
+    return made
 
 
 def linear(

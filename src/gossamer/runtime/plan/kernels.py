@@ -95,6 +95,7 @@ KERNELS: Table[Kernel] = Table(
     "kernel",
     {
         "numpy": _row(_PORTABLE, "portable"),
+        "small": _row("slice pad permute mean linear", "small"),
         "onnxruntime": _row(_DENSE, "dense", merges=True, package="onnxruntime"),
         "openvino": _row(
             _DENSE, "dense_openvino", merges=True, apart=False, package="openvino"

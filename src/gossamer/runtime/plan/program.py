@@ -17,6 +17,7 @@ import numpy as np
 from gossamer.runtime.plan.arrays import LINE
 from gossamer.runtime.plan.graph import Graph, Node, Value, resolved, users
 from gossamer.runtime.plan.kernels import KERNELS, Call
+from gossamer.runtime.plan.small import chained
 
 __all__ = ["Program", "Step", "layout", "steps_of"]
 
@@ -135,13 +136,19 @@ class _Block:
             size = math.prod(shape) * np.dtype(value.dtype).itemsize
             held = raw[start + place : start + place + size]
             self.arrays[name] = held.view(value.dtype).reshape(shape)
-        self.calls: list[Call] = [
+        bound = [
             KERNELS[s.kernel].bind(
                 s.packed, s.nodes, [self.arrays[n] for n in s.inputs],
                 [self.arrays[n] for n in s.outputs], batch,
             )
             for s in steps
         ]  # fmt: skip
+        self.calls: list[Call] = chained(bound)
+        # not those of other engines, nor compiled ones
+        self.warns = any(
+            not (KERNELS[s.kernel].package or hasattr(call, "step"))
+            for s, call in zip(steps, bound, strict=True)
+        )
         self.inputs = [self.arrays[n] for n in graph.inputs]
         self.outputs = [self.arrays[n] for n in graph.outputs]
 
@@ -156,7 +163,6 @@ class Program:
 
     def __init__(self, graph: Graph, steps: Sequence[Step]) -> None:
         self.graph, self.steps = graph, tuple(steps)
-        self._warns = any(not KERNELS[s.kernel].package for s in steps)  # not other engines
         self._free: OrderedDict[int, list[_Block]] = OrderedDict()
         self._lock = _thread.allocate_lock()  # what threading's is
 
@@ -186,7 +192,7 @@ class Program:
         block = self.block(batch)
         for have, want in zip(inputs, block.inputs, strict=True):
             want[...] = have
-        if self._warns:
+        if block.warns:
             with np.errstate(all="ignore"):  # NaN passes without a warning, as in torch
                 for call in block.calls:
                     call()

@@ -123,25 +123,33 @@ def _flat(x: Array) -> Array:
 def _quantize(packed: _Packed, x: Array, y: Array) -> Call:
     fits(y, x)
     module: Any = kernel("quads")
-    run = partial(
-        module.quantize, x.reshape(*x.shape[:2], -1), float(packed.factor), float(packed.shift),
-        _flat(y), packed.threads,
+    run = module.Quantize(
+        x.reshape(*x.shape[:2], -1), float(packed.factor), float(packed.shift), _flat(y),
+        packed.threads,
     )  # fmt: skip
+    return _Finite(run, x)
 
-    def call() -> None:
-        if not run():
-            no_nan(x)
 
-    return call
+class _Finite:
+    """A call that refuses its input, and says why."""
+
+    def __init__(self, run: Any, x: Array) -> None:
+        self.step = run.step  # for chains
+        self._run, self._x = run, x
+
+    def __call__(self) -> None:
+        if not self._run():
+            no_nan(self._x)
 
 
 def _dequantize(packed: _Packed, x: Array, y: Array) -> Call:
     fits(x, y)
     module: Any = kernel("quads")
-    return partial(
-        module.dequantize, _flat(x), float(packed.factor), float(packed.shift),
-        y.reshape(*y.shape[:2], -1), packed.threads,
+    made: Call = module.Dequantize(
+        _flat(x), float(packed.factor), float(packed.shift), y.reshape(*y.shape[:2], -1),
+        packed.threads,
     )  # fmt: skip
+    return made
 
 
 def _max_pool(a: Mapping[str, Any], x: Array, y: Array, threads: int) -> Call:
@@ -153,7 +161,8 @@ def _max_pool(a: Mapping[str, Any], x: Array, y: Array, threads: int) -> Call:
     before = [p[0] for p in a["padding"]]
     sizes = [*a["kernel"], *a["stride"], *before, *a["dilation"]]
     planes = [v.view(np.uint32).reshape(-1, *v.shape[2:4]) for v in (x, y)]
-    return partial(module.max_pool, sizes, *planes, threads)
+    made: Call = module.MaxPool(sizes, *planes, threads)
+    return made
 
 
 def _rows(packed: _Packed, x: Array, y: Array, low: float, high: float) -> Call:

@@ -1,0 +1,233 @@
+// Operators that take less time than a call from Python, and chains of bound calls as one.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "step.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Any = nb::ndarray<nb::ro, nb::device::cpu>;
+using Writable = nb::ndarray<nb::device::cpu>;
+template <typename T, int N>
+using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+
+// Every element of an array that lies in one piece becomes the same.
+class Fill {
+ public:
+  Fill(Writable to, nb::bytes element) : to_(to), size_(int64_t(to.itemsize())) {
+    if (element.size() != to.itemsize() || size_ > 8)
+      throw std::invalid_argument("the element has another size than the array's, or more than 8 bytes");
+    for (size_t i = to.ndim(); i-- > 0; count_ *= int64_t(to.shape(i)))
+      if (to.shape(i) > 1 && to.stride(i) != count_)
+        throw std::invalid_argument("what is filled must lie in one piece");
+    std::memcpy(element_, element.c_str(), size_t(size_));
+    same_ = std::all_of(element_, element_ + size_, [this](char c) { return c == element_[0]; });
+  }
+
+  bool run() const {
+    char* to = static_cast<char*>(to_.data());
+    if (same_)
+      std::memset(to, element_[0], size_t(count_ * size_));
+    else
+      for (int64_t i = 0; i < count_; i++) std::memcpy(to + i * size_, element_, size_t(size_));
+    return true;
+  }
+
+ private:
+  Writable to_;
+  int64_t size_, count_ = 1;
+  char element_[8] = {};
+  bool same_ = false;
+};
+
+// Elements of one array to the places of another of the same shape, whatever their strides.
+class Copy {
+ public:
+  Copy(Any from, Writable to) : from_(from), to_(to), size_(int64_t(from.itemsize())) {
+    if (from.ndim() != to.ndim() || to.itemsize() != from.itemsize())
+      throw std::invalid_argument("the arrays differ in dimensions or in their elements");
+    if (size_ != 1 && size_ != 2 && size_ != 4 && size_ != 8)
+      throw std::invalid_argument("elements have 1, 2, 4 or 8 bytes");
+    for (size_t i = 0; i < from.ndim(); i++) {
+      if (from.shape(i) != to.shape(i)) throw std::invalid_argument("the arrays differ in shape");
+      add({int64_t(from.shape(i)), from.stride(i) * size_, to.stride(i) * size_});
+    }
+    if (dims_.empty()) dims_.push_back({1, size_, size_});
+  }
+
+  bool run() const {
+    copy(0, static_cast<const char*>(from_.data()), static_cast<char*>(to_.data()));
+    return true;
+  }
+
+ private:
+  struct Dim {
+    int64_t count, from, to;  // steps in bytes
+  };
+
+  // A dimension within the last; joined with it where both arrays run on.
+  void add(Dim d) {
+    if (d.count == 1) return;
+    if (!dims_.empty() && dims_.back().from == d.count * d.from && dims_.back().to == d.count * d.to)
+      dims_.back() = {dims_.back().count * d.count, d.from, d.to};
+    else
+      dims_.push_back(d);
+  }
+
+  template <typename T>
+  static void line(const Dim& d, const char* from, char* to) {
+    for (int64_t i = 0; i < d.count; i++) {
+      T value;
+      std::memcpy(&value, from + i * d.from, sizeof value);
+      std::memcpy(to + i * d.to, &value, sizeof value);
+    }
+  }
+
+  void copy(size_t at, const char* from, char* to) const {
+    const Dim& d = dims_[at];
+    if (at + 1 < dims_.size()) {
+      for (int64_t i = 0; i < d.count; i++) copy(at + 1, from + i * d.from, to + i * d.to);
+    } else if (d.from == size_ && d.to == size_) {
+      std::memcpy(to, from, size_t(d.count * size_));
+    } else if (size_ == 1) {
+      line<uint8_t>(d, from, to);
+    } else if (size_ == 2) {
+      line<uint16_t>(d, from, to);
+    } else if (size_ == 4) {
+      line<uint32_t>(d, from, to);
+    } else {
+      line<uint64_t>(d, from, to);
+    }
+  }
+
+  Any from_;
+  Writable to_;
+  int64_t size_;
+  std::vector<Dim> dims_;
+};
+
+constexpr int64_t kLanes = 16;  // partial sums: their order is the same on every processor
+
+// The sum of values, or of products with a second row.
+template <bool kProducts>
+float sum(const float* x, const float* w, int64_t count) {
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int64_t j = 0; j < kLanes; j++) lanes[j] += kProducts ? x[i + j] * w[i + j] : x[i + j];
+  for (int64_t j = 0; i + j < count; j++) lanes[j] += kProducts ? x[i + j] * w[i + j] : x[i + j];
+  for (int64_t half = kLanes / 2; half; half /= 2)
+    for (int64_t j = 0; j < half; j++) lanes[j] += lanes[j + half];
+  return lanes[0];
+}
+
+// The mean of each row.
+class Mean {
+ public:
+  Mean(Array<const float, 2> x, Array<float, 1> y) : x_(x), y_(y) {
+    if (x.shape(0) != y.shape(0) || !x.shape(1))
+      throw std::invalid_argument("rows and their means differ in number, or rows are empty");
+  }
+  bool run() const {
+    const int64_t rows = int64_t(x_.shape(0)), count = int64_t(x_.shape(1));
+    const float factor = 1 / float(count);
+    for (int64_t i = 0; i < rows; i++)
+      y_.data()[i] = sum<false>(x_.data() + i * count, nullptr, count) * factor;
+    return true;
+  }
+
+ private:
+  Array<const float, 2> x_;
+  Array<float, 1> y_;
+};
+
+// min(max(x W^T + bias, low), high) of a few weights.
+class Linear {
+ public:
+  Linear(Array<const float, 2> x, Array<const float, 2> weight,
+         std::optional<Array<const float, 1>> bias, float low, float high, Array<float, 2> y)
+      : x_(x), weight_(weight), bias_(bias), y_(y), low_(low), high_(high) {
+    if (x.shape(1) != weight.shape(1) || x.shape(0) != y.shape(0) || weight.shape(0) != y.shape(1) ||
+        (bias && bias->shape(0) != weight.shape(0)))
+      throw std::invalid_argument("inputs, weight, bias and results differ in size");
+  }
+  bool run() const {
+    const int64_t rows = int64_t(y_.shape(0)), outputs = int64_t(y_.shape(1)),
+                  inputs = int64_t(x_.shape(1));
+    for (int64_t n = 0; n < rows; n++)
+      for (int64_t m = 0; m < outputs; m++) {
+        float v = sum<true>(x_.data() + n * inputs, weight_.data() + m * inputs, inputs);
+        if (bias_) v += bias_->data()[m];
+        v = v < low_ ? low_ : v;  // NaN stays
+        y_.data()[n * outputs + m] = v > high_ ? high_ : v;
+      }
+    return true;
+  }
+
+ private:
+  Array<const float, 2> x_, weight_;
+  std::optional<Array<const float, 1>> bias_;
+  Array<float, 2> y_;
+  float low_, high_;
+};
+
+// Bound calls of compiled modules, one after the other, without Python between them.
+class Chain {
+ public:
+  explicit Chain(const nb::list& calls) {
+    for (nb::handle call : calls) {
+      nb::object held = nb::borrow(call);
+      const nb::capsule step = nb::cast<nb::capsule>(held.attr("step"));
+      if (!step.name() || std::strcmp(step.name(), gossamer::kStep))
+        throw std::invalid_argument("a call has another kind of step");
+      steps_.push_back(*static_cast<const gossamer::Step*>(step.data()));
+      kept_.push_back(std::move(held));
+    }
+  }
+
+  // False where a call refuses its input; those behind it do not run.
+  bool run() const {
+    for (const auto& step : steps_)
+      if (!step.run(step.self)) return false;
+    return true;
+  }
+
+ private:
+  std::vector<gossamer::Step> steps_;
+  std::vector<nb::object> kept_;
+};
+
+}  // namespace
+
+NB_MODULE(small, m) {
+  m.doc() = "Small operators, and chains of bound calls.";
+  auto fill = nb::class_<Fill>(m, "Fill", "Every element becomes the same, given as its bytes.")
+                  .def(nb::init<Writable, nb::bytes>(), nb::arg("to"), nb::arg("element"));
+  auto copy = nb::class_<Copy>(m, "Copy", "Elements of one array to the places of another.")
+                  .def(nb::init<Any, Writable>(), nb::arg("source"), nb::arg("to"));
+  auto mean = nb::class_<Mean>(m, "Mean", "The mean of each row.")
+                  .def(nb::init<Array<const float, 2>, Array<float, 1>>(), nb::arg("x"), nb::arg("y"));
+  auto linear =
+      nb::class_<Linear>(m, "Linear", "x W^T + bias between two values, a few weights.")
+          .def(nb::init<Array<const float, 2>, Array<const float, 2>,
+                        std::optional<Array<const float, 1>>, float, float, Array<float, 2>>(),
+               nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("low"),
+               nb::arg("high"), nb::arg("y"));
+  auto chain = nb::class_<Chain>(m, "Chain", "Bound calls as one.")
+                   .def(nb::init<const nb::list&>(), nb::arg("calls"));
+  gossamer::define_step(fill);
+  gossamer::define_step(copy);
+  gossamer::define_step(mean);
+  gossamer::define_step(linear);
+  gossamer::define_step(chain);
+}

@@ -1,0 +1,201 @@
+"""Small compiled operators against numpy, and chains of compiled calls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gossamer.core.errors import ArgumentError
+from gossamer.core.kernels import kernel
+from gossamer.runtime.kernels.eight_bits import Scale
+from gossamer.runtime.plan import small, sparse_int8
+from gossamer.runtime.plan.graph import Graph, Node, Value
+from gossamer.runtime.plan.program import Program, steps_of
+
+pytestmark = pytest.mark.skipif(
+    kernel("small") is None, reason="the compiled kernels are not built"
+)
+
+TYPES = ["float32", "float64", "int64", "int32", "int16", "uint8", "bool"]
+
+
+def bound(
+    op: str, x: np.ndarray, y: np.ndarray, *constants: np.ndarray | None, **a: object
+) -> None:
+    node = Node(op, ("x", *(f"@{i}" if c is not None else "" for i, c in enumerate(constants))),
+                ("y",), a)  # fmt: skip
+    small.bind([None, *constants], [node], [x], [y], len(x))()
+
+
+@given(st.data())
+@settings(max_examples=80)
+def test_elements_are_moved_exactly(data: st.DataObject) -> None:
+    draw = data.draw
+    shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    x = rng.integers(0, 100, shape).astype(draw(st.sampled_from(TYPES)))
+    index = []
+    for size in shape:
+        begin = draw(st.integers(0, size - 1))
+        end = draw(st.integers(begin + 1, size))
+        index.append([begin, end, draw(st.integers(1, 3))])
+    wanted = x[tuple(slice(*part) for part in index)]
+    y = np.zeros(wanted.shape, x.dtype)
+    bound("slice", x, y, index=index)
+    assert np.array_equal(y, wanted)
+    axes = draw(st.permutations(range(len(shape))))
+    wanted = x.transpose(axes)
+    y = np.zeros(wanted.shape, x.dtype)
+    bound("permute", x, y, axes=list(axes))
+    assert np.array_equal(y, wanted)
+    pads = [[draw(st.integers(0, 2)), draw(st.integers(0, 2))] for _ in shape]
+    value = draw(st.sampled_from([0.0, 1.0, 3.0]))
+    wanted = np.pad(x, pads, constant_values=x.dtype.type(value))
+    y = np.full(wanted.shape, 7, x.dtype)
+    bound("pad", x, y, pads=pads, value=value)
+    assert np.array_equal(y, wanted)
+
+
+def test_codes_are_moved_as_words() -> None:
+    x = np.random.default_rng(0).integers(0, 128, (2, 3, 6, 6, 4)).astype(np.uint8)
+    y = np.zeros((2, 3, 3, 3, 4), np.uint8)
+    whole = [None, None, None]
+    bound("slice", x, y, index=[whole, whole, [None, None, 2], [None, None, 2], whole])
+    assert np.array_equal(y, x[:, :, ::2, ::2])
+    wide = np.full((2, 5, 6, 6, 4), 9, np.uint8)
+    bound("pad", x, wide, pads=[[0, 0], [1, 1], [0, 0], [0, 0], [0, 0]], value=0.0)
+    assert np.array_equal(wide[:, 1:4], x)
+    assert not wide[:, [0, 4]].any()
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_means_and_linear_layers(data: st.DataObject) -> None:
+    draw = data.draw
+    n, m, k = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 50))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    x = rng.standard_normal((n, m, k)).astype(np.float32)
+    y = np.zeros((n, m, 1), np.float32)
+    bound("mean", x, y, axes=[2], keep=True)
+    np.testing.assert_allclose(y, x.mean(2, keepdims=True, dtype=np.float64), atol=1e-6)
+    weight = rng.standard_normal((m, k)).astype(np.float32)
+    bias = rng.standard_normal(m).astype(np.float32) if draw(st.booleans()) else None
+    kind = draw(st.sampled_from([None, ["relu"], ["clamp", -1.0, 1.0]]))
+    y = np.zeros((n, m, m), np.float32)
+    bound("linear", x, y, weight, bias, None, activation=kind)
+    wanted = x.astype(np.float64) @ weight.T.astype(np.float64) + (0 if bias is None else bias)
+    ends = {None: (-np.inf, np.inf), "relu": (0, np.inf), "clamp": (-1, 1)}[kind and kind[0]]
+    np.testing.assert_allclose(y, np.clip(wanted, *ends), atol=2e-5)
+
+
+def test_not_a_number_stays() -> None:
+    x = np.array([[1.0, np.nan], [1.0, 2.0]], np.float32)
+    y = np.zeros((2, 1), np.float32)
+    bound("linear", x, y, np.ones((1, 2), np.float32), None, None, activation=["relu"])
+    assert np.isnan(y[0, 0])
+    assert y[1, 0] == 3
+
+
+@pytest.mark.parametrize(("op", "attributes", "shape", "why"), [
+    ("mean", {"axes": [1], "keep": False}, (-1, 3, 4), "other axes than the last"),
+    ("permute", {"axes": list(range(9))}, (-1, *[1] * 8), "9 dimensions"),
+])  # fmt: skip
+def test_what_is_not_for_them(op: str, attributes: dict, shape: tuple, why: str) -> None:
+    node = Node(op, ("x",), ("y",), attributes)
+    graph = Graph(("x",), ("y",), (node,), {"x": Value(shape), "y": Value(shape)}, {})
+    assert why in small.refuses(graph, node)
+
+
+def test_layers_that_are_not_for_them() -> None:
+    def refused(outputs: int, activation: list | None, added: str = "") -> str:
+        node = Node("linear", ("x", "@w", "", added), ("y",), {"activation": activation})
+        values = {"x": Value((-1, 128)), "y": Value((-1, outputs)), "r": Value((-1, outputs))}
+        weight = {"@w": np.ones((outputs, 128), np.float32)}
+        return small.refuses(Graph(("x", "r"), ("y",), (node,), values, weight), node)
+
+    assert refused(10, None) == ""
+    assert refused(129, None) == "16512 weights"
+    assert "no clamp" in refused(10, ["tanh"])
+    assert "is added" in refused(10, None, "r")
+
+
+@pytest.mark.parametrize(("make", "match"), [
+    (lambda m: m.Copy(np.zeros(3), np.zeros(4)), "differ in shape"),
+    (lambda m: m.Copy(np.zeros((1, 3)), np.zeros(3)), "differ in dimensions"),
+    (lambda m: m.Copy(np.zeros(3), np.zeros(3, np.float32)), "differ in dimensions or in their el"),
+    (lambda m: m.Copy(np.zeros(3, "c16"), np.zeros(3, "c16")), "1, 2, 4 or 8 bytes"),
+    (lambda m: m.Fill(np.zeros(4)[::2], bytes(8)), "in one piece"),
+    (lambda m: m.Fill(np.zeros(4), bytes(4)), "another size"),
+    (lambda m: m.Mean(np.zeros((2, 0), np.float32), np.zeros(2, np.float32)), "rows are empty"),
+    (lambda m: m.Linear(np.zeros((2, 3), np.float32), np.zeros((4, 5), np.float32), None, 0, 1,
+                        np.zeros((2, 4), np.float32)), "differ in size"),
+])  # fmt: skip
+def test_arrays_that_do_not_fit(make: object, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        make(kernel("small"))  # type: ignore[operator]
+
+
+def test_a_chain_takes_what_can_be_called_by_step_alone() -> None:
+    module = kernel("small")
+    with pytest.raises(AttributeError, match="step"):
+        module.Chain([lambda: None])
+    other = type("Other", (), {"step": kernel("small")})()
+    with pytest.raises(RuntimeError):
+        module.Chain([other])
+
+
+def test_compiled_calls_that_follow_each_other_are_one() -> None:
+    module = kernel("small")
+    a, b, c, d = (np.zeros(3) for _ in range(4))
+    seen: list[float] = []
+    calls = [
+        module.Fill(a, np.float64(2).tobytes()), module.Copy(a, b), lambda: seen.append(b[0]),
+        module.Copy(b, c), module.Copy(c, d),
+    ]  # fmt: skip
+    made = small.chained(calls)
+    assert len(made) == 3
+    assert made[1] is calls[2]
+    for call in made:
+        call()
+    assert seen == [2.0]
+    assert d.tolist() == [2.0] * 3
+    assert small.chained(calls[:1]) == calls[:1]
+
+
+def test_a_call_in_a_chain_that_refuses_its_input_says_why() -> None:
+    packed = sparse_int8._Packed(None, np.float32(1), np.float32(0), 1)
+    x, y = np.ones((1, 4, 2, 2), np.float32), np.zeros((1, 1, 2, 2, 4), np.uint8)
+    after = np.zeros_like(y)
+    (call,) = small.chained([sparse_int8._quantize(packed, x, y), kernel("small").Copy(y, after)])
+    call()
+    assert after.tolist() == np.ones_like(y).tolist()
+    x[0, 1, 1, 0] = np.nan
+    with pytest.raises(ArgumentError, match="NaN or infinite, which no code of an int8 plan"):
+        call()
+
+
+def test_a_program_of_compiled_calls_is_one_call() -> None:
+    scale = Scale(0.1, 5)
+    a = {"scale": scale.scale, "zero": scale.zero}
+    codes = Value((-1, 1, 4, 4, 4), "uint8")
+    whole = [None, None, None]
+    even = {"index": [whole, whole, [None, None, 2], [None, None, 2], whole]}
+    nodes = (
+        Node("quantize", ("x",), ("q",), a), Node("slice", ("q",), ("s",), even),
+        Node("dequantize", ("s",), ("y",), {**a, "channels": 4}),
+    )  # fmt: skip
+    values = {"x": Value((-1, 4, 4, 4)), "q": codes, "s": codes._replace(shape=(-1, 1, 2, 2, 4)),
+              "y": Value((-1, 4, 2, 2))}  # fmt: skip
+    graph = Graph(("x",), ("y",), nodes, values, {}).check()
+    chosen = {"q": "sparse-int8", "s": "small", "y": "sparse-int8"}
+    program = Program(graph, steps_of(graph, chosen, 1))
+    block = program.block(2)
+    assert len(block.calls) == 1
+    assert not block.warns
+    x = np.linspace(-0.5, 3, 2 * 64, dtype=np.float32).reshape(2, 4, 4, 4)
+    (found,) = program([x], 2)
+    plain = Program(graph, steps_of(graph, dict.fromkeys(chosen, "numpy"), 1))
+    assert plain.block(2).warns
+    assert np.array_equal(found, plain([x], 2)[0])
