@@ -181,6 +181,25 @@ class Linear {
   float low_, high_;
 };
 
+// Floats that are whole numbers, nearly, of 0 to 255: as bytes, halves to the even one.
+class Round {
+ public:
+  Round(Array<const float, 1> x, Array<uint8_t, 1> y) : x_(x), y_(y) {
+    if (x.size() != y.size()) throw std::invalid_argument("floats and bytes differ in number");
+  }
+  bool run() const {
+    constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: beyond it floats have no fraction
+    const float* x = x_.data();
+    uint8_t* y = y_.data();
+    for (size_t i = 0; i < x_.size(); i++) y[i] = uint8_t(int32_t(x[i] + kWhole - kWhole));
+    return true;
+  }
+
+ private:
+  Array<const float, 1> x_;
+  Array<uint8_t, 1> y_;
+};
+
 // Bound calls of compiled modules, one after the other, without Python between them.
 class Chain {
  public:
@@ -223,11 +242,14 @@ NB_MODULE(small, m) {
                         std::optional<Array<const float, 1>>, float, float, Array<float, 2>>(),
                nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("low"),
                nb::arg("high"), nb::arg("y"));
+  auto round = nb::class_<Round>(m, "Round", "Floats of 0 to 255 to the nearest bytes.")
+                   .def(nb::init<Array<const float, 1>, Array<uint8_t, 1>>(), nb::arg("x"), nb::arg("y"));
   auto chain = nb::class_<Chain>(m, "Chain", "Bound calls as one.")
                    .def(nb::init<const nb::list&>(), nb::arg("calls"));
   gossamer::define_step(fill);
   gossamer::define_step(copy);
   gossamer::define_step(mean);
   gossamer::define_step(linear);
+  gossamer::define_step(round);
   gossamer::define_step(chain);
 }

@@ -84,10 +84,10 @@ def test_bytes(path: str, most: int) -> None:
         for threads in (1, 3):
             out = np.empty(wanted.shape, np.float32)
             module = kernel("few_bits")
-            module.run_bytes(
+            module.BookBytes(
                 packed.bits, packed.codes, packed.book, x, factor, shift, -np.inf, 50.0, out,
                 threads,
-            )  # fmt: skip
+            )()  # fmt: skip
             assert np.array_equal(out, wanted)
 
 
@@ -119,11 +119,11 @@ def test_arrays_that_do_not_fit_reach_no_memory(path: str) -> None:
         "bits": 2, "codes": packed.codes, "book": packed.book, "x": np.ones((2, 70), np.float32),
         "bias": None, "low": 0.0, "high": 9.0, "out": np.empty((2, 5), np.float32), "threads": 1,
     }  # fmt: skip
-    module.run_float(**good)
+    module.BookFloats(**good)
     for name, value in (
         ("bits", 3), ("bits", 4), ("codes", packed.codes[1:]), ("book", packed.book[4:]),
         ("x", np.ones((2, 257), np.float32)), ("x", np.ones((1, 70), np.float32)),
         ("bias", np.ones(4, np.float32)), ("out", np.empty((2, 9), np.float32)),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="another length"):
-            module.run_float(**{**good, name: value})
+            module.BookFloats(**{**good, name: value})

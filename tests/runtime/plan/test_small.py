@@ -11,6 +11,7 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels.eight_bits import Scale
 from gossamer.runtime.plan import small, sparse_int8
+from gossamer.runtime.plan.chains import chained
 from gossamer.runtime.plan.graph import Graph, Node, Value
 from gossamer.runtime.plan.program import Program, steps_of
 
@@ -154,21 +155,21 @@ def test_compiled_calls_that_follow_each_other_are_one() -> None:
         module.Fill(a, np.float64(2).tobytes()), module.Copy(a, b), lambda: seen.append(b[0]),
         module.Copy(b, c), module.Copy(c, d),
     ]  # fmt: skip
-    made = small.chained(calls)
+    made = chained(calls)
     assert len(made) == 3
     assert made[1] is calls[2]
     for call in made:
         call()
     assert seen == [2.0]
     assert d.tolist() == [2.0] * 3
-    assert small.chained(calls[:1]) == calls[:1]
+    assert chained(calls[:1]) == calls[:1]
 
 
 def test_a_call_in_a_chain_that_refuses_its_input_says_why() -> None:
     packed = sparse_int8._Packed(None, np.float32(1), np.float32(0), 1)
     x, y = np.ones((1, 4, 2, 2), np.float32), np.zeros((1, 1, 2, 2, 4), np.uint8)
     after = np.zeros_like(y)
-    (call,) = small.chained([sparse_int8._quantize(packed, x, y), kernel("small").Copy(y, after)])
+    (call,) = chained([sparse_int8._quantize(packed, x, y), kernel("small").Copy(y, after)])
     call()
     assert after.tolist() == np.ones_like(y).tolist()
     x[0, 1, 1, 0] = np.nan
@@ -199,3 +200,21 @@ def test_a_program_of_compiled_calls_is_one_call() -> None:
     plain = Program(graph, steps_of(graph, dict.fromkeys(chosen, "numpy"), 1))
     assert plain.block(2).warns
     assert np.array_equal(found, plain([x], 2)[0])
+
+
+def test_a_chain_may_be_part_of_another() -> None:
+    module = kernel("small")
+    a, b, c = np.zeros(2), np.zeros(2), np.zeros(2)
+    (inner,) = chained([module.Fill(a, np.float64(3).tobytes()), module.Copy(a, b)])
+    (outer,) = chained([inner, module.Copy(b, c)])
+    outer()
+    assert c.tolist() == [3.0, 3.0]
+
+
+def test_bytes_are_rounded_as_numpy_rounds() -> None:
+    x = np.arange(0, 127.6, 0.25, np.float32)
+    y = np.zeros(len(x), np.uint8)
+    kernel("small").Round(x, y)()
+    assert np.array_equal(y, np.rint(x).astype(np.uint8))
+    with pytest.raises(ValueError, match="differ in number"):
+        kernel("small").Round(x, y[1:])

@@ -214,8 +214,8 @@ def linear_few_bits(
             sums -= zero[:, None] * packed.sums.astype(np.int64)
         return ended(sums, packed.scale, step, bias, low, high)
     out = np.empty((len(x), outputs), np.float32)
-    module.run(
+    module.Coded(
         packed.codes, packed.book, codes.view(np.uint8), step, zero, packed.scale, packed.sums,
         bias, low, high, out, threads,
-    )  # fmt: skip
+    )()  # fmt: skip
     return out

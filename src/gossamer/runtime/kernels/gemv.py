@@ -97,5 +97,5 @@ def gemv(
         y = packed.dense @ x
         return np.clip(y if bias is None else y + bias, np.float32(low), np.float32(high))
     out = np.empty(packed.shape[0], np.float32)
-    module.run_float(packed.starts, packed.columns, packed.values, x, bias, low, high, out, threads)
+    module.Rows(packed.starts, packed.columns, packed.values, x, bias, low, high, out, threads)()
     return out

@@ -286,10 +286,10 @@ def linear_int8(
         less = zero[:, None] * packed.sums.astype(np.int64)
         return ended(exact.astype(np.int64) - less, packed.scale, step, bias, low, high)
     out = np.empty((len(x), outputs), np.float32)
-    module.run(
+    module.Bytes(
         packed.width, packed.starts, packed.data, packed.book, packed.order, codes, step, zero,
         packed.scale, packed.sums, bias, low, high, out, threads,
-    )  # fmt: skip
+    )()  # fmt: skip
     return out
 
 

@@ -171,5 +171,5 @@ def linear_row_books(
         y: NDArray[np.float32] = x @ packed.dense.T
         return np.clip(y if bias is None else y + bias, np.float32(low), np.float32(high))
     out = np.empty((len(x), packed.shape[0]), np.float32)
-    module.run_float(packed.bits, packed.codes, packed.book, x, bias, low, high, out, threads)
+    module.BookFloats(packed.bits, packed.codes, packed.book, x, bias, low, high, out, threads)()
     return out

@@ -7,7 +7,6 @@ an integer layer. What is multiplied is the same as elsewhere, only its bytes ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,9 +88,9 @@ def bind(
     added = inputs[-1] if node.inputs[3] else None
     low, high, whole = (-np.inf, np.inf, False) if added is not None else ends(node.attributes)
     module: Any = kernel("few_bits")
-    run = partial(
-        module.run_float, weight.bits, weight.codes, weight.book, x.reshape(-1, weight.shape[1]),
-        *packed.terms, low, high, y.reshape(-1, weight.shape[0]), packed.threads,
+    run: Call = module.BookFloats(
+        weight.bits, weight.codes, weight.book, x.reshape(-1, weight.shape[1]), *packed.terms,
+        low, high, y.reshape(-1, weight.shape[0]), packed.threads,
     )  # fmt: skip
     if whole:
         return run
@@ -119,9 +118,10 @@ def bind_bytes(
     module: Any = kernel("few_bits")
 
     def made(wide: Array, floats: Array) -> Call:
-        return partial(
-            module.run_bytes, weight.bits, weight.codes, weight.book, wide, *packed.terms,
+        call: Call = module.BookBytes(
+            weight.bits, weight.codes, weight.book, wide, *packed.terms,
             *clamps(nodes[0].attributes, y), floats, packed.threads,
         )  # fmt: skip
+        return call
 
     return rows_of_codes(made, weight.shape, weight.chunks * weight.columns, x, y)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gossamer.runtime.plan.arrays import LINE
+from gossamer.runtime.plan.chains import chained
 from gossamer.runtime.plan.graph import Graph, Node, Value, resolved, users
 from gossamer.runtime.plan.kernels import KERNELS, Call
-from gossamer.runtime.plan.small import chained
 
 __all__ = ["Program", "Step", "layout", "steps_of"]
 

@@ -124,8 +124,8 @@ def _rows(packed: gemv.SparseRows, threads: int) -> Product:
 
     def product(h: Array, g: Array) -> Call:
         calls = [
-            partial(module.run_float, packed.starts, packed.columns, packed.values, row, None,
-                    -np.inf, np.inf, out, threads)
+            module.Rows(packed.starts, packed.columns, packed.values, row, None, -np.inf, np.inf,
+                        out, threads)
             for row, out in zip(h, g, strict=True)
         ]  # fmt: skip
 
@@ -140,10 +140,9 @@ def _rows(packed: gemv.SparseRows, threads: int) -> Product:
 
 def _few(packed: row_books.RowBooks, threads: int) -> Product:
     module: Any = kernel("few_bits")
-    return lambda h, g: partial(
-        module.run_float, packed.bits, packed.codes, packed.book, h, None, -np.inf, np.inf, g,
-        threads,
-    )  # fmt: skip
+    return lambda h, g: module.BookFloats(
+        packed.bits, packed.codes, packed.book, h, None, -np.inf, np.inf, g, threads
+    )
 
 
 def refuses(form: str, graph: Graph, node: Node) -> str:

@@ -1,13 +1,12 @@
-"""Compiled operators that take less time than numpy needs to be called, and chains of such calls.
+"""Compiled operators that take less time than numpy needs to be called.
 
 Moved elements are exact. Sums are of 16 parts in one order, the same on every processor.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from gossamer.core.kernels import kernel
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.sparse import ends
 
-__all__ = ["bind", "chained", "pack", "refuses"]
+__all__ = ["bind", "pack", "refuses"]
 
 Array = np.ndarray
 Call = Callable[[], object]
@@ -93,24 +92,3 @@ def _copy(x: Array, y: Array) -> Any:
     if fours and x.strides[-1] == y.strides[-1] == 1:  # codes, as words
         x, y = (v.view(np.uint32)[..., 0] for v in (x, y))
     return module.Copy(x, y)
-
-
-def chained(calls: Iterable[Call]) -> list[Call]:
-    """The calls, those that are compiled and follow each other as one."""
-    made: list[Call] = []
-    for compiled, run in itertools.groupby(calls, lambda call: hasattr(call, "step")):
-        some = list(run)
-        made += [_chain(some)] if compiled and len(some) > 1 else some
-    return made
-
-
-def _chain(calls: list[Call]) -> Call:
-    module: Any = kernel("small")
-    run = module.Chain(calls)
-
-    def call() -> None:
-        if not run():  # one refused its input: alone it says why
-            for one in calls:
-                one()
-
-    return call

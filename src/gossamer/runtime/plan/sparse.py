@@ -8,7 +8,6 @@ clamp are computed as sums leave the kernel. Any other activation follows in num
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import conv
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
+from gossamer.runtime.plan.chains import chained
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable import finished
 from gossamer.runtime.plan.stored import density, entries, once
@@ -183,17 +183,11 @@ def bind_rows(
     low, high, whole = ends(nodes[0].attributes)
     module: Any = kernel("sparse_gemv")
     calls = [
-        partial(module.run_float, weight.starts, weight.columns, weight.values, row, packed.bias,
-                low, high, out, packed.threads)
+        module.Rows(weight.starts, weight.columns, weight.values, row, packed.bias, low, high, out,
+                    packed.threads)
         for row, out in zip(x, y, strict=True)
     ]  # fmt: skip
-    if len(calls) == 1 and whole:
-        return calls[0]
-
-    def call() -> None:
-        for one in calls:
-            one()
-
+    call: Call = calls[0] if len(calls) == 1 else chained(calls)[0]
     return call if whole else both(call, finished(nodes[0].attributes, y))
 
 

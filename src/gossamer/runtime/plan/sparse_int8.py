@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import conv, conv_int8, gemv_int8
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.kernels.eight_bits import Scale
+from gossamer.runtime.plan.chains import chained
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable_int8 import affine, clamps, fits, no_nan
 from gossamer.runtime.plan.stored import entries, once
@@ -170,11 +170,12 @@ def _rows(packed: _Packed, x: Array, y: Array, low: float, high: float) -> Call:
     module: Any = kernel("sparse_gemv")
 
     def made(wide: Array, floats: Array) -> Call:
-        return partial(
-            module.run, weight.width, weight.starts, weight.data, weight.book, weight.order, wide,
+        call: Call = module.Bytes(
+            weight.width, weight.starts, weight.data, weight.book, weight.order, wide,
             np.ones(n, np.float32), np.zeros(n, np.int32), packed.factor, weight.sums, packed.shift,
             low, high, floats, packed.threads,
         )  # fmt: skip
+        return call
 
     return rows_of_codes(made, weight.shape, weight.blocks * weight.width, x, y)
 
@@ -199,12 +200,7 @@ def rows_of_codes(
     floats = np.empty(y.shape, np.float32) if y.dtype == np.uint8 else y
     run = made(wide, floats)
 
-    def call() -> None:
-        if wide is not x:
-            wide[:, : x.shape[1]] = x
-        run()
-        if floats is not y:
-            np.rint(floats, out=floats)
-            np.copyto(y, floats, casting="unsafe")
-
-    return call
+    module: Any = kernel("small")
+    before = [] if wide is x else [module.Copy(x, wide[:, : x.shape[1]])]
+    after = [] if floats is y else [module.Round(floats.reshape(-1), y.reshape(-1))]
+    return chained([*before, run, *after])[0]

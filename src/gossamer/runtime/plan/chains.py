@@ -1,0 +1,34 @@
+"""Compiled calls that follow each other, as one: one from Python costs as much as a small layer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gossamer.core.kernels import kernel
+
+__all__ = ["chained"]
+
+Call = Callable[[], object]
+
+
+def chained(calls: Iterable[Call]) -> list[Call]:
+    """The calls, those that are compiled (they have a ``step``) and follow each other as one."""
+    made: list[Call] = []
+    for compiled, run in itertools.groupby(calls, lambda call: hasattr(call, "step")):
+        some = list(run)
+        made += [_Chain(some)] if compiled and len(some) > 1 else some
+    return made
+
+
+class _Chain:
+    def __init__(self, calls: list[Call]) -> None:
+        module: Any = kernel("small")
+        self._calls, self._run = calls, module.Chain(calls)
+        self.step = self._run.step  # a chain may be part of another
+
+    def __call__(self) -> None:
+        if not self._run():  # one refused its input: alone it says why
+            for call in self._calls:
+                call()
