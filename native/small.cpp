@@ -12,6 +12,9 @@
 
 #include "step.h"
 
+#define GOSSAMER_BODY "small_body.h"
+#include "each_isa.h"
+
 namespace nb = nanobind;
 
 namespace {
@@ -226,6 +229,11 @@ class Chain {
   std::vector<nb::object> kept_;
 };
 
+bool is_finite(nb::ndarray<const float, nb::c_contig, nb::device::cpu> x) {
+  nb::gil_scoped_release release;
+  return GOSSAMER_PICK(gossamer::isa(), all_finite)(x.data(), int64_t(x.size()));
+}
+
 }  // namespace
 
 NB_MODULE(small, m) {
@@ -246,6 +254,7 @@ NB_MODULE(small, m) {
                    .def(nb::init<Array<const float, 1>, Array<uint8_t, 1>>(), nb::arg("x"), nb::arg("y"));
   auto chain = nb::class_<Chain>(m, "Chain", "Bound calls as one.")
                    .def(nb::init<const nb::list&>(), nb::arg("calls"));
+  m.def("finite", &is_finite, nb::arg("x"), "Whether no entry is NaN or infinite.");
   gossamer::define_step(fill);
   gossamer::define_step(copy);
   gossamer::define_step(mean);

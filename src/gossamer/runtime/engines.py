@@ -206,10 +206,7 @@ def _gossamer(precision: export.Precision) -> Callable[[Subject, Tensors, int], 
         plan = compile_network(subject.flat, tuple(batch), threads=threads, **more)
         if more:
             subject.notes.append(f"{subject.name} in an int8 plan: {plan.facts.check}")
-        arrays, count = [t.numpy() for t in batch], plan.batch([t.numpy() for t in batch])
-        return Call(
-            lambda: plan.arrays(arrays, count), lambda out: [torch.from_numpy(a) for a in out]
-        )
+        return Call(plan.bind(*batch), list)
 
     return prepare
 

@@ -218,3 +218,14 @@ def test_bytes_are_rounded_as_numpy_rounds() -> None:
     assert np.array_equal(y, np.rint(x).astype(np.uint8))
     with pytest.raises(ValueError, match="differ in number"):
         kernel("small").Round(x, y[1:])
+
+
+@given(st.integers(0, 200), st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
+@settings(max_examples=60)
+def test_every_value_that_is_not_finite_is_seen(size: int, bad: float, data: st.DataObject) -> None:
+    x = np.random.default_rng(size).uniform(-3e38, 3e38, size).astype(np.float32)
+    module = kernel("small")
+    assert module.finite(x)
+    if size:
+        x[data.draw(st.integers(0, size - 1))] = bad
+        assert not module.finite(x)

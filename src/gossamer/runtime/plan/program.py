@@ -9,7 +9,7 @@ from __future__ import annotations
 import _thread
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,16 +123,29 @@ def layout(graph: Graph, steps: Sequence[Step], batch: int) -> tuple[dict[str, i
 
 
 class _Block:
-    """The memory of one call, and the calls bound to it."""
+    """The memory of one call, and the calls bound to it.
 
-    def __init__(self, graph: Graph, steps: Sequence[Step], batch: int) -> None:
+    ``given``: arrays in place of what the network takes, C-contiguous and 64-byte aligned.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        steps: Sequence[Step],
+        batch: int,
+        given: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         places, total = layout(graph, steps, batch)
         raw = np.zeros(total + LINE, np.uint8)
         start = -raw.ctypes.data % LINE
         self.arrays: dict[str, np.ndarray] = {}
+        roots = _roots(graph, steps)
         for name, place in places.items():
             value = graph.values[name]
             shape = resolved(value.shape, batch)
+            if given and (held := given.get(roots.get(name, name))) is not None:
+                self.arrays[name] = held.reshape(shape)
+                continue
             size = math.prod(shape) * np.dtype(value.dtype).itemsize
             held = raw[start + place : start + place + size]
             self.arrays[name] = held.view(value.dtype).reshape(shape)
@@ -151,6 +164,16 @@ class _Block:
         )
         self.inputs = [self.arrays[n] for n in graph.inputs]
         self.outputs = [self.arrays[n] for n in graph.outputs]
+
+    def run(self) -> None:
+        """All calls, from what lies in ``inputs`` to ``outputs``."""
+        if self.warns:
+            with np.errstate(all="ignore"):  # NaN passes without a warning, as in torch
+                for call in self.calls:
+                    call()
+        else:
+            for call in self.calls:
+                call()
 
 
 class Program:
@@ -192,16 +215,34 @@ class Program:
         block = self.block(batch)
         for have, want in zip(inputs, block.inputs, strict=True):
             want[...] = have
-        if block.warns:
-            with np.errstate(all="ignore"):  # NaN passes without a warning, as in torch
-                for call in block.calls:
-                    call()
-        else:
-            for call in block.calls:
-                call()
+        block.run()
         found = [a.copy() for a in block.outputs]
         self.give_back(batch, block)
         return found
+
+    def bound(self, inputs: Sequence[np.ndarray], batch: int) -> Callable[[], Sequence[np.ndarray]]:
+        """The program on these very arrays: what it gives is overwritten by the next call.
+
+        Arrays that no kernel can read where they lie are copied at each call. ``batch``: above 0.
+        """
+        able = {
+            name: array
+            for name, array in zip(self.graph.inputs, inputs, strict=True)
+            if array.flags.c_contiguous and not array.ctypes.data % LINE
+        }
+        block = _Block(self.graph, self.steps, batch, able)
+        copied = [
+            pair for pair in zip(inputs, block.inputs, strict=True)
+            if not np.shares_memory(*pair)
+        ]  # fmt: skip
+
+        def call() -> Sequence[np.ndarray]:
+            for have, want in copied:
+                want[...] = have
+            block.run()
+            return block.outputs
+
+        return call
 
     def bytes(self, batch: int = 1) -> int:
         """Of the memory of one call, weights and kernels' own not counted."""
