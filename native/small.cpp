@@ -1,12 +1,10 @@
-// Operators that take less time than a call from Python, and chains of bound calls as one.
+// What moves elements or looks at them, and chains of bound calls as one.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -119,71 +117,6 @@ class Copy {
   std::vector<Dim> dims_;
 };
 
-constexpr int64_t kLanes = 16;  // partial sums: their order is the same on every processor
-
-// The sum of values, or of products with a second row.
-template <bool kProducts>
-float sum(const float* x, const float* w, int64_t count) {
-  float lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int64_t j = 0; j < kLanes; j++) lanes[j] += kProducts ? x[i + j] * w[i + j] : x[i + j];
-  for (int64_t j = 0; i + j < count; j++) lanes[j] += kProducts ? x[i + j] * w[i + j] : x[i + j];
-  for (int64_t half = kLanes / 2; half; half /= 2)
-    for (int64_t j = 0; j < half; j++) lanes[j] += lanes[j + half];
-  return lanes[0];
-}
-
-// The mean of each row.
-class Mean {
- public:
-  Mean(Array<const float, 2> x, Array<float, 1> y) : x_(x), y_(y) {
-    if (x.shape(0) != y.shape(0) || !x.shape(1))
-      throw std::invalid_argument("rows and their means differ in number, or rows are empty");
-  }
-  bool run() const {
-    const int64_t rows = int64_t(x_.shape(0)), count = int64_t(x_.shape(1));
-    const float factor = 1 / float(count);
-    for (int64_t i = 0; i < rows; i++)
-      y_.data()[i] = sum<false>(x_.data() + i * count, nullptr, count) * factor;
-    return true;
-  }
-
- private:
-  Array<const float, 2> x_;
-  Array<float, 1> y_;
-};
-
-// min(max(x W^T + bias, low), high) of a few weights.
-class Linear {
- public:
-  Linear(Array<const float, 2> x, Array<const float, 2> weight,
-         std::optional<Array<const float, 1>> bias, float low, float high, Array<float, 2> y)
-      : x_(x), weight_(weight), bias_(bias), y_(y), low_(low), high_(high) {
-    if (x.shape(1) != weight.shape(1) || x.shape(0) != y.shape(0) || weight.shape(0) != y.shape(1) ||
-        (bias && bias->shape(0) != weight.shape(0)))
-      throw std::invalid_argument("inputs, weight, bias and results differ in size");
-  }
-  bool run() const {
-    const int64_t rows = int64_t(y_.shape(0)), outputs = int64_t(y_.shape(1)),
-                  inputs = int64_t(x_.shape(1));
-    for (int64_t n = 0; n < rows; n++)
-      for (int64_t m = 0; m < outputs; m++) {
-        float v = sum<true>(x_.data() + n * inputs, weight_.data() + m * inputs, inputs);
-        if (bias_) v += bias_->data()[m];
-        v = v < low_ ? low_ : v;  // NaN stays
-        y_.data()[n * outputs + m] = v > high_ ? high_ : v;
-      }
-    return true;
-  }
-
- private:
-  Array<const float, 2> x_, weight_;
-  std::optional<Array<const float, 1>> bias_;
-  Array<float, 2> y_;
-  float low_, high_;
-};
-
 // Floats that are whole numbers, nearly, of 0 to 255: as bytes, halves to the even one.
 class Round {
  public:
@@ -237,19 +170,11 @@ bool is_finite(nb::ndarray<const float, nb::c_contig, nb::device::cpu> x) {
 }  // namespace
 
 NB_MODULE(small, m) {
-  m.doc() = "Small operators, and chains of bound calls.";
+  m.doc() = "Elements moved, and chains of bound calls.";
   auto fill = nb::class_<Fill>(m, "Fill", "Every element becomes the same, given as its bytes.")
                   .def(nb::init<Writable, nb::bytes>(), nb::arg("to"), nb::arg("element"));
   auto copy = nb::class_<Copy>(m, "Copy", "Elements of one array to the places of another.")
                   .def(nb::init<Any, Writable>(), nb::arg("source"), nb::arg("to"));
-  auto mean = nb::class_<Mean>(m, "Mean", "The mean of each row.")
-                  .def(nb::init<Array<const float, 2>, Array<float, 1>>(), nb::arg("x"), nb::arg("y"));
-  auto linear =
-      nb::class_<Linear>(m, "Linear", "x W^T + bias between two values, a few weights.")
-          .def(nb::init<Array<const float, 2>, Array<const float, 2>,
-                        std::optional<Array<const float, 1>>, float, float, Array<float, 2>>(),
-               nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("low"),
-               nb::arg("high"), nb::arg("y"));
   auto round = nb::class_<Round>(m, "Round", "Floats of 0 to 255 to the nearest bytes.")
                    .def(nb::init<Array<const float, 1>, Array<uint8_t, 1>>(), nb::arg("x"), nb::arg("y"));
   auto chain = nb::class_<Chain>(m, "Chain", "Bound calls as one.")
@@ -257,8 +182,6 @@ NB_MODULE(small, m) {
   m.def("finite", &is_finite, nb::arg("x"), "Whether no entry is NaN or infinite.");
   gossamer::define_step(fill);
   gossamer::define_step(copy);
-  gossamer::define_step(mean);
-  gossamer::define_step(linear);
   gossamer::define_step(round);
   gossamer::define_step(chain);
 }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
@@ -91,51 +93,157 @@ def test_means_and_linear_layers(data: st.DataObject) -> None:
     np.testing.assert_allclose(y, np.clip(wanted, *ends), atol=2e-5)
 
 
+@given(st.data())
+@settings(max_examples=60)
+def test_pools(data: st.DataObject) -> None:
+    draw = data.draw
+    sizes = [draw(st.integers(4, 40)) for _ in range(2)]
+    window = [draw(st.integers(1, 3)) for _ in range(2)]
+    stride = [draw(st.integers(1, 4)) for _ in range(2)]
+    before = [draw(st.integers(0, k // 2)) for k in window]
+    spread = [draw(st.integers(1, 2)) if max(sizes) < 9 else 1 for _ in range(2)]
+    x = torch.randn(2, 3, *sizes, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    pads = [[p, p] for p in before]
+    if all((k - 1) * d < s for k, d, s in zip(window, spread, sizes, strict=True)):
+        wanted = F.max_pool2d(x, window, stride, before, spread)
+        y = np.zeros(wanted.shape, np.float32)
+        bound("max_pool", x.numpy(), y, kernel=window, stride=stride, padding=pads, dilation=spread)
+        assert np.array_equal(y, wanted.numpy())
+    wanted = F.avg_pool2d(x, window, stride, before)
+    y = np.zeros(wanted.shape, np.float32)
+    bound("avg_pool", x.numpy(), y, kernel=window, stride=stride, padding=pads, counted=True)
+    np.testing.assert_allclose(y, wanted.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["add", "sub", "mul", "div", "maximum", "minimum"])
+@given(data=st.data())
+@settings(max_examples=25)
+def test_arrays_of_other_shapes_are_stretched(function: str, data: st.DataObject) -> None:
+    draw = data.draw
+    shape = draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    pair = []
+    for _ in range(2):
+        own = [1 if draw(st.booleans()) else d for d in shape][draw(st.integers(0, len(shape))) :]
+        pair.append(rng.standard_normal(own).astype(np.float32) + np.float32(5))
+    y = np.full(np.broadcast_shapes(*(g.shape for g in pair), shape), 7, np.float32)
+    node = Node("binary", ("x", "z"), ("y",), {"function": function, "activation": ["relu"]})
+    small.bind([None, None], [node], pair, [y], 1)()
+    names = {"sub": "subtract", "mul": "multiply", "div": "divide"}
+    wanted = getattr(np, names.get(function, function))(*pair)
+    wanted = np.broadcast_to(np.maximum(wanted, 0), y.shape)
+    np.testing.assert_allclose(y, wanted, rtol=1e-6)
+
+
+def test_hidden_places_count_for_nothing() -> None:
+    x = np.array([[1.0, -np.inf, 2.0, -1e30], [-np.inf] * 4], np.float32)
+    y = np.zeros_like(x)
+    bound("softmax", x, y, axis=1)
+    whole = np.exp(1) + np.exp(2)
+    np.testing.assert_allclose(y[0], [np.exp(1) / whole, 0, np.exp(2) / whole, 0], rtol=1e-6)
+    assert np.isnan(y[1]).all()  # as torch
+
+
 def test_not_a_number_stays() -> None:
     x = np.array([[1.0, np.nan], [1.0, 2.0]], np.float32)
     y = np.zeros((2, 1), np.float32)
     bound("linear", x, y, np.ones((1, 2), np.float32), None, None, activation=["relu"])
     assert np.isnan(y[0, 0])
     assert y[1, 0] == 3
+    for function in ("maximum", "minimum"):
+        for pair in ((x, np.ones_like(x)), (np.ones_like(x), x)):
+            z = np.zeros_like(x)
+            node = Node("binary", ("x", "z"), ("y",), {"function": function, "activation": None})
+            small.bind([None, None], [node], list(pair), [z], 2)()
+            assert np.isnan(z[0, 1])
+            assert np.isfinite(z[[0, 1, 1], [0, 0, 1]]).all()
+    maps = np.array([[[[np.nan, 3.0, 1.0]]]], np.float32)
+    most = np.zeros((1, 1, 1, 1), np.float32)
+    window = {"kernel": [1, 3], "stride": [1, 1], "padding": [[0, 0]] * 2, "dilation": [1, 1]}
+    bound("max_pool", maps, most, **window)
+    assert np.isnan(most).all()
 
 
-@pytest.mark.parametrize(("op", "attributes", "shape", "why"), [
+REFUSED = [
     ("mean", {"axes": [1], "keep": False}, (-1, 3, 4), "other axes than the last"),
+    ("softmax", {"axis": 1}, (-1, 3, 4), "other axes than the last"),
     ("permute", {"axes": list(range(9))}, (-1, *[1] * 8), "9 dimensions"),
-])  # fmt: skip
+    ("unary", {"activation": ["exp"]}, (-1, 3), "exp is not compiled"),
+    ("max_pool", {"kernel": [2], "stride": [1], "padding": [[0, 0]], "dilation": [1]}, (-1, 3, 4),
+     "maps of 1 dimensions"),
+    ("avg_pool", {"kernel": [2, 2], "stride": [1, 1], "padding": [[0, 0], [0, 1]],
+                  "counted": False}, (-1, 3, 4, 4), "padding that does not count"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "attributes", "shape", "why"), REFUSED)
 def test_what_is_not_for_them(op: str, attributes: dict, shape: tuple, why: str) -> None:
     node = Node(op, ("x",), ("y",), attributes)
     graph = Graph(("x",), ("y",), (node,), {"x": Value(shape), "y": Value(shape)}, {})
     assert why in small.refuses(graph, node)
+    double = {n: v._replace(dtype="float64") for n, v in graph.values.items()}
+    if op not in small.MOVES:
+        assert small.refuses(graph._replace(values=double), node) == "of float64"
 
 
-def test_layers_that_are_not_for_them() -> None:
-    def refused(outputs: int, activation: list | None, added: str = "") -> str:
-        node = Node("linear", ("x", "@w", "", added), ("y",), {"activation": activation})
-        values = {"x": Value((-1, 128)), "y": Value((-1, outputs)), "r": Value((-1, outputs))}
-        weight = {"@w": np.ones((outputs, 128), np.float32)}
-        return small.refuses(Graph(("x", "r"), ("y",), (node,), values, weight), node)
+def test_products_and_tables_that_are_not_for_them() -> None:
+    values = {"x": Value((-1, 4, 2, 3)), "z": Value((-1, 1, 3, 5)), "y": Value((-1, 4, 2, 5)),
+              "i": Value((-1,), "int32"), "e": Value((-1, 3))}  # fmt: skip
+    product = Node("matmul", ("x", "z"), ("y",), {})
+    graph = Graph(("x", "z"), ("y",), (product,), values, {})
+    assert small.refuses(graph, product) == "one matrix for several products"
+    lookup = Node("embedding", ("@w", "i"), ("e",), {})
+    table = {"@w": np.ones((4, 3), np.float32)}
+    graph = Graph(("i",), ("e",), (lookup,), values, table)
+    assert small.refuses(graph, lookup) == "indexes of int32"
 
-    assert refused(10, None) == ""
-    assert refused(129, None) == "16512 weights"
-    assert "no clamp" in refused(10, ["tanh"])
-    assert "is added" in refused(10, None, "r")
+
+def test_an_index_beyond_a_table() -> None:
+    table, index = np.arange(6, dtype=np.float32).reshape(3, 2), np.array([2, 0])
+    y, module = np.zeros((2, 2), np.float32), kernel("small")
+    node = Node("embedding", ("@w", "i"), ("y",), {})
+    rows = small.bind([table, None], [node], [index], [y], 2)
+    (call,) = chained([rows, module.Copy(np.zeros(1), np.zeros(1))])
+    call()
+    assert y.tolist() == [[4, 5], [0, 1]]
+    for bad in (3, -1):
+        index[1] = bad
+        with pytest.raises(IndexError, match="beyond the 3 rows of an embedding"):
+            call()
 
 
-@pytest.mark.parametrize(("make", "match"), [
-    (lambda m: m.Copy(np.zeros(3), np.zeros(4)), "differ in shape"),
-    (lambda m: m.Copy(np.zeros((1, 3)), np.zeros(3)), "differ in dimensions"),
-    (lambda m: m.Copy(np.zeros(3), np.zeros(3, np.float32)), "differ in dimensions or in their el"),
-    (lambda m: m.Copy(np.zeros(3, "c16"), np.zeros(3, "c16")), "1, 2, 4 or 8 bytes"),
-    (lambda m: m.Fill(np.zeros(4)[::2], bytes(8)), "in one piece"),
-    (lambda m: m.Fill(np.zeros(4), bytes(4)), "another size"),
-    (lambda m: m.Mean(np.zeros((2, 0), np.float32), np.zeros(2, np.float32)), "rows are empty"),
-    (lambda m: m.Linear(np.zeros((2, 3), np.float32), np.zeros((4, 5), np.float32), None, 0, 1,
-                        np.zeros((2, 4), np.float32)), "differ in size"),
-])  # fmt: skip
-def test_arrays_that_do_not_fit(make: object, match: str) -> None:
+def of(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+FITS = [
+    ("small", lambda m: m.Copy(np.zeros(3), np.zeros(4)), "differ in shape"),
+    ("small", lambda m: m.Copy(np.zeros((1, 3)), np.zeros(3)), "differ in dimensions"),
+    ("small", lambda m: m.Copy(np.zeros(3), np.zeros(3, np.float32)), "or in their elements"),
+    ("small", lambda m: m.Copy(np.zeros(3, "c16"), np.zeros(3, "c16")), "1, 2, 4 or 8 bytes"),
+    ("small", lambda m: m.Fill(np.zeros(4)[::2], bytes(8)), "in one piece"),
+    ("small", lambda m: m.Fill(np.zeros(4), bytes(4)), "another size"),
+    ("floats", lambda m: m.Mean(of(2, 0), of(2)), "differ in"),
+    ("floats", lambda m: m.Linear(of(2, 3), of(4, 5), of(0), of(2, 4)), "differ in"),
+    ("floats", lambda m: m.Linear(of(2, 3), of(4, 3), of(3), of(2, 4)), "differ in"),
+    ("floats", lambda m: m.LayerNorm(of(2, 3), of(2), of(0), 1e-5, of(2, 3)), "differ in"),
+    ("floats", lambda m: m.Softmax(of(2, 3), of(3, 2)), "differ in"),
+    ("floats", lambda m: m.Products(of(1, 2, 3), of(1, 2, 3), of(1, 2, 3)), "differ in"),
+    ("floats", lambda m: m.Unary("exp", 0, 0, of(2), of(2)), "no function is called exp"),
+    ("floats", lambda m: m.Unary("relu", 0, 0, of(2), of(3)), "differ in"),
+    ("floats", lambda m: m.Binary("add", of(2, 1), of(2, 3), of(2, 3)), "differ in"),
+    ("floats", lambda m: m.Binary("pow", of(2), of(2), of(2)), "is called pow"),
+    ("floats", lambda m: m.Embedding(of(4, 3), np.zeros(2, np.int64), of(2, 4)), "differ in"),
+    ("floats", lambda m: m.Pool(True, [1] * 7, 1, of(1, 2, 2), of(1, 2, 2)), "wrong length"),
+    ("floats", lambda m: m.Pool(True, [0] * 8, 1, of(1, 2, 2), of(1, 2, 2)), "out of range"),
+    ("floats", lambda m: m.Pool(True, [1] * 8, 1, of(1, 2, 2), of(2, 2, 2)), "differ in"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "make", "match"), FITS)
+def test_arrays_that_do_not_fit(name: str, make: object, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        make(kernel("small"))  # type: ignore[operator]
+        make(kernel(name))  # type: ignore[operator]
 
 
 def test_a_chain_takes_what_can_be_called_by_step_alone() -> None:

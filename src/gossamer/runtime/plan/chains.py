@@ -8,7 +8,7 @@ from typing import Any
 
 from gossamer.core.kernels import kernel
 
-__all__ = ["chained"]
+__all__ = ["Refusing", "chained"]
 
 Call = Callable[[], object]
 
@@ -20,6 +20,24 @@ def chained(calls: Iterable[Call]) -> list[Call]:
         some = list(run)
         made += [_Chain(some)] if compiled and len(some) > 1 else some
     return made
+
+
+class Refusing:
+    """A compiled call that may refuse its input, and what says why.
+
+    Args:
+        run: the call; False where it refuses.
+        why: raises the error.
+    """
+
+    def __init__(self, run: Any, why: Call) -> None:
+        self.step = run.step  # for chains
+        self._run, self._why = run, why
+
+    def __call__(self) -> None:
+        """Compute; raises what ``why`` raises."""
+        if not self._run():
+            self._why()
 
 
 class _Chain:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gossamer.core import kernels as native
 from gossamer.core.errors import ArgumentError
 from gossamer.core.timing import interleaved
 from gossamer.runtime.plan.arrays import TOLERANCE, aligned, difference
@@ -22,7 +23,7 @@ from gossamer.runtime.plan.graph import Graph, Node, Value
 from gossamer.runtime.plan.kernels import KERNELS, candidates
 from gossamer.runtime.plan.program import Program, steps_of
 
-__all__ = ["Measured", "cheapest", "measure", "overhead", "timed", "values_of"]
+__all__ = ["Measured", "call_overhead", "cheapest", "measure", "overhead", "timed", "values_of"]
 
 _TIE, _LOOKS = 0.05, 3
 
@@ -34,10 +35,13 @@ class Measured:
     Attributes:
         ms: kernel -> least milliseconds of a call, those that agree.
         refused: kernel -> why not.
+        compiled: kernels whose calls need no Python between them
+            (:mod:`gossamer.runtime.plan.chains`).
     """
 
     ms: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    compiled: set[str] = field(default_factory=set)
 
 
 def values_of(
@@ -92,6 +96,7 @@ def measure(
         with np.errstate(all="ignore"):
             taken = timed(list(calls.values()), threads, rounds, seconds)
         row.ms = dict(zip(calls, taken, strict=True))
+        row.compiled = {name for name, call in calls.items() if hasattr(call, "step")}
         found[node.name] = row
     return found
 
@@ -154,14 +159,24 @@ def overhead(threads: int) -> float:
     return timed([call], threads, 50, 1.0)[0]
 
 
+def call_overhead() -> float:
+    """Milliseconds of a compiled call that computes next to nothing; 0 where none is built."""
+    module: Any = native.kernel("small")
+    if module is None:
+        return 0.0
+    return timed([module.Copy(np.zeros(1), np.zeros(1))], 1, 50, 1.0)[0]
+
+
 def cheapest(
-    graph: Graph, found: Mapping[str, Measured], start: float
+    graph: Graph, found: Mapping[str, Measured], start: float, call: float = 0.0
 ) -> tuple[dict[str, str], float]:
     """Node's name -> kernel, the path of least time; and its milliseconds.
 
-    ``start``: milliseconds that every run of a merging kernel costs, within each measured time.
+    ``start``: milliseconds that every run of a merging kernel costs, within each measured time;
+    ``call``: those of a compiled call, which one behind another does not cost.
     """
-    # state: the kernel of the node before, where it merges, else "" -> cost, choices so far
+    # state: the kernel of the node before, where it merges, "+" of compiled ones, else "" -> cost,
+    # choices so far
     paths: dict[str, tuple[float, tuple[str, ...]]] = {"": (0.0, ())}
     for node in graph.nodes:
         nexts: dict[str, tuple[float, tuple[str, ...]]] = {}
@@ -169,9 +184,14 @@ def cheapest(
             for kernel, ms in _options(graph, node, found):
                 merges = KERNELS[kernel].merges
                 paid = max(ms, start) if merges else ms  # a reshape costs nothing, its run does
+                compiled = node.name in found and kernel in found[node.name].compiled
                 if merges and state == kernel:
                     paid = max(ms - start, 0.1 * ms)
-                key = kernel if merges else ""
+                elif compiled and state == "+":
+                    paid = max(ms - call, 0.1 * ms)
+                key = kernel if merges else "+" if compiled else ""
+                if node.op == "reshape" and not merges:
+                    key = "+" if state == "+" else ""  # another view, no call
                 if key not in nexts or cost + paid < nexts[key][0]:
                     nexts[key] = cost + paid, (*chosen, kernel)
         paths = nexts

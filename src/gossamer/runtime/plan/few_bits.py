@@ -16,8 +16,7 @@ from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.kernels.row_books import RowBooks, pack_row_books, row_values
 from gossamer.runtime.plan.graph import Graph, Node
-from gossamer.runtime.plan.portable import finished
-from gossamer.runtime.plan.sparse import bias_of, ends
+from gossamer.runtime.plan.sparse import bias_of, both, ends
 from gossamer.runtime.plan.stored import once
 
 __all__ = ["bind", "bind_bytes", "pack", "pack_bytes", "refuses", "work"]
@@ -92,15 +91,7 @@ def bind(
         weight.bits, weight.codes, weight.book, x.reshape(-1, weight.shape[1]), *packed.terms,
         low, high, y.reshape(-1, weight.shape[0]), packed.threads,
     )  # fmt: skip
-    if whole:
-        return run
-    finish = finished(node.attributes, y, added)
-
-    def call() -> None:
-        run()
-        finish()
-
-    return call
+    return run if whole else both(run, node.attributes, y, added)
 
 
 def bind_bytes(

@@ -95,7 +95,10 @@ KERNELS: Table[Kernel] = Table(
     "kernel",
     {
         "numpy": _row(_PORTABLE, "portable"),
-        "small": _row("slice pad permute mean linear", "small"),
+        "small": _row(
+            "slice pad permute cat fill linear affine unary binary mean softmax layer_norm matmul "
+            "embedding max_pool avg_pool", "small",
+        ),
         "onnxruntime": _row(_DENSE, "dense", merges=True, package="onnxruntime"),
         "openvino": _row(
             _DENSE, "dense_openvino", merges=True, apart=False, package="openvino"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.runtime.plan.choose import Measured, cheapest, measure, overhead
+from gossamer.runtime.plan.choose import Measured, call_overhead, cheapest, measure, overhead
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.int8 import Lowering
 
@@ -54,7 +54,7 @@ class Search:
 
     def best(self, layers: Sequence[str]) -> Choice:
         """The cheapest choice that is reached, of these layers."""
-        self._start = overhead(self.threads)
+        self._start, self._call = overhead(self.threads), call_overhead()
         ends = [self._descend(self.choice(start), layers) for start in (layers, ())]
         return min(ends, key=lambda choice: choice.ms)
 
@@ -81,7 +81,7 @@ class Search:
             )  # fmt: skip
             self._known |= {keys[name]: row for name, row in found.items()}
         rows = {name: self._known[key] for name, key in keys.items()}
-        chosen, ms = cheapest(graph, rows, self._start)
+        chosen, ms = cheapest(graph, rows, self._start, self._call)
         return Choice(frozenset(layers), graph, chosen, rows, ms)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import conv
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
+from gossamer.runtime.plan import small
 from gossamer.runtime.plan.chains import chained
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable import finished
@@ -148,7 +149,7 @@ def bind(
         call = run(x.reshape(1, -1, 1, 1), y.reshape(1, -1, 1, 1), more)
     else:
         call = _across(run, x, y, added)
-    return call if whole else both(call, finished(node.attributes, y))
+    return call if whole else both(call, node.attributes, y)
 
 
 def _across(run: Any, x: np.ndarray, y: np.ndarray, added: np.ndarray | None) -> Call:
@@ -188,11 +189,15 @@ def bind_rows(
         for row, out in zip(x, y, strict=True)
     ]  # fmt: skip
     call: Call = calls[0] if len(calls) == 1 else chained(calls)[0]
-    return call if whole else both(call, finished(nodes[0].attributes, y))
+    return call if whole else both(call, nodes[0].attributes, y)
 
 
-def both(first: Call, second: Call) -> Call:
-    """One call after the other."""
+def both(first: Call, a: Mapping[str, Any], y: np.ndarray, *added: np.ndarray | None) -> Call:
+    """A call, then additions to what it gives and the activation, in place."""
+    compiled = small.finish(a, y, *added)
+    if compiled is not None and hasattr(first, "step"):
+        return chained([first, *compiled])[0]
+    second = finished(a, y, *added)
 
     def call() -> None:
         first()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import conv, conv_int8, gemv_int8
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.kernels.eight_bits import Scale
-from gossamer.runtime.plan.chains import chained
+from gossamer.runtime.plan.chains import Refusing, chained
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.portable_int8 import affine, clamps, fits, no_nan
 from gossamer.runtime.plan.stored import entries, once
@@ -127,19 +128,7 @@ def _quantize(packed: _Packed, x: Array, y: Array) -> Call:
         x.reshape(*x.shape[:2], -1), float(packed.factor), float(packed.shift), _flat(y),
         packed.threads,
     )  # fmt: skip
-    return _Finite(run, x)
-
-
-class _Finite:
-    """A call that refuses its input, and says why."""
-
-    def __init__(self, run: Any, x: Array) -> None:
-        self.step = run.step  # for chains
-        self._run, self._x = run, x
-
-    def __call__(self) -> None:
-        if not self._run():
-            no_nan(self._x)
+    return Refusing(run, partial(no_nan, x))
 
 
 def _dequantize(packed: _Packed, x: Array, y: Array) -> Call:

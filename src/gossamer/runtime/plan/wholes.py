@@ -22,7 +22,7 @@ from gossamer.core.errors import ArgumentError
 from gossamer.runtime.flat import Flat
 from gossamer.runtime.plan import onnx_recurrent
 from gossamer.runtime.plan.capture import Captured
-from gossamer.runtime.plan.choose import Measured, cheapest, measure, overhead
+from gossamer.runtime.plan.choose import Measured, call_overhead, cheapest, measure, overhead
 from gossamer.runtime.plan.facts import Facts
 from gossamer.runtime.plan.graph import LAYERS, Graph, Node
 from gossamer.runtime.plan.integers import integer_choice
@@ -99,7 +99,7 @@ class Wholes:
                 threads=self.facts.threads, rounds=self.rounds, seconds=self.seconds,
                 only=self._may,
             )  # fmt: skip
-            chosen, _ = cheapest(graph, found, overhead(self.facts.threads))
+            chosen, _ = cheapest(graph, found, overhead(self.facts.threads), call_overhead())
             yield from self._program("plan", graph, chosen, found)
         for name in (*DENSE, "numpy"):
             asked = engine == name or (engine == "auto" and name in DENSE and lowered)
