@@ -13,17 +13,10 @@
 #include <utility>
 #include <vector>
 
+#include "floats.h"
 #include "step.h"
 
-namespace gossamer {
-enum class Function {
-  kNone, kRelu, kClamp, kLeaky, kElu, kSigmoid, kTanh, kSilu, kGelu, kGeluTanh, kHardsigmoid,
-  kHardswish, kNeg, kAbs
-};
-enum class Join { kAdd, kSub, kMul, kDiv, kMaximum, kMinimum };
-}  // namespace gossamer
-
-#define GOSSAMER_BODY "floats_body.h"
+#define GOSSAMER_BODY "floats_all.h"
 #include "each_isa.h"
 
 namespace nb = nanobind;
@@ -124,7 +117,7 @@ class Mean {
  public:
   Mean(Array<const float, 2> x, Array<float, 1> y) : x_(x), y_(y) {
     need(x.shape(0) == y.shape(0) && x.shape(1));
-    run_ = GOSSAMER_PICK(gossamer::isa(), total);
+    run_ = GOSSAMER_PICK(gossamer::isa(), row_sum);
   }
   bool run() const {
     const int64_t count = int64_t(x_.shape(1));
@@ -148,7 +141,7 @@ class Linear {
       : x_(x), weight_(weight), y_(y), bias_(bias) {
     need(x.shape(1) == weight.shape(1) && x.shape(0) == y.shape(0) && weight.shape(0) == y.shape(1) &&
          (!bias.size() || bias.size() == y.shape(1)));
-    run_ = GOSSAMER_PICK(gossamer::isa(), dot);
+    run_ = GOSSAMER_PICK(gossamer::isa(), product_of);
   }
   bool run() const {
     const int64_t rows = int64_t(y_.shape(0)), outputs = int64_t(y_.shape(1));

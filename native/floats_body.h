@@ -1,5 +1,5 @@
-// Small operators on float32, in lanes: see floats.cpp. Compiled for each instruction set.
-#include "exponential_body.h"
+// Small operators on float32, in lanes: see floats.cpp. Compiled for each instruction set, behind
+// exponential_body.h.
 
 // `count` values from `from`, at most a vector; `fill` beyond.
 GOSSAMER_INLINE F some(const float* from, int64_t count, float fill = 0) {
@@ -84,7 +84,7 @@ static void join_line(Join j, const float* a, int64_t a_step, const float* b, in
   }
 }
 
-static float dot(const float* x, const float* w, int64_t count) {
+static float product_of(const float* x, const float* w, int64_t count) {
   F sums[4] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes <= count; i += 4 * kLanes)
@@ -94,7 +94,7 @@ static float dot(const float* x, const float* w, int64_t count) {
   return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-static float total(const float* x, int64_t count) {
+static float row_sum(const float* x, int64_t count) {
   F sums[4] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes <= count; i += 4 * kLanes)
@@ -106,7 +106,7 @@ static float total(const float* x, int64_t count) {
 // (x - mean) / sqrt(variance + eps) * scale + shift of a row.
 static void normalize(const float* x, const float* scale, const float* shift, float eps, float* y,
                       int64_t count) {
-  const float mean = total(x, count) / float(count);
+  const float mean = row_sum(x, count) / float(count);
   F squares{};
   for (int64_t i = 0; i < count; i += kLanes) {
     const F v = some(x + i, count - i, mean) - mean;
@@ -145,7 +145,7 @@ static void softmax(const float* x, float* y, int64_t count) {
 // y (n) = x (k) Y (k, n).
 static void row_times(const float* x, const float* matrix, int64_t k, int64_t n, float* y) {
   if (n == 1) {
-    *y = dot(x, matrix, k);
+    *y = product_of(x, matrix, k);
     return;
   }
   int64_t at = 0;

@@ -36,6 +36,6 @@ assert "build/asan" in gossamer.__file__, gossamer.__file__
 tests = [f"pack/test_{t}" for t in ("bits", "huffman", "ans", "gaps", "context", "pack", "pack_hostile")]
 tests += ["quantize/test_kmeans", "distribute/test_exchange_codecs"]
 tests += [f"runtime/kernels/test_{t}" for t in ("conv", "gemv", "row_books")]
-tests += ["runtime/test_c", "native/test_kernels"]
+tests += ["runtime/plan/test_small", "runtime/test_c", "native/test_kernels"]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *[f"tests/{t}.py" for t in tests]]))
 PY

@@ -1,6 +1,8 @@
 // Every kernel body at once, and the lanes they are written over.
 #include "../../native/c/parts/bodies.h"
 #include "../../native/few_bits_body.h"
+#include "../../native/floats_body.h"
+#include "../../native/small_body.h"
 
 // One vector of 16 lanes, or several smaller ones, through each operation on lanes.
 [[maybe_unused]] static void each_lane(const int32_t* acc, const int32_t* x, const int32_t* w,

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../../native/few_bits.h"
+#include "../../native/floats.h"
 #include "../../native/quads.h"
 #include "../../native/sparse_conv.h"
 #include "../../native/sparse_gemv.h"
@@ -370,6 +371,8 @@ void gates(int seed) {
 
 }  // namespace
 
+#include "small.h"
+
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 20;
   std::vector<Isa> seen;
@@ -383,7 +386,8 @@ int main(int argc, char** argv) {
     engine.seed(1);
     lanes_by_hand();
     for (int i = 0; i < rounds; i++)
-      convolution(i), matrices(i), few_bits(i), rows_to_codes(i), quads(i), gates(i);
+      convolution(i), matrices(i), few_bits(i), rows_to_codes(i), quads(i), gates(i), functions(), joins(),
+          rows_of_floats(), pooled();
     std::printf("%s: %" PRId64 " results compared\n", level.c_str(), compared);
   }
   std::printf("%d faults\n", faults);

@@ -1,0 +1,3 @@
+// What floats.cpp compiles for each instruction set.
+#include "exponential_body.h"
+#include "floats_body.h"
