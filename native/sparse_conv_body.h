@@ -40,9 +40,8 @@ struct Panel {  // the rows of one block for one register tile
   const int32_t* starts;
   const int32_t* order;
   int64_t from, to, base;  // positions, and the row that sums begin with
-  const uint16_t* taps;
+  const uint32_t* places;  // of each tap's copy, in elements
   const uint32_t* values;
-  const uint32_t* offsets;  // of a tap, in elements
   const uint32_t* copies;
   uint32_t* sums;
   int64_t pitch;  // of a row of sums
@@ -51,9 +50,9 @@ struct Panel {  // the rows of one block for one register tile
 template <class Op, int N, bool First>
 static void accumulate(const Panel p) {
   typedef typename Op::Sum Sum;
-  const uint32_t *copies = p.copies, *offsets = p.offsets;
+  const uint32_t* copies = p.copies;
   for (int64_t r = p.from; r < p.to; r++) {
-    const uint16_t *tap = p.taps + p.starts[r], *end = p.taps + p.starts[r + 1];
+    const uint32_t *tap = p.places + p.starts[r], *end = p.places + p.starts[r + 1];
     const uint32_t* value = p.values + p.starts[r];
     uint32_t* sums = p.sums + (p.order[r] - p.base) * p.pitch;
     Sum s[N];
@@ -61,7 +60,7 @@ static void accumulate(const Panel p) {
 #pragma GCC unroll 16
     for (int j = 0; j < N; j++) s[j] = First ? Sum{} : load<Sum>(sums + j * kLanes);
     for (; tap != end; tap++, value++) {
-      const uint32_t* x = copies + offsets[*tap];
+      const uint32_t* x = copies + *tap;
       const Sum w = Op::weight(*value);
 #pragma GCC unroll 16
       for (int j = 0; j < N; j++) s[j] = Op::step(s[j], load<I>(x + j * kLanes), w);
@@ -75,11 +74,11 @@ static void accumulate(const Panel p) {
 template <class Op, int N, bool First>
 static void accumulate_full(const Panel p) {
   typedef typename Op::Sum Sum;
-  const uint32_t *copies = p.copies, *offsets = p.offsets;
+  const uint32_t* copies = p.copies;
   int64_t r = p.from;
   for (; r + kFullRows <= p.to; r += kFullRows) {
     const int64_t begin = p.starts[r], count = p.starts[r + 1] - begin;
-    const uint16_t* tap = p.taps + begin;
+    const uint32_t* tap = p.places + begin;
     const uint32_t* value = p.values + begin;
     uint32_t* sums[kFullRows];
     Sum s[kFullRows][N];
@@ -90,7 +89,7 @@ static void accumulate_full(const Panel p) {
       for (int j = 0; j < N; j++) s[k][j] = First ? Sum{} : load<Sum>(sums[k] + j * kLanes);
     }
     for (int64_t i = 0; i < count; i++) {
-      const uint32_t* x = copies + offsets[tap[i]];
+      const uint32_t* x = copies + tap[i];
       I v[N];
 #pragma GCC unroll 6
       for (int j = 0; j < N; j++) v[j] = load<I>(x + j * kLanes);
@@ -347,7 +346,7 @@ static void finish_quads(const SparseConv c, const Region r, int64_t fold, int64
 // Rows row0 .. row1 of the weight over one region.
 template <class Op>
 static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,
-                   int64_t row1, const uint32_t* offsets, const char* used, uint32_t* line,
+                   int64_t row1, const uint32_t* places, const char* used, uint32_t* line,
                    uint32_t* copies, uint32_t* sums) {
   const Copier copy = copier<Op>(t.fold);
   const int64_t vectors = (r.lines * r.width + kLanes - 1) / kLanes, whole = t.tile_lines * t.vectors;
@@ -360,8 +359,8 @@ static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_
     copy(c, r, plane, count, used, line, copies);
     for (int64_t v = 0; v < vectors; v += tile) {
       const int64_t some = vectors - v < tile ? vectors - v : tile;
-      const Panel panel{c.starts + q * (c.rows + 1), c.order + q * c.rows, row0, row1, row0, c.taps,
-                        c.values, offsets, copies + v * kLanes, sums + v * kLanes,
+      const Panel panel{c.starts + q * (c.rows + 1), c.order + q * c.rows, row0, row1, row0, places,
+                        c.values, copies + v * kLanes, sums + v * kLanes,
                         sum.lines * sum.width};
       if (b) accumulate_any<Op, false>(some, c.full, panel);
       else accumulate_any<Op, true>(some, c.full, panel);
@@ -373,14 +372,14 @@ static void region(const SparseConv& c, const Tiling& t, const Region& r, int64_
 }
 
 static void any_region(const SparseConv& c, const Tiling& t, const Region& r, int64_t row0,
-                       int64_t row1, const uint32_t* offsets, const char* used, uint32_t* line,
+                       int64_t row1, const uint32_t* places, const char* used, uint32_t* line,
                        uint32_t* copies, uint32_t* sums) {
   if (c.element == Element::kFloat)
-    region<FloatOp>(c, t, r, row0, row1, offsets, used, line, copies, sums);
+    region<FloatOp>(c, t, r, row0, row1, places, used, line, copies, sums);
   else if (c.element == Element::kQuad)
-    region<QuadOp>(c, t, r, row0, row1, offsets, used, line, copies, sums);
+    region<QuadOp>(c, t, r, row0, row1, places, used, line, copies, sums);
   else
-    region<PairOp>(c, t, r, row0, row1, offsets, used, line, copies, sums);
+    region<PairOp>(c, t, r, row0, row1, places, used, line, copies, sums);
 }
 
 static int64_t lanes() { return kLanes; }

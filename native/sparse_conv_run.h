@@ -146,8 +146,9 @@ class ConvRun {
     const int64_t down = (c.oh + t.fold - 1) / t.fold;
     most_lines = std::min(down, t.tiles * t.tile_lines);
     used = used_kinds(c, t);
-    offsets[0] = offsets_of(most_lines);
-    offsets[1] = offsets_of(down - (t.regions - 1) * most_lines);
+    places[0] = places_of(most_lines);
+    const int64_t last = down - (t.regions - 1) * most_lines;
+    if (last != most_lines) places[1] = places_of(last);
   }
 
   // From several threads at once, if need be, but that `out` is one array.
@@ -187,14 +188,14 @@ class ConvRun {
       uint32_t* mine = own.get() + int64_t(worker) * each;
       const int64_t x0 = column * width, columns = std::min(width, c.ow - x0);
       const Region region{image, group, y0, rows, lines, x0, columns, width, base_lines(c, t, lines)};
-      any_region(c, t, region, row0, row1, offsets[lines != most_lines].data(), used.data(), mine,
+      any_region(c, t, region, row0, row1, places[lines != most_lines].data(), used.data(), mine,
                  mine + line, mine + line + copies);
     });
   }
 
  private:
-  // Where a tap's copy begins, for regions of so many lines.
-  std::vector<uint32_t> offsets_of(int64_t lines) const {
+  // Where the copy of each tap begins, for regions of so many lines.
+  std::vector<uint32_t> places_of(int64_t lines) const {
     std::vector<uint32_t> made(size_t(c.block * c.kh * c.kw));
     const int64_t base = base_lines(c, t, lines);
     size_t at = 0;
@@ -205,7 +206,10 @@ class ConvRun {
           const int64_t kind = ((p * c.kw + x) * c.sy + phase) * t.fold + down % t.fold;
           made[at++] = uint32_t((kind * base + down / t.fold) * width);
         }
-    return made;
+    const int32_t most = *std::max_element(c.starts, c.starts + c.groups * c.blocks * (c.rows + 1));
+    std::vector<uint32_t> every(static_cast<size_t>(most));
+    for (size_t i = 0; i < every.size(); i++) every[i] = made[c.taps[i]];
+    return every;
   }
 
   SparseConv c;
@@ -213,7 +217,7 @@ class ConvRun {
   Tiling t{};
   int64_t lanes = 0, width = 0, most_lines = 0;
   std::vector<char> used;
-  std::vector<uint32_t> offsets[2];  // of a whole region, and of the last
+  std::vector<uint32_t> places[2];  // of a whole region, and of the last where it is shorter
 };
 
 }  // namespace gossamer

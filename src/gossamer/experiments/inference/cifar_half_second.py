@@ -6,11 +6,12 @@ training images, and the plan a packed file: graph, codes, scales and all that a
 measured is that file's:
 
 - all 10,000 test images on two cores, in fresh interpreters: from the file on disk to the last
-  label, reading, expanding and binding the plan included. The library is imported and the images
-  are in memory before, as float32, normalised; two threads of one process share them. The least of
-  several interpreters counts, and each counts its own right labels;
-- one image at a time on one core, beside the dense network in onnxruntime and OpenVINO, float32
-  and int8, interleaved in one run; the least of that thread's own seconds.
+  label, reading, expanding and binding the plan included. The library is imported (its seconds are
+  told, and the whole process's) and the images are in memory before, as float32, normalised; two
+  threads of one process share them. The least of several interpreters counts, and each counts its
+  own right labels;
+- one image at a time on one core, bound to its memory, beside the dense network in onnxruntime and
+  OpenVINO, float32 and int8, interleaved in one run; the least of that thread's own seconds.
 
 The published weights have seen all training images, those of the validation split too, so that what
 the recipe was chosen by is optimistic; test images decide nothing.
@@ -24,7 +25,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,22 @@ _CORES = 2
 _BATCHES = (10, 25, 50, 100)
 _LARGE = 100  # images of a call of the other engines, for all of them on two cores
 
-# Interpreter, file, images, labels, threads, images of a call.
+# What is imported once a file is loaded: file.
+_MODULES = """
+import json, sys
+import gossamer.runtime
+gossamer.runtime.load(sys.argv[1])
+print(json.dumps(sorted(m for m in sys.modules if m.split(".")[0] in ("gossamer", "numpy"))))
+"""
+
+# Interpreter, file, images, labels, threads, images of a call, modules.
 _RUN = """
-import json, sys, threading, time
+import importlib, json, sys, threading, time
 began = time.perf_counter()
+for name in json.loads(sys.argv[6]):
+    importlib.import_module(name)
 import numpy as np
 import gossamer.runtime
-from gossamer.runtime.plan import plan as _
 imported = time.perf_counter() - began
 images, labels = np.load(sys.argv[2]), np.load(sys.argv[3])
 workers, batch = int(sys.argv[4]), int(sys.argv[5])
@@ -117,22 +126,21 @@ def whole(plan: Path, work: Path, quick: bool) -> dict[str, Any]:
     images, labels = work / "images.npy", work / "labels.npy"
     np.save(images, np.ascontiguousarray(test.inputs.numpy()))
     np.save(labels, test.targets.numpy())
+    modules = _printed(_MODULES, str(plan)).strip()
     rows: list[dict[str, Any]] = []
     for _ in range(1 if quick else 7):
         for batch in _BATCHES[:2] if quick else _BATCHES:
-            words = [str(plan), str(images), str(labels), str(_CORES), str(batch)]
+            words = [str(plan), str(images), str(labels), str(_CORES), str(batch), modules]
             began = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-c", _RUN, *words], capture_output=True, text=True, check=True
-            )
+            found = json.loads(_printed(_RUN, *words))
             process = time.perf_counter() - began
-            rows.append({"batch": batch, "process": process, **json.loads(done.stdout)})
+            rows.append({"batch": batch, "process": process, **found})
     images.unlink()
-    found = {}
+    batches = {}
     for batch in dict.fromkeys(row["batch"] for row in rows):
         mine = [row for row in rows if row["batch"] == batch]
         seconds = [row["seconds"] for row in mine]
-        found[str(batch)] = {
+        batches[str(batch)] = {
             "seconds": min(seconds),
             "median": statistics.median(seconds),
             "loaded": min(row["loaded"] for row in mine),
@@ -140,7 +148,13 @@ def whole(plan: Path, work: Path, quick: bool) -> dict[str, Any]:
             "process": min(row["process"] for row in mine),
             "right": sorted({row["right"] for row in mine}),
         }
-    return {"images": len(test), "batches": found}
+    return {"images": len(test), "batches": batches}
+
+
+def _printed(program: str, *words: str) -> str:
+    """What a fresh interpreter prints."""
+    command = [sys.executable, "-c", program, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def single(plan: Path, quick: bool) -> dict[str, Any]:
@@ -150,8 +164,7 @@ def single(plan: Path, quick: bool) -> dict[str, Any]:
     dense = nets.build("resnet-20", pretrained=True)
     calibration = [data.train.batch(slice(0, 16 if quick else _CALIBRATION))[0]]
     subject = Subject("dense", dense, example, calibration=calibration)
-    net, rows = Plan.load(plan), [example.numpy()]
-    calls: dict[str, Callable[[], Any]] = {"gossamer": partial(net.arrays, rows, 1)}
+    calls: dict[str, Callable[[], Any]] = {"gossamer": Plan.load(plan).bind(example.numpy())}
     many = {}
     for name in OTHERS:
         if installed(name):
