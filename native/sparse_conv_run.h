@@ -206,9 +206,11 @@ class ConvRun {
           const int64_t kind = ((p * c.kw + x) * c.sy + phase) * t.fold + down % t.fold;
           made[at++] = uint32_t((kind * base + down / t.fold) * width);
         }
-    const int32_t most = *std::max_element(c.starts, c.starts + c.groups * c.blocks * (c.rows + 1));
-    std::vector<uint32_t> every(static_cast<size_t>(most));
-    for (size_t i = 0; i < every.size(); i++) every[i] = made[c.taps[i]];
+    const int64_t panels = c.groups * c.blocks, all = c.rows + 1;
+    std::vector<uint32_t> every(size_t(*std::max_element(c.starts, c.starts + panels * all)));
+    for (int64_t q = 0; q < panels; q++)  // what lies between them was not looked at
+      for (int32_t i = c.starts[q * all]; i < c.starts[q * all + c.rows]; i++)
+        every[size_t(i)] = made[c.taps[i]];
     return every;
   }
 
