@@ -41,7 +41,7 @@ def test_claims_are_against_the_best_dense_engine() -> None:
 
 def test_a_network_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "ENGINES", ("gossamer", "gossamer-int8", "torch"))
-    found = networks.network("lenet-300-100", tmp_path / "w", quick=True)
+    found = networks.network("lenet-300-100", tmp_path / "w", True, tmp_path)
     assert set(found["ms"]) == {"dense", "sparse"}
     assert all(set(ms) == {"gossamer", "gossamer-int8", "torch"} for ms in found["ms"].values())
     assert found["density"] == pytest.approx(1 / 12, abs=0.01)
