@@ -35,6 +35,7 @@ struct SparseConv {
   float residual_scale, low, high;
   bool quads_out;
   void* out;
+  int64_t first, pitch;  // of `pitch` columns of the result, ow are computed, from `first` on
 };
 
 // How the map is cut: register tiles of `tile_lines` x `vectors`, `tiles` of them below each other
@@ -43,6 +44,7 @@ struct SparseConv {
 struct Tiling {
   int64_t vectors, tile_lines, tiles, columns, regions, fold;
   bool flat;
+  double cost;  // of a tap
 };
 
 // What is computed at once: `rows` rows of the map in `lines` lines, `columns` of them, each `width`

@@ -147,13 +147,13 @@ static Tiling tiling(const SparseConv& c, int64_t sums_bytes) {
       const int64_t whole = down / lines, rest = down % lines;
       const double cost =
           double(columns) * (double(whole) * tile(lines) + (rest ? tile(rest) : 0));
-      if (!best.vectors || cost <= least) least = cost, best = {v, lines, 1, columns, 0, fold, false};
+      if (!best.vectors || cost <= least) least = cost, best = {v, lines, 1, columns, 0, fold, false, cost};
     }
   }
   // Vectors that cross lines of the cache take twice as long to load: for dense rows alone, which
   // share what they load.
   if (c.full && fold == 1 && c.oh > 1 && across * kLanes * 16 >= c.ow * 17)
-    best = {across, 1, 1, 1, 0, 1, true};
+    best = {across, 1, 1, 1, 0, 1, true, least};
   const int64_t tile_bytes = c.rows * best.vectors * best.tile_lines * kLanes * 4;
   const int64_t most = (down + best.tile_lines - 1) / best.tile_lines;
   best.tiles = tile_bytes < sums_bytes ? sums_bytes / tile_bytes : 1;
@@ -288,11 +288,11 @@ static void finish_floats(const SparseConv c, const Region r, int64_t fold, int6
   for (int64_t m = from; m < to; m++) {
     const int64_t channel = r.group * c.rows + m;
     const F scale = splat(c.scale ? c.scale[channel] : 1.0f), bias = splat(c.bias ? c.bias[channel] : 0.0f);
-    const int64_t at = (r.image * c.groups * c.rows + channel) * c.oh * c.ow;
+    const int64_t at = (r.image * c.groups * c.rows + channel) * c.oh * c.pitch;
     for (int64_t y = 0; y < r.rows; y++) {
       const uint32_t* s = sums + place_of(r, fold, m - from, y);
       for (int64_t x = 0; x < r.columns; x += kLanes) {
-        const int64_t place = at + (r.y0 + y) * c.ow + r.x0 + x;
+        const int64_t place = at + (r.y0 + y) * c.pitch + r.x0 + x;
         const int left = int(r.columns - x);
         F v = Op::real(load<typename Op::Sum>(s + x), scale) + bias;
         if (c.residual)
@@ -322,10 +322,10 @@ static void finish_quads(const SparseConv c, const Region r, int64_t fold, int64
     }
     const int64_t next = count > 1 ? pitch : 0, third = count > 2 ? 2 * pitch : 0;
     const int64_t last = count > 3 ? 3 * pitch : 0;
-    const int64_t at = (r.image * quads + channel / 4) * c.oh * c.ow;
+    const int64_t at = (r.image * quads + channel / 4) * c.oh * c.pitch;
     for (int64_t y = 0; y < r.rows; y++)
       for (int64_t x = 0; x < r.columns; x += kLanes) {
-        const int64_t place = at + (r.y0 + y) * c.ow + r.x0 + x;
+        const int64_t place = at + (r.y0 + y) * c.pitch + r.x0 + x;
         const int left = int(r.columns - x);
         const uint32_t* s = sums + place_of(r, fold, m - from, y) + x;
         F v[4] = {Op::real(load<Sum>(s), scale[0]), Op::real(load<Sum>(s + next), scale[1]),

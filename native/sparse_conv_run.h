@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -140,8 +141,40 @@ class ConvRun {
       c.w = c.ow = c.h * c.w;  // one long row
       c.h = c.oh = 1;
     }
+    c.first = 0, c.pitch = c.ow;
     lanes = GOSSAMER_PICK(level, lanes)();
     t = GOSSAMER_PICK(level, tiling)(c, kSumsBytes);
+    const int64_t over = c.ow % lanes;  // columns in vectors that they do not fill
+    if (over && 2 * over <= lanes && c.ow > lanes && c.oh > 1 && !c.full) split(over);
+    lay_out();
+  }
+
+  // From several threads at once, if need be, but that `out` is one array.
+  void operator()(size_t threads) const {
+    if (!conv_results(c)) return;
+    columns(threads);
+    if (rest) rest->columns(threads);
+  }
+
+ private:
+  ConvRun(const SparseConv& conv, const Tiling& tiles, Isa isa, int64_t wide)
+      : c(conv), level(isa), t(tiles), lanes(wide) {
+    lay_out();
+  }
+
+  // The last columns on their own, where rows of them side by side in a vector are less work.
+  void split(int64_t over) {
+    SparseConv whole = c, part = c;
+    whole.ow -= over;
+    part.ow = over, part.first = whole.ow;
+    const Tiling tiles = GOSSAMER_PICK(level, tiling)(whole, kSumsBytes);
+    const Tiling few = GOSSAMER_PICK(level, tiling)(part, kSumsBytes);
+    if (tiles.cost + few.cost > 0.95 * t.cost) return;
+    rest.reset(new ConvRun(part, few, level, lanes));
+    c = whole, t = tiles;
+  }
+
+  void lay_out() {
     width = t.flat ? c.ow : t.vectors * lanes;
     const int64_t down = (c.oh + t.fold - 1) / t.fold;
     most_lines = std::min(down, t.tiles * t.tile_lines);
@@ -151,9 +184,7 @@ class ConvRun {
     if (last != most_lines) places[1] = places_of(last);
   }
 
-  // From several threads at once, if need be, but that `out` is one array.
-  void operator()(size_t threads) const {
-    if (!conv_results(c)) return;
+  void columns(size_t threads) const {
     const auto any_region = GOSSAMER_PICK(level, any_region);
     // Whole regions, and shares of the rows where there are fewer regions than threads.
     const int64_t chunks = (c.rows + c.chunk - 1) / c.chunk;
@@ -186,14 +217,14 @@ class ConvRun {
       const int64_t row0 = share * per_share, row1 = std::min(row0 + per_share, c.rows);
       if (row0 >= row1) return;
       uint32_t* mine = own.get() + int64_t(worker) * each;
-      const int64_t x0 = column * width, columns = std::min(width, c.ow - x0);
-      const Region region{image, group, y0, rows, lines, x0, columns, width, base_lines(c, t, lines)};
+      const int64_t x0 = column * width, some = std::min(width, c.ow - x0);
+      const Region region{image,     group, y0,    rows, lines, c.first + x0, some, width,
+                          base_lines(c, t, lines)};
       any_region(c, t, region, row0, row1, places[lines != most_lines].data(), used.data(), mine,
                  mine + line, mine + line + copies);
     });
   }
 
- private:
   // Where the copy of each tap begins, for regions of so many lines.
   std::vector<uint32_t> places_of(int64_t lines) const {
     std::vector<uint32_t> made(size_t(c.block * c.kh * c.kw));
@@ -218,6 +249,7 @@ class ConvRun {
   Isa level;
   Tiling t{};
   int64_t lanes = 0, width = 0, most_lines = 0;
+  std::shared_ptr<const ConvRun> rest;  // the columns behind these
   std::vector<char> used;
   std::vector<uint32_t> places[2];  // of a whole region, and of the last where it is shorter
 };
