@@ -214,6 +214,8 @@ def half_second(context: Context) -> dict[str, Any]:
     work, quick, seed = context.work, context.quick, context.seeds[0]
     folder = context.beside("cifar-file", cifar_file.__name__)
     (file,) = context.map(cifar_file.made, [(seed, folder, quick)])
+    for row in file["stages"]:
+        row.get("shrink", {}).pop("stays", None)  # names lines of files by where they lie here
     (plan,) = context.map(planned, [(folder / file["file"], work, quick)])
     packed = work / "resnet-20.plan"
     (every,) = context.alone(whole, [(packed, work, quick)])
