@@ -259,3 +259,26 @@ def test_arrays_that_lead_outside_are_refused() -> None:
                 x.view(np.uint32).reshape(-1), 0, None, None, None, 1.0, 0.0, 1.0, False,
                 np.zeros(36, np.uint32), 1,
             )  # fmt: skip
+
+
+@each_path
+@pytest.mark.parametrize("width", [9, 12, 17, 18, 20, 24, 33, 40, 56, 60])
+def test_columns_that_do_not_fill_a_vector(path: str, width: int) -> None:
+    """Those of several rows share one: every width around a vector's, 3 and 8 rows, two images."""
+    rng = np.random.default_rng(width)
+    weight = rng.standard_normal((6, 8, 3, 3)).astype(np.float32)
+    weight[rng.random(weight.shape) < 0.6] = 0
+    for height, stride, threads in ((3, 1, 1), (8, 1, 3), (9, 2, 1)):
+        size = (width - 1) * stride + 1  # of the input, for so many columns of the result
+        x = rng.standard_normal((2, 8, height, size)).astype(np.float32)
+        got = convolve(pack_conv(weight, stride=stride, padding=1), x, threads=threads)
+        wanted = torch.nn.functional.conv2d(*map(torch.from_numpy, (x, weight)), None, stride, 1)
+        assert got.shape[-1] == width
+        np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4)
+        source, target = Scale(0.05, 60), Scale(0.2, 64)
+        packed = pack_conv_int8(weight, source=source, target=target, stride=stride, padding=1)
+        given = to_quads(quantize(x, source))
+        codes = convolve_int8(packed, given, threads=threads)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GOSSAMER_NATIVE", "0")
+            assert np.array_equal(codes, convolve_int8(packed, given))

@@ -207,3 +207,16 @@ def test_a_view_ends_a_run_that_gives_its_memory() -> None:
     assert (set(path.values()), cost) == ({"onnxruntime"}, 7.0)
     measured["a"].ms = {"numpy": 6.0}
     assert cheapest(graph, measured, 3.0)[1] == 10.0  # not 6 + 0 + (5 - 3)
+
+
+def test_a_compiled_call_behind_another_costs_no_call() -> None:
+    nodes = tuple(Node("unary", (a,), (b,), {"activation": ["neg"]}) for a, b in ("xa", "ab", "bc"))
+    values = {name: Value((-1, 6)) for name in "xabc"}
+    graph = Graph(("x",), ("c",), nodes, values, {}).check()
+    # alone numpy is faster; three compiled calls in a row cost 1 less each but the first
+    measured = {n: Measured({"small": 2.0, "numpy": 1.5}, compiled={"small"}) for n in "abc"}
+    path, cost = cheapest(graph, measured, 3.0, 1.0)
+    assert (set(path.values()), cost) == ({"small"}, 4.0)
+    assert set(cheapest(graph, measured, 3.0)[0].values()) == {"numpy"}
+    measured["b"].ms = {"numpy": 1.5}  # one between them that is not compiled: no row
+    assert cheapest(graph, measured, 3.0, 1.0)[1] == 4.5

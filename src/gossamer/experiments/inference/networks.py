@@ -2,11 +2,11 @@
 
 AlexNet without its response normalization, 90 % of the weights of conv2 to fc8 taken out at random
 (a kernel's time depends on how many are left, not on which); the published ResNet-20 as the recipe
-``resnet-20-sparse`` leaves it, 15 % of its weights trained on, with its accuracy in
-float32 and as an int8 plan; LeNet-300-100 and
-LeNet-5 at a twelfth of their weights, from packed files. Plans in float32 and, each layer where it
-is faster, in int8. Batch 1, one thread, the least of that thread's own seconds over interleaved
-rounds. ``auto`` beside the best of the dense float32 engines tells where it loses.
+``resnet-20-sparse`` leaves it, 15 % of its weights trained on, with its accuracy in float32 and as
+an int8 plan; LeNet-300-100 and LeNet-5 at a twelfth of their weights, from packed files. Plans in
+float32 and, each layer where it is faster, in int8. Batch 1, one thread, the least of that thread's
+own seconds over interleaved rounds. ``auto`` beside the best of the dense float32 engines tells
+where it loses.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from gossamer.core.kernels import kernel
 from gossamer.runtime.kernels import gemv, row_books
 from gossamer.runtime.kernels.arrays import MOST_INPUTS
 from gossamer.runtime.plan.arrays import arranged, sigmoid
+from gossamer.runtime.plan.chains import chained
 from gossamer.runtime.plan.graph import Graph, Node
 from gossamer.runtime.plan.stored import density, entries, once
 
@@ -128,12 +129,7 @@ def _rows(packed: gemv.SparseRows, threads: int) -> Product:
                         out, threads)
             for row, out in zip(h, g, strict=True)
         ]  # fmt: skip
-
-        def call() -> None:
-            for one in calls:
-                one()
-
-        return calls[0] if len(calls) == 1 else call
+        return chained(calls)[0]
 
     return product
 

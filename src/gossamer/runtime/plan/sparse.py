@@ -2,7 +2,7 @@
 
 ``conv`` is a direct convolution over shifted copies of the map, and of a linear layer on a batch;
 ``rows`` multiplies one example after the other by compressed rows. Bias, the added value and the
-clamp are computed as sums leave the kernel. Any other activation follows in numpy.
+clamp are computed as sums leave the kernel. Any other activation follows, compiled where it is.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def bind_rows(
                     packed.threads)
         for row, out in zip(x, y, strict=True)
     ]  # fmt: skip
-    call: Call = calls[0] if len(calls) == 1 else chained(calls)[0]
+    call = chained(calls)[0]
     return call if whole else both(call, nodes[0].attributes, y)
 
 
