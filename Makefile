@@ -28,7 +28,7 @@ demo: $(VENV)/core.stamp
 # Everything that must be green. One torch thread per test process.
 test: $(VENV)/test.stamp lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=25
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict # not --quiet, which lets warnings pass
 
 check: test
 

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from importlib import import_module
+from importlib import import_module, util
 from pathlib import Path
 
 import pytest
@@ -66,3 +66,49 @@ def test_the_readme_leads_to_every_card() -> None:
 def test_what_a_table_holds_is_on_a_card(name: str) -> None:
     word = re.compile(rf"(?<![\w-]){name}(?![a-z_])")  # of gradient codecs a number may follow
     assert [card for card, text in CARDS.items() if word.search(text)] != []
+
+
+def test_the_reference_reads_docstrings_by_the_parameter() -> None:
+    pytest.importorskip("griffe")
+    spec = util.spec_from_file_location("docs", ROOT / "tools" / "docs_docstrings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = """Sum, as :func:`gossamer.core.sums.exact` has it.
+
+Args:
+    a, b: of one shape,
+        and dtype.
+    *rest, last:
+        as for b.
+
+Raises nothing:
+    >>> total([1], [2])
+    [3]
+
+a, b: in a sentence, stay.
+"""
+    assert (
+        module.rewritten(text)
+        == """Sum, as `exact` has it.
+
+Args:
+    a: of one shape,
+        and dtype.
+    b: of one shape,
+        and dtype.
+    *rest:
+        as for b.
+    last:
+        as for b.
+
+Raises nothing:
+    ```pycon
+    >>> total([1], [2])
+    [3]
+    ```
+
+a, b: in a sentence, stay.
+"""
+    )

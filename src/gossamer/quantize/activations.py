@@ -255,8 +255,8 @@ def normalize_(
 
     Args:
         batch: one batch, from which the layers' channels are read; nothing is learned from it.
-        forward, include, exclude, functional, the return value: as for
-            :func:`quantize_activations_`.
+        forward, include, exclude, functional: as for :func:`quantize_activations_`, which
+            returns the same.
 
     Raises :class:`ArgumentError`, before anything is changed, as there, for inputs that are not
     2- to 5-dimensional, and for a ReLU that is used at several places or widths.

@@ -119,8 +119,8 @@ def fixed_activations_(
         bits: 2 to 16.
         calibration: batches of training data; a layer's length is the one of least error
             (:func:`gossamer.quantize.fixed_point.search`) on at most 65,536 of its values.
-        forward, include, exclude, functional, the return value: as for
-            :func:`gossamer.quantize.activations.quantize_activations_`.
+        forward, include, exclude, functional: as for
+            :func:`gossamer.quantize.activations.quantize_activations_`, which returns the same.
 
     Raises :class:`ArgumentError` as there, before anything is changed.
     """
