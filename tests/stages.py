@@ -10,8 +10,8 @@ from torch import nn
 import gossamer
 from gossamer import datasets
 from gossamer.compression import door
+from gossamer.compression.job import Job
 from gossamer.compression.progress import Reporter
-from gossamer.compression.run import _Job
 from gossamer.core.errors import RecipeError
 from gossamer.training.tasks import Classification
 
@@ -37,7 +37,7 @@ class Killed(Reporter):
 
 def job(
     given: list[dict[str, Any]], model: nn.Module, out: Path, progress: Reporter | None = None
-) -> _Job:
+) -> Job:
     """A begun run of some stages on a copy of a network, on digits, then packed and evaluated."""
     recipe = {
         "name": "t",
@@ -46,7 +46,7 @@ def job(
     }
     plan = gossamer.recipe.load(recipe)
     data = datasets.load("digits")
-    made = _Job(
+    made = Job(
         plan, copy.deepcopy(model), data, Classification(), out, {}, None, progress or Reporter()
     )
     made.begin(False)

@@ -266,13 +266,13 @@ def test_every_kind_of_stage(stage: dict[str, Any], tmp_path: Path, trained: nn.
 def _job(recipe: dict[str, Any], model: nn.Module, out: Path) -> Any:
     from copy import deepcopy
 
+    from gossamer.compression.job import Job
     from gossamer.compression.progress import Reporter
-    from gossamer.compression.run import _Job
     from gossamer.training.tasks import Classification
 
     plan, data = gossamer.recipe.load(recipe), datasets.load("digits")
     aim = Classification()
-    return _Job(plan, deepcopy(model), data, aim, out, {"recipe": recipe}, None, Reporter())
+    return Job(plan, deepcopy(model), data, aim, out, {"recipe": recipe}, None, Reporter())
 
 
 def test_dead_units_are_removed_and_reported(tmp_path: Path, trained: nn.Module) -> None:

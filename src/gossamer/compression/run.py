@@ -8,52 +8,26 @@ split; the test split is evaluated before and after, and decides nothing.
 
 from __future__ import annotations
 
-import json
-import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from gossamer import datasets, report
-from gossamer.compression import (
-    coverage,
-    door,
-    floor,
-    folder,
-    fresh,
-    inputs,
-    measure,
-    proof,
-    records,
-    saved,
-    trust,
-)
+from gossamer import datasets
+from gossamer.compression import door, folder, fresh, inputs, proof, trust
 from gossamer.compression import recipe as recipes
 from gossamer.compression import threads as threading
+from gossamer.compression.job import Job
 from gossamer.compression.progress import Reporter, shown
 from gossamer.compression.recipe import Recipe
 from gossamer.compression.result import Result
-from gossamer.compression.state import State
-from gossamer.core import names
-from gossamer.core.errors import ArgumentError, GossamerError
+from gossamer.core import names, timing
+from gossamer.core.errors import ArgumentError
 from gossamer.core.plain import copied
 from gossamer.datasets import Dataset, contents
-from gossamer.pack import Archive, pack, pack_bytes
-from gossamer.quantize.emulated import Emulated
-from gossamer.report import promises
-from gossamer.training import (
-    Evaluation,
-    Fidelity,
-    Task,
-    evaluate,
-    load_checkpoint,
-    save_atomic,
-)
+from gossamer.training import Task, load_checkpoint
 from gossamer.training.tasks import chosen
 
 __all__ = ["GENTLE", "WHY_GENTLE", "Result", "compress", "run"]
@@ -64,8 +38,6 @@ WHY_GENTLE = (
     "train and get smaller (gossamer recipes)"
 )
 """The recipe where none is named, and why."""
-
-_ESTIMATED = 1 << 19  # up to so many tensor entries the packed size is known after every stage
 
 
 def compress(
@@ -183,248 +155,14 @@ def run(
         "task": aim.settings(),
     }
     out = Path(out)
-    job = _Job(recipe, network, data, aim, out, key, command, say, builder=builder, notes=taken)
+    job = Job(recipe, network, data, aim, out, key, command, say, builder=builder, notes=taken)
     with folder.held(out):
         resumed = folder.look(out, key, restart) and (out / "stage-0.pt").exists()
         began = load_checkpoint(out / "stage-0.pt").get("threads") if resumed else None
-        with threading.kept(threading.settled(threads, began, network, data, say)):
+        with timing.threads(threading.settled(threads, began, network, data, say)):
             if not resumed:
                 job.notes += proof.preflight(builder, data, job.aimed(network), recipe, say)
             for note in job.notes:
                 say.say(f"note: {note}")
             job.begin(restart)
             return job.finish(job.stages(), data_source)
-
-
-@dataclass
-class _Job:
-    """One run: its directory and its parts, in order."""
-
-    recipe: Recipe
-    model: nn.Module
-    data: Dataset
-    task: Task
-    out: Path
-    key: dict[str, Any]
-    command: str | None
-    progress: Reporter
-    builder: proof.Builder | None = None
-    notes: list[str] = field(default_factory=list)
-    validation: float = 0.0  # score of the network before the first stage that compresses
-
-    def aimed(self, network: nn.Module) -> Task:
-        """The task; fidelity is that to the network as the run began with it."""
-        task = self.task
-        if isinstance(task, Fidelity) and task.reference is None:
-            return task.of(copied(network))
-        return task
-
-    def begin(self, restart: bool) -> None:
-        """Begin, or go on with, the run that the directory is of."""
-        out = self.out
-        folder.begin(out, self.key, restart)
-        folder.write_text(out / "recipe.yaml", recipes.dump(self.recipe))
-        # What the run started from: a user's function may give another network the next time.
-        start = out / "stage-0.pt"
-        if start.exists():
-            found = load_checkpoint(start)
-            self.model.load_state_dict(found["model"])
-            self.notes = found.get("notes", [])
-        else:
-            found = {"model": self.model.state_dict(), "threads": torch.get_num_threads()}
-            save_atomic({**found, "notes": self.notes}, start)
-
-    def stages(self) -> tuple[State, list[dict[str, Any]], dict[str, Any]]:
-        """Do what is not done yet: the state, a row a stage, and the figures before."""
-        origin = copied(self.model)
-        self.task = self.aimed(self.model)
-        state = State(
-            self.model, origin, self.data, self.out, self.recipe.seed, self.progress, self.task
-        )
-        rows: list[dict[str, Any]] = []
-        before: dict[str, Any] = {}
-        count = len(self.recipe.work)
-        for number, stage in enumerate(self.recipe.work, 1):
-            if not before and stage.compresses:
-                before = self._reference(state)
-            path = self.out / f"stage-{number}.pt"
-            state.number, state.name = number, f"{number}-{stage.stage}"
-            if path.exists():
-                rows.append(saved.restore(state, path))
-                self.progress.say(f"stage {number}/{count} {stage.stage}: done before")
-                continue
-            self.progress.say(f"stage {number}/{count} {stage.stage}")
-            begun, covered = time.monotonic(), coverage.of_stage(state.model, stage)
-            if covered is not None:
-                self.progress.say(f"  {promises.covers(covered)}")
-            state.notes = {} if covered is None else {"coverage": covered}
-            stage.run(state)
-            state.forget_seeds()
-            rows.append(self._row(state, time.monotonic() - begun) | state.notes)
-            saved.save(state, rows[-1], path)
-            for checkpoint in self.out.glob(f"{number}-*.train.pt"):
-                checkpoint.unlink()
-        return state, rows, before or self._reference(state)
-
-    def _row(self, state: State, seconds: float) -> dict[str, Any]:
-        infinite = proof.infinite_buffers(state.model)  # refuses NaN where it came up
-        found = state.judge()
-        row = {
-            "stage": state.name,
-            "score": found.score,
-            "density": measure.density(state.model),
-            "bytes": None,
-            "seconds": round(seconds, 2),
-        }
-        entries = sum(t.numel() for t in state.model.state_dict().values() if torch.is_tensor(t))
-        size = ""
-        if entries <= _ESTIMATED:
-            row["bytes"] = len(
-                pack_bytes(
-                    state.model,
-                    profile=self.recipe.pack.profile,
-                    metadata=records.metadata(state.structure),
-                    seeds=state.seeds,
-                    allow_nonfinite=infinite,
-                )
-            )
-            size = f", {row['bytes']:,} bytes packed"
-        self.progress.say(
-            f"  validation {found.metric.name} {found.metric.show(found.score)}, density "
-            f"{row['density']:.4f}{size}, {seconds:.1f} s"
-        )
-        return row
-
-    def _reference(self, state: State) -> dict[str, Any]:
-        """Remember the network before the first stage that compresses it, with test figures."""
-        path = self.out / "reference.pt"
-        if not path.exists():
-            reference = {
-                "model": state.model.state_dict(),
-                "test": self._test(state.model).as_dict(),
-                "validation": state.judge().score,
-            }
-            save_atomic(reference, path)
-        found = load_checkpoint(path)
-        state.reference = found["model"]
-        self.validation = found["validation"]
-        state.floor = found["validation"], self.recipe.max_drop
-        test: dict[str, Any] = found["test"]
-        metric = self.task.metric
-        self.progress.say(f"before: test {metric.name} {metric.show(Evaluation.of(test).score)}")
-        return test
-
-    def _test(self, model: nn.Module) -> Evaluation:
-        return evaluate(model, self.data.test, task=self.task)
-
-    def finish(
-        self,
-        done: tuple[State, list[dict[str, Any]], dict[str, Any]],
-        data_source: Any,
-    ) -> Result:
-        """Pack, decode in a fresh process, measure, and write run.json and the report."""
-        state, rows, before = done
-        begun, file = time.monotonic(), self.out / "model.gsm"
-        self.progress.say("pack")
-        with pack(
-            state.model,
-            file,
-            profile=self.recipe.pack.profile,
-            metadata=records.metadata(state.structure),
-            seeds=state.seeds,
-            allow_nonfinite=proof.infinite_buffers(state.model),
-            progress=lambda name, done, total: self.progress.count("pack", done, total, name),
-        ):
-            pass
-        self.progress.say("decode and evaluate in a fresh process")
-        builder = self.builder or proof.Builder(None, {}, state.origin)
-        reloaded, after = proof.proved(
-            builder, file, state.model, self.data, self.task, data_source
-        )
-        decoded, problems = state.model, []
-        with Archive(file, max_bytes=1 << 62, keep=True) as archive:
-            try:
-                decoded = records.load(archive, copied(state.origin))
-            except GossamerError as e:
-                reloaded["not_proved"] = reloaded["not_proved"] or f"the file does not load: {e}"
-            # of a network with other modules the file's tensors are not those that there were
-            whole = measure.tensor_bytes(state.origin) if state.structure else None
-            size, layer_rows, picture = measure.file_figures(archive, self.data, whole)
-        after = after or self._test(decoded).as_dict()
-        size["reloaded"] = reloaded
-        if reloaded["not_proved"]:
-            problems.append(f"NOT PROVED: {reloaded['not_proved']}")
-        score = _score(rows[-1]) if rows else state.judge(decoded).score
-        rows.append(
-            {
-                "stage": f"{len(self.recipe.work) + 1}-pack",
-                "score": score,
-                "density": measure.density(decoded),
-                "bytes": size["file"],
-                "seconds": round(time.monotonic() - begun, 2),
-            }
-        )
-        timing = macs = None
-        if self.recipe.evaluate.latency:
-            dense = copied(state.origin)
-            dense.load_state_dict(state.reference)
-            try:
-                timing, more = measure.latency(
-                    dense, decoded, self.data, planned=self.recipe.evaluate.plan, task=self.task
-                )
-                self.notes += more
-                macs, more = measure.operations(dense, decoded, self.data)
-                self.notes += more
-            except (RuntimeError, ValueError) as e:  # the user's network, with one example
-                self.notes.append(f"latency was not measured: {str(e)[:200]}")
-        held = floor.verdict(self.validation, score, self.recipe.max_drop, self.task.metric)
-        if not held["kept"]:
-            problems.append(promises.keeps(held, self.task.metric))
-        versions, hardware = measure.environment()
-        figures: dict[str, Any] = {
-            "name": self.recipe.name,
-            "command": self.command or f"gossamer.compress(..., out={str(self.out)!r})",
-            "versions": versions,
-            "hardware": hardware,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seed": self.recipe.seed,
-            "recipe": recipes.dump(self.recipe),
-            "model": self.key["model"],
-            "dataset": data_source if isinstance(data_source, str) else self.data.name,
-            "task": self.task.settings(),
-            "evaluation": {"before": before, "after": after},
-            "floor": held,
-            "problems": problems,
-            "notes": self.notes,
-            "coverage": coverage.of_recipe(state.origin, self.recipe),
-            "stages": rows,
-            "bytes": size,
-            "layers": layer_rows,
-            "latency": timing,
-            "macs": macs,
-            "integer": measure.integer_figures(decoded, self.data.test)
-            if isinstance(decoded, Emulated)
-            else None,
-            "sensitivity": state.scan,
-            "curves": state.curves,
-            "mask_image": picture,
-        }
-        folder.write_text(self.out / "run.json", json.dumps(figures, indent=1) + "\n")
-        page = report.write(figures, self.out / "report.html")
-        return Result(
-            out=self.out,
-            file=file,
-            report=page,
-            bytes=size["file"],
-            dense_bytes=size["dense"],
-            before=Evaluation.of(before),
-            after=Evaluation.of(after),
-            model=decoded,
-            run=figures,
-        )
-
-
-def _score(row: Mapping[str, Any]) -> float:
-    """Of a stage's row; those of a run begun by an earlier version say accuracy."""
-    found: float = row["score"] if "score" in row else row["accuracy"]
-    return found

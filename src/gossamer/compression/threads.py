@@ -8,8 +8,6 @@ from its core.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -21,7 +19,7 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.modes import device_of, modes_kept
 from gossamer.datasets import Dataset
 
-__all__ = ["asked_for", "chosen", "kept", "settled"]
+__all__ = ["asked_for", "chosen", "settled"]
 
 # Multiply-adds of an example up to which one thread is as fast, at batches of 64.
 SMALL = 20_000_000
@@ -104,14 +102,3 @@ def settled(
     if asked == "auto":
         return chosen(model, data)
     return torch.get_num_threads() if asked is None else asked
-
-
-@contextmanager
-def kept(count: int) -> Iterator[None]:
-    """So many torch threads inside; the process's own number again after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
