@@ -9,49 +9,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    AllowInfNan,
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, Strict, ValidationError
 
 from gossamer.core.errors import ArgumentError
 from gossamer.report.earlier import renamed
+from gossamer.report.figures_of_stages import (
+    Count,
+    Coverage,
+    Factor,
+    Flag,
+    Fraction,
+    Integer,
+    Maybe,
+    Number,
+    Part,
+    Size,
+    Stage,
+    Text,
+)
 
 __all__ = ["checked"]
 
 _MOST_TOLD = 3
 
 
-def _plain(value: str) -> str:
-    value.encode()  # half a surrogate pair cannot be written; a ValueError, which pydantic tells
-    return value
-
-
-Text = Annotated[str, Strict(), AfterValidator(_plain)]
-Flag = Annotated[bool, Strict()]
-Count = Annotated[int, Strict(), Field(ge=0, le=1 << 62)]
-Whole = Annotated[int, Strict(), Field(ge=-(1 << 31), le=1 << 31)]
-Number = Annotated[float, Strict(), AllowInfNan(False), Field(ge=-1e300, le=1e300)]
-Maybe = Annotated[float, Strict(), AllowInfNan(True)] | None
-"""A training that went astray leaves NaN; the page shows a dash."""
-Fraction = Annotated[float, Strict(), AllowInfNan(False), Field(ge=0, le=1)]
-Size = Annotated[float, Strict(), AllowInfNan(False), Field(ge=0, le=1e300)]
-Factor = Annotated[float, Strict(), AllowInfNan(False), Field(gt=1e-300, le=1e300)]
-
-
-class _Part(BaseModel):
-    """More keys than these are left alone."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class _Evaluation(_Part):
+class _Evaluation(Part):
     total: Annotated[int, Strict(), Field(ge=1, le=1 << 62)]
     score: Number
     correct: Count | None = None
@@ -61,24 +43,24 @@ class _Evaluation(_Part):
     loss: Maybe = None
 
 
-class _Metric(_Part):
+class _Metric(Part):
     name: Text
     unit: Text
     higher_is_better: Flag
     relative: Flag
 
 
-class _Task(_Part):
+class _Task(Part):
     name: Text
     metric: _Metric
 
 
-class _Pair(_Part):
+class _Pair(Part):
     before: _Evaluation
     after: _Evaluation
 
 
-class _Reloaded(_Part):
+class _Reloaded(Part):
     fresh_process: Flag | None = None
     identical: Flag | None = None
     evaluated_in: Text | None = None
@@ -88,27 +70,14 @@ class _Reloaded(_Part):
     notes: list[Text] | None = None
 
 
-class _Floor(_Part):
+class _Floor(Part):
     max_drop: Fraction
     reference: Number
     score: Number
     kept: Flag
 
 
-class _Coverage(_Part):
-    parameters: Count
-    covered: Count
-    outside: dict[Text, Annotated[list[Count], Field(min_length=1)]]
-
-
-class _Rolled(_Part):
-    round: Count
-    rounds: Count
-    density: Fraction
-    asked: Fraction
-
-
-class _Bytes(_Part):
+class _Bytes(Part):
     dense: Count
     file: Annotated[int, Strict(), Field(ge=1, le=1 << 62)]
     ratio: Factor
@@ -116,7 +85,7 @@ class _Bytes(_Part):
     reloaded: _Reloaded | None = None
 
 
-class _Paper(_Part):
+class _Paper(Part):
     weights: Count
     biases: Count = 0
     kept_percent: Size
@@ -129,7 +98,7 @@ class _Paper(_Part):
     entries: Size = 0.0
 
 
-class _Layer(_Part):
+class _Layer(Part):
     name: Text
     shape: list[Count]
     numel: Count
@@ -145,184 +114,7 @@ class _Layer(_Part):
     paper: _Paper | None = None
 
 
-class _End(_Part):
-    """Where a training ended, or stood best."""
-
-    score: Maybe
-    epoch: Count
-
-
-class _Trained(_Part):
-    final: _End | None = None
-    best: _End | None = None
-
-    @model_validator(mode="after")
-    def _there_or_not(self) -> _Trained:
-        for key in ("final", "best"):
-            if key in self.model_fields_set and getattr(self, key) is None:
-                raise ValueError(f"{key} is null; leave it out, or give epoch and score")
-        return self
-
-
-class _FewBits(_Part):
-    name: Text
-    weights: Count
-    values: Count
-    bits: Size
-    density: Fraction
-    low: Number
-    high: Number
-
-
-class _Step(_Part):
-    step: Count
-    high: dict[Text, Number]
-    low: dict[Text, Number]
-    density: dict[Text, Fraction]
-
-
-class _Quantize(_Trained):
-    method: Text
-    layers: list[_FewBits]
-    warnings: list[Text] | None = None
-    trajectory: list[_Step] | None = None
-
-    @model_validator(mode="after")
-    def _same_layers(self) -> _Quantize:
-        steps = self.trajectory or []
-        for row in steps:
-            if not set(row.high) == set(row.low) == set(row.density) == set(steps[0].high):
-                raise ValueError(f"trajectory: step {row.step} is of other layers than the first")
-        if len(steps) > 1 and steps[-1].step == 0:
-            raise ValueError("trajectory: the last step is 0")
-        return self
-
-
-class _Level(_Part):
-    name: Text
-    start: Number
-    alpha: Number
-
-
-class _Activations(_Trained):
-    bits: Annotated[int, Strict(), Field(ge=1, le=64)]
-    estimator: Text
-    layers: list[_Level]
-
-
-class _Integer(_Part):
-    identical: Flag
-    correct: Count | None = None
-    total: Count
-
-
-class _Lengths(_Part):
-    name: Text
-    bits: Whole | None
-    weight: Whole | None
-    bias: Whole | None
-    output: Whole | None
-
-
-class _Modes(_Part):
-    bits: Count
-    dynamic: Number
-    static: Number
-
-
-class _FixedPoint(_Part):
-    mode: Text
-    activation_bits: Whole | None
-    input_length: Whole | None
-    integer: _Integer
-    float_score: Number
-    layers: list[_Lengths]
-    compare: list[_Modes] | None = None
-
-    @model_validator(mode="after")
-    def _a_curve(self) -> _FixedPoint:
-        if self.compare is not None and len(self.compare) == 1:
-            raise ValueError("compare holds one row; a curve needs two")
-        return self
-
-
-class _Factors(_Part):
-    name: Text
-    rank: Count
-    before: Count
-    after: Annotated[int, Strict(), Field(ge=1, le=1 << 62)]
-
-
-class _Svd(_Trained):
-    layers: list[_Factors]
-
-
-class _Treated(_Part):
-    name: Text
-    density: Fraction
-    error: Maybe = None
-    bias: Flag = False
-    note: Text = ""
-
-
-class _Outside(_Part):
-    name: Text
-    kind: Text
-    parameters: Count
-    note: Text = ""
-
-
-class _Obs(_Part):
-    layers: list[_Treated]
-    outside: list[_Outside] = []
-    examples: Count
-    batch_norm: Flag | None = None
-    rate: Size | None = None
-
-
-_BeforeAfter = Annotated[list[Count], Field(min_length=2, max_length=2)]
-
-
-class _Approximated(_Part):
-    name: Text
-    form: Text
-    ranks: list[Count]
-    macs: _BeforeAfter
-    parameters: _BeforeAfter
-    energy: Fraction
-    ms: Annotated[list[Size], Field(min_length=2, max_length=2)]
-
-
-class _LowRank(_Trained):
-    kind: Text
-    layers: list[_Approximated]
-    macs: _BeforeAfter
-    parameters: _BeforeAfter
-
-
-class _Ticket(_Part):
-    score: Maybe
-    density: Fraction
-
-
-class _Stage(_Part):
-    stage: Text
-    score: Maybe = None
-    density: Maybe = None
-    bytes: Count | None = None
-    seconds: Maybe = None
-    tickets: list[_Ticket] | None = None
-    quantize: _Quantize | None = None
-    activations: _Activations | None = None
-    fixed_point: _FixedPoint | None = None
-    svd: _Svd | None = None
-    obs: _Obs | None = None
-    low_rank: _LowRank | None = None
-    coverage: _Coverage | None = None
-    rolled_back: _Rolled | None = None
-
-
-class _Engine(_Part):
+class _Engine(Part):
     engine: Text
     batch: Count
     threads: Count
@@ -332,24 +124,24 @@ class _Engine(_Part):
     interval: Annotated[list[Maybe], Field(min_length=2, max_length=2)] | None = None
 
 
-class _Macs(_Part):
+class _Macs(Part):
     macs: Size
     nonzero: Size
     live: Size
 
 
-class _Operations(_Part):
+class _Operations(Part):
     before: _Macs
     after: _Macs
 
 
-class _EightBits(_Part):
+class _EightBits(Part):
     check: Text
     score: Number
     of: Count
 
 
-class _Latency(_Part):
+class _Latency(Part):
     dense_ms: Size
     compressed_ms: Size
     ratio: Maybe = None
@@ -363,13 +155,13 @@ class _Latency(_Part):
     eight_bits: _EightBits | None = None
 
 
-class _Epoch(_Part):
+class _Epoch(Part):
     stage: Text
     train_loss: Maybe = None
     score: Maybe = None
 
 
-class _Mask(_Part):
+class _Mask(Part):
     name: Text
     shape: Annotated[list[Count], Field(min_length=2, max_length=2)]
     counts: list[Annotated[list[Count], Field(min_length=1)]]
@@ -379,7 +171,7 @@ class _Mask(_Part):
 _Point = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
-class _Run(_Part):
+class _Run(Part):
     name: Text
     model: Text
     dataset: Text
@@ -392,16 +184,16 @@ class _Run(_Part):
     recipe: Text | None = None
     versions: dict[Text, Text | Number | None] | None = None
     hardware: dict[Text, Text | Number | None] | None = None
-    stages: list[_Stage] | None = None
+    stages: list[Stage] | None = None
     layers: list[_Layer] | None = None
     latency: _Latency | None = None
     macs: _Operations | None = None
-    integer: _Integer | None = None
+    integer: Integer | None = None
     sensitivity: dict[Text, list[_Point] | None] | None = None
     curves: list[_Epoch] | None = None
     mask_image: _Mask | None = None
     floor: _Floor | None = None
-    coverage: _Coverage | None = None
+    coverage: Coverage | None = None
     notes: list[Text] | None = None
 
 
