@@ -53,6 +53,27 @@ def _gap(d: Data, key: str, a: tuple[str, int], b: tuple[str, int]) -> float:
     return float(100 * (_at(d, *a)[key]["mean"] - _at(d, *b)[key]["mean"]))
 
 
+_SIGNS = {
+    how: [f"{how}, signed", f"{how}, unsigned"] for how in ("reinit", "reshuffle", "constant")
+}
+
+
+def _table(file: str, group: str, head: str, rows: dict[str, list[str]]) -> Row:
+    """A whole table of the card of deconstructed tickets: what its rows start with, and what of."""
+    wide = head.count(" | ")
+    lines = [f"| {head} |", "| " + " | ".join((wide + 1) * ["---"]) + " |"]
+    for name, keys in rows.items():
+        lines.append(f"| {name} | " + " | ".join(len(keys) * ["{} ± {}"]) + " |")
+        lines[-1] += " |" * (wide - len(keys))
+    keys = [key for named in rows.values() for key in named]
+    return (
+        "docs/methods/deconstructing.md",
+        "\n".join(lines),
+        file,
+        lambda d: [v for key in keys for v in _spread(d[group][key])],
+    )
+
+
 # page, its words with {} for each figure, results file, the figures in that order
 ROWS: list[Row] = [
     (
@@ -162,9 +183,15 @@ ROWS: list[Row] = [
         ("docs/methods/lottery-ticket.md", f"| {name} | {{}} ± {{}} | {{}} ± {{}} | {{}} ± {{}} |",
          "lottery-lenet", _ticket(way, number))
         for name, way, number in (
-            ("dense", "ticket", 0), ("21.1 %, ticket", "ticket", 7),
-            ("13.5 %, ticket", "ticket", 9), ("3.6 %, ticket", "ticket", 15),
-            ("21.1 %, reinit", "reinit", 7), ("7.0 %, one-shot", "one-shot", 12),
+            ("dense", "ticket", 0), ("80.0 %, ticket", "ticket", 1),
+            ("51.3 %, ticket", "ticket", 3), ("32.9 %, ticket", "ticket", 5),
+            ("21.1 %, ticket", "ticket", 7), ("13.5 %, ticket", "ticket", 9),
+            ("10.8 %, ticket", "ticket", 10), ("7.0 %, ticket", "ticket", 12),
+            ("4.5 %, ticket", "ticket", 14), ("3.6 %, ticket", "ticket", 15),
+            ("21.1 %, reinit", "reinit", 7), ("7.0 %, reinit", "reinit", 12),
+            ("21.1 %, random sparsity", "random sparsity", 7),
+            ("7.0 %, random sparsity", "random sparsity", 12),
+            ("7.0 %, one-shot", "one-shot", 12), ("3.6 %, one-shot", "one-shot", 15),
         )
     ),
     (
@@ -194,19 +221,27 @@ ROWS: list[Row] = [
             _gap(d, "accuracy", ("reinit", 3), ("ticket", 3)),
         ],
     ),
-    *(
-        ("docs/methods/deconstructing.md", f"| {name} | {{}} ± {{}} |", "deconstruct-lenet",
-         lambda d, key=key: _spread(d["untrained"][key]))
-        for name, key in (
-            ("large_final_same_sign", "large_final_same_sign"),
-            ("the same, signed constant", "large_final_same_sign, signed constant"),
+    _table("deconstruct-lenet", "untrained", "mask | accuracy", {
+        "large_final": ["large_final"],
+        "large_final_same_sign": ["large_final_same_sign"],
+        "the same, signed constant": ["large_final_same_sign, signed constant"],
+        "magnitude_increase": ["magnitude_increase"],
+        "large_final_diff_sign": ["large_final_diff_sign"],
+        "random": ["random"],
+    }),
+    _table("deconstruct-lenet", "trained", "criterion | accuracy", {
+        name: [name] for name in (
+            "large_final", "magnitude_increase", "movement", "large_init", "random", "small_init",
+            "small_final",
         )
-    ),
-    *(
-        ("docs/methods/deconstructing.md", f"| {criterion} | {{}} ± {{}} |", "deconstruct-lenet",
-         lambda d, criterion=criterion: _spread(d["trained"][criterion]))
-        for criterion in ("large_init", "small_init", "small_final")
-    ),
+    }),
+    _table("deconstruct-lenet", "trained", "large_final, kept weights start from | sign kept | "
+           "sign free", {"initial values": ["large_final"]} | _SIGNS),
+    _table("deconstruct-lenet", "trained", "removed weights are held at | accuracy",
+           {"zero": ["large_final"]}
+           | {how: [f"removed: {how}"] for how in ("freeze", "movement", "movement_both")}),
+    _table("deconstruct-tickets", "trained", "kept weights start from | sign kept | sign free",
+           {"initial values": ["rewind"]} | _SIGNS),
     (
         "docs/methods/deconstructing.md",
         "Removed weights frozen at their initial values instead of zero: {} ± {}.",
@@ -244,6 +279,16 @@ ROWS: list[Row] = [
     ),
     (
         "docs/methods/optimal-brain-damage.md",
+        "| predicted over measured (least to largest seed) | " + 3 * "{} - {} | ",
+        "optimal-brain-damage",
+        lambda d: [
+            d["predicted_over_measured"][f"obd 0.{level}"][end]
+            for level in (1, 2, 3)
+            for end in ("min", "max")
+        ],
+    ),
+    (
+        "docs/methods/optimal-brain-damage.md",
         "retraining changes the test error from {} to {} %. By single seeds OBD is not always "
         "ahead of magnitude ({} of 9",
         "optimal-brain-damage",
@@ -276,6 +321,15 @@ ROWS: list[Row] = [
             ("sparse momentum", "sparse-momentum", 4), ("SET, uniform", "set", 3),
             ("SET, Erdős-Rényi", "set, erdos-renyi", 3),
         )
+    ),
+    *(
+        ("docs/methods/sparse-training.md", f"| {name} | " + " | ".join(2 * ["{} ({} to {})"]),
+         "sparse-momentum-ablation",
+         lambda d, growth=growth: [
+             v for cell in d["cells"] if cell["growth"] == growth
+             for v in (cell["mean"], *cell["interval_95"])
+         ])
+        for name, growth in (("grows by momentum", "momentum"), ("grows at random", "random"))
     ),
     (
         "docs/methods/sparse-training.md",
