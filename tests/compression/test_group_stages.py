@@ -9,9 +9,11 @@ from torch import nn
 import gossamer
 from gossamer import datasets, nets
 from gossamer.compression import coverage, fresh
+from gossamer.compression.floor import Rounds
 from gossamer.compression.groups import multiplications
 from gossamer.compression.stages.group_lasso import GroupLassoStage
 from gossamer.compression.stages.prune import Prune
+from gossamer.compression.state import State
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks
@@ -354,6 +356,32 @@ def test_coupled_groups_under_a_budget_of_milliseconds(
         assert rows[0]["milliseconds"][0] == whole
         left = sum(p.numel() for p in state.model.parameters()) / 1000
         assert 0.75 * most < left <= most, times
+
+
+def test_the_milliseconds_told_are_those_of_the_round_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "milliseconds", _counted)
+    kept = iter([True, False])
+    monkeypatch.setattr(State, "keeps_floor", lambda _: next(kept))
+    groups = {"kind": "coupled", "cost": "latency"}
+    stage = {"groups": groups, "scope": "global", "density": 0.5, "rounds": 2}
+    state, rows, _ = job([{"prune": stage}, "shrink"], small(), tmp_path / "a").stages()
+    assert rows[0]["rolled_back"]["round"] == 1
+    left = sum(p.numel() for p in state.model.parameters()) / 1000
+    assert rows[0]["milliseconds"][1] == pytest.approx(left)
+    # killed at the end of the stage, it tells of what was measured before
+    given = [{"prune": {**stage, "rounds": 1}}]
+    with monkeypatch.context() as m:
+        m.setattr(Rounds, "back", _stop)
+        with pytest.raises(Stop):
+            job(given, small(), tmp_path / "b").stages()
+    _, rows, _ = job(given, small(), tmp_path / "b").stages()
+    assert rows[0]["milliseconds"][1] < rows[0]["milliseconds"][0]
+
+
+def _stop(_: Rounds) -> None:
+    raise Stop
 
 
 def test_a_budget_of_milliseconds_below_the_floor_is_refused(

@@ -5,6 +5,7 @@ Everything that can be known of them from two examples is found out before any w
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from gossamer import datasets, nets
 from gossamer.compression.layers import PatternError
 from gossamer.compression.recipe import Recipe
+from gossamer.compression.stage import trainings
 from gossamer.core import nest
 from gossamer.core.errors import ArgumentError, RecipeError
 from gossamer.core.locate import failure
@@ -154,8 +156,37 @@ def check_trained(recipe: Recipe, spec: str) -> None:
 def check_patterns(recipe: Recipe, model: nn.Module) -> None:
     """Raise :class:`RecipeError` for a stage that does not fit the network, before any work."""
     for i, stage in enumerate(recipe.stages):
+        before = recipe.stages[:i]
+        if stage.needs_masks and not any(s.compresses for s in before):
+            raise RecipeError(
+                f"{recipe.place('stages', i)}: no stage before {stage.stage} prunes anything, and "
+                f"{stage.needs_masks}"
+            )
+        _check_teachers(recipe, i)
         try:
             stage.check(model)
         except ArgumentError as e:
             key = e.key if isinstance(e, PatternError) else ()
             raise RecipeError(f"{recipe.place('stages', i, *key)}: {e}") from e
+
+
+def _check_teachers(recipe: Recipe, i: int) -> None:
+    """Raise :class:`RecipeError` where a training of a stage has no network to learn from."""
+    stage = recipe.stages[i]
+    for training in trainings(stage):
+        which = training.teaching.teacher
+        if not training.teaching.weight or which == "start":
+            continue
+        if which != "before":
+            if which in nets.PRETRAINED or Path(which).is_file():
+                continue
+            raise RecipeError(
+                f"{recipe.place('stages', i)}: distill's teacher {which!r} is neither before, "
+                f"start, one of {', '.join(nets.PRETRAINED)}, nor a file of weights"
+            )
+        if not any(s.compresses for s in recipe.stages[: i + 1]):
+            raise RecipeError(
+                f"{recipe.place('stages', i)}: nothing is compressed before {stage.stage}, so "
+                "there is no network from before it to learn from; name another teacher in "
+                "distill, or leave it out"
+            )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gossamer import report
-from gossamer.compression import coverage, floor, folder, measure, proof, records, saved
+from gossamer.compression import coverage, floor, folder, measure, proof, records, saved, undone
 from gossamer.compression import recipe as recipes
 from gossamer.compression.progress import Reporter
 from gossamer.compression.recipe import Recipe
@@ -101,8 +101,13 @@ class Job:
             if covered is not None:
                 self.progress.say(f"  {promises.covers(covered)}")
             state.notes = {} if covered is None else {"coverage": covered}
+            promised = undone.Promises(state)
             stage.run(state)
             state.forget_seeds()
+            if lost := promised.lost(state):
+                state.notes["undone"] = lost
+                for told in lost:
+                    self.progress.say(f"  {told}")
             rows.append(self._row(state, time.monotonic() - begun) | state.notes)
             saved.save(state, rows[-1], path)
             for checkpoint in self.out.glob(f"{number}-*.train.pt"):
@@ -199,7 +204,10 @@ class Job:
             "evaluation": {"before": before, "after": after},
             "floor": held,
             "problems": problems,
-            "notes": self.notes,
+            "notes": [
+                *self.notes,
+                *(f"{row['stage']}: {told}" for row in rows for told in row.get("undone", ())),
+            ],
             "coverage": coverage.of_recipe(state.origin, self.recipe),
             "stages": rows,
             **of_file,

@@ -126,6 +126,7 @@ def put_quantized(state: State, found: dict[str, Quantized], finetune: Training 
         with torch.no_grad():
             for name, quantized in found.items():
                 parameters[name].copy_(quantized.dequantize())
+    state.fixed |= set(found)
     mask_zeros(state, found)
 
 

@@ -30,6 +30,7 @@ class Stage(Strict):
         compresses: the network before the first such stage is what the run is compared with.
         shares: leaves values shared or in place, which plain training would tear apart.
         rebuilds: the network is another after it: weights from the run's start fit no longer.
+        absorbs: batch-norm has no statistics of its own after it, which a training would put back.
         only_before: the stages that may follow; None: any. ``otherwise`` says why not another,
             with the other's name for ``{}``.
     """
@@ -39,6 +40,7 @@ class Stage(Strict):
     compresses: ClassVar[bool] = True
     shares: ClassVar[bool] = False
     rebuilds: ClassVar[bool] = False
+    absorbs: ClassVar[bool] = False
     only_before: ClassVar[tuple[str, ...] | None] = None
     otherwise: ClassVar[str] = ""
 
@@ -55,13 +57,23 @@ class Stage(Strict):
         return False
 
     @property
+    def resets(self) -> bool:
+        """Whether it goes back to them, and so undoes what the stages before did to values."""
+        return False
+
+    @property
+    def needs_masks(self) -> str:
+        """Why it cannot do without what an earlier stage has pruned; empty where it can."""
+        return ""
+
+    @property
     def labels(self) -> str:
         """Why it cannot do without labels, in words; empty where it can."""
         return ""
 
     @property
     def retrains(self) -> bool:
-        """Whether it trains weights without holding the values that are shared."""
+        """Whether it trains weights freely, those whose values are shared among them."""
         return False
 
     def check(self, model: nn.Module) -> None:

@@ -52,7 +52,8 @@ class State:
         scan: layer -> [[density, score], ...] of the last sensitivity scan.
         curves: a row an epoch, for the report.
         seeds: weights that are still a seed's under a mask, by clean name.
-        fixed: few-bit weights, by clean name: later trainings leave them as they are.
+        fixed: tensors of few values (weights, biases on a grid), by clean name: later trainings
+            leave them as they are.
         structure: how ``model`` differs from ``origin``, for the file.
         notes: what the present stage reports besides, for its row.
         floor: the validation score before, and what may be lost of it; None before anything
@@ -122,7 +123,7 @@ class State:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Few-bit weights of earlier stages get no gradient, and so no step."""
+        """Tensors of few values, of earlier stages, get no gradient, and so no step."""
         held = [p for n, p in names.parameters(self.model).items() if n in self.fixed]
         held = [p for p in held if p.requires_grad]
         try:

@@ -32,7 +32,17 @@ from torch import Tensor, nn
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 
-__all__ = ["FACTORS", "SCALES", "SCHEMES", "Seed", "fill", "init_", "inverse_normal", "philox"]
+__all__ = [
+    "FACTORS",
+    "SCALES",
+    "SCHEMES",
+    "Seed",
+    "check_seedable",
+    "fill",
+    "init_",
+    "inverse_normal",
+    "philox",
+]
 
 Scheme = Literal["normal", "uniform", "signed_constant"]
 
@@ -208,6 +218,15 @@ def fill(seed: Seed, out: NDArray[np.float32]) -> None:
             part *= np.float32(seed.factor)
 
 
+def check_seedable(name: str, weight: Tensor) -> None:
+    """Raise :class:`ArgumentError` for a weight that no seed gives."""
+    if weight.dtype != torch.float32 or weight.ndim < 2 or not weight.numel():
+        raise ArgumentError(
+            f"{name} is {weight.dtype} of shape {tuple(weight.shape)}; a seed gives float32 of two "
+            "dimensions or more: exclude it"
+        )
+
+
 @torch.no_grad()
 def init_(
     model: nn.Module,
@@ -239,11 +258,7 @@ def init_(
         raise ArgumentError("the model has no weight to initialise; name some with include=")
     seeds: dict[str, Seed] = {}
     for stream, (name, p) in enumerate(weights.items()):
-        if p.dtype != torch.float32 or p.ndim < 2 or not p.numel():
-            raise ArgumentError(
-                f"{name} is {p.dtype} of shape {tuple(p.shape)}; a seed gives float32 of two "
-                "dimensions or more: exclude it"
-            )
+        check_seedable(name, p)
         into, out = p[0].numel(), p.numel() // p.shape[1]
         deviation = math.sqrt(2 / (into + out if fan == "glorot" else into))
         bound = math.sqrt(3) * deviation if scheme == "uniform" else deviation

@@ -31,7 +31,7 @@ from gossamer.core.latent import check_norm, dense, own_class
 from gossamer.core.masks import Masks
 from gossamer.core.method import Method
 
-__all__ = ["RateAware", "snap"]
+__all__ = ["RateAware", "check_owners", "snap"]
 
 _MOST = 256  # codes beyond share the last bin of the histogram
 _STEEPEST = 8.0  # bits between neighbouring codes; a rare code must not throw its weight to zero
@@ -79,6 +79,34 @@ class _Grid(nn.Module):
         assert isinstance(self.step, Tensor)
         result: Tensor = _Snap.apply(weight, self.step, self.dead_zone)
         return result
+
+
+def check_owners(
+    model: nn.Module, chosen: Mapping[str, nn.Parameter]
+) -> list[tuple[nn.Module, str, str]]:
+    """Where the chosen weights stand: module, attribute, clean name.
+
+    Raises :class:`ArgumentError` for a weight that cannot be put on a grid while it trains.
+    """
+    by_id = {id(p): n for n, p in chosen.items()}
+    owners = [
+        (module, attribute, by_id[id(p)])
+        for module in model.modules()
+        for attribute, p in module.named_parameters(recurse=False)
+        if id(p) in by_id
+    ]
+    for module, _, name in owners:
+        if isinstance(module, parametrize.ParametrizationList):
+            raise ArgumentError(
+                f"{name} is parametrized already; finish() the method that did so first"
+            )
+        check_norm(module, name)
+        if isinstance(module, nn.RNNBase):
+            raise ArgumentError(
+                f"{name} belongs to {type(module).__name__}, whose kernels read the weight "
+                "past its parametrization; exclude it"
+            )
+    return owners
 
 
 class RateAware(Method):
@@ -169,24 +197,7 @@ class RateAware(Method):
                 f"weight {unknown[0]!r} is no parameter; there are: {', '.join(parameters)}"
             )
         self.masks.check({n: parameters[n] for n in self.steps})
-        chosen = {id(parameters[n]): n for n in self.steps}
-        owners = [
-            (module, attribute, chosen[id(p)])
-            for module in self.model.modules()
-            for attribute, p in module.named_parameters(recurse=False)
-            if id(p) in chosen
-        ]
-        for module, _, name in owners:
-            if isinstance(module, parametrize.ParametrizationList):
-                raise ArgumentError(
-                    f"{name} is parametrized already; finish() the method that did so first"
-                )
-            check_norm(module, name)
-            if isinstance(module, nn.RNNBase):
-                raise ArgumentError(
-                    f"{name} belongs to {type(module).__name__}, whose kernels read the weight "
-                    "past its parametrization; exclude it"
-                )
+        owners = check_owners(self.model, {n: parameters[n] for n in self.steps})
         self._latent = {n: parameters[n] for n in self.steps}
         self._zero()
         for module, attribute, name in owners:

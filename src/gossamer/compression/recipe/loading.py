@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from gossamer.compression.recipe.model import Recipe, described, known
 from gossamer.compression.recipe.reading import check_value, read, read_file, short
 from gossamer.compression.settings import Distill, Training
-from gossamer.compression.stage import STAGES
+from gossamer.compression.stage import STAGES, trainings
 from gossamer.core.errors import RecipeError
 from gossamer.core.tables import near
 
@@ -304,7 +304,7 @@ def _keys(location: Sequence[str | int]) -> list[str]:
 
 
 def _check_order(recipe: Recipe) -> None:
-    shared = rebuilt = None
+    shared = rebuilt = absorbed = None
     for i, stage in enumerate(recipe.stages):
         where, name = recipe.place("stages", i), stage.stage
         allowed = stage.only_before
@@ -312,6 +312,16 @@ def _check_order(recipe: Recipe) -> None:
         wrong = None if allowed is None else next((s for s in later if s not in allowed), None)
         if wrong is not None:
             raise RecipeError(f"{where}: {stage.otherwise.format(wrong)}")
+        if absorbed and trainings(stage):
+            raise RecipeError(
+                f"{where}: {name} after {absorbed} trains, and a batch's own statistics would "
+                f"stand for those that {absorbed} has taken out; move it before {absorbed}"
+            )
+        if shared and stage.resets:
+            raise RecipeError(
+                f"{where}: {name} after {shared} goes back to the weights that the run began "
+                f"with, which undoes {shared}; move it before {shared}"
+            )
         if shared and stage.retrains:
             raise RecipeError(
                 f"{where}: {name} after {shared} would train the shared values apart; move it "
@@ -323,4 +333,5 @@ def _check_order(recipe: Recipe) -> None:
                 f"and the network is another by then; move it before {rebuilt}"
             )
         shared = shared or (name if stage.shares else None)
+        absorbed = absorbed or (name if stage.absorbs else None)
         rebuilt = rebuilt or (name if stage.rebuilds else None)

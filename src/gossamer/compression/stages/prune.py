@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -137,6 +138,9 @@ class Prune(LayerStage):
                     state.train(settings, [Masked(state.masks)], number)
                 rounds.ended(number)
         rounds.back()
+        if latency is not None and "rolled_back" in state.notes:
+            kept = load_checkpoint(_measured(state, state.notes["rolled_back"]["round"]))
+            state.notes["milliseconds"] = kept["milliseconds"]
 
     def _masks(
         self,
@@ -148,9 +152,11 @@ class Prune(LayerStage):
         latency: Latency | None,
     ) -> Masks:
         # measured once: a restart must choose the same
-        path = state.out / f"{state.name}-{number}-masks.train.pt"
+        path = _measured(state, number)
         if latency is not None and path.exists():
-            return Masks(load_checkpoint(path))
+            found = load_checkpoint(path)
+            state.notes["milliseconds"] = found["milliseconds"]
+            return Masks(found["masks"])
         scores = _scores(self, state, weights, number)
         if self.groups is not None:
             masks = self.groups.masks(
@@ -164,9 +170,9 @@ class Prune(LayerStage):
                 latency=latency,
             )
             if latency is not None:
-                save_atomic(dict(masks), path)
                 now = latency(masks)
                 state.notes["milliseconds"] = [latency.whole, now]
+                save_atomic({"masks": dict(masks), "milliseconds": [latency.whole, now]}, path)
                 state.progress.say(f"  {now:.3f} ms of {latency.whole:.3f} ms, batch 1, measured")
             return masks
         masks = keep_top(scores, budget, scope=self.scope, within=within or None, floor=self.floor)
@@ -187,6 +193,11 @@ class Prune(LayerStage):
             return covered
         made = self.groups.families(model, self.weights(model), self.include)
         return covered & {name for family in made for name in family.parameters}
+
+
+def _measured(state: State, number: int) -> Path:
+    """Where the masks of a round are kept that were chosen by measuring."""
+    return state.out / f"{state.name}-{number}-measured.train.pt"
 
 
 def _scores(

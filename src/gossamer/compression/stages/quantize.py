@@ -186,7 +186,7 @@ class Quantize(LayerStage):
         return entry.build(
             layers,
             **axes,
-            trained=self.train is not None,
+            trained=self.train is not None and self.train.epochs > 0,
             generator=lambda: state.generator(99),
         )
 

@@ -59,6 +59,8 @@ class QuantizeBiases(Stage):
                 break
         else:  # the floor was lost before
             rounded(bits := self.bits)
+        if bits < 32:
+            state.fixed |= set(found)
         if bits > self.bits:
             what = "as they were" if bits == 32 else f"on a grid of {bits} bits"
             state.progress.say(f"  biases stay {what}: {self.bits} bits cost the floor")

@@ -6,6 +6,7 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
 from gossamer.compression.layers import per_layer
 from gossamer.compression.parts import mask_zeros
@@ -17,6 +18,7 @@ from gossamer.compression.settings import (
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
 from gossamer.quantize import RateAware as Method
+from gossamer.quantize.rate_aware import check_owners
 
 __all__ = ["RateAware"]
 
@@ -41,6 +43,13 @@ class RateAware(LayerStage):
     shares: ClassVar[bool] = True
     by_layer: ClassVar[tuple[str, ...]] = ("step",)
 
+    def check(self, model: nn.Module) -> None:
+        """Try the patterns, and whether the weights can be put on a grid while they train."""
+        super().check(model)
+        weights = self.weights(model)
+        steps = per_layer(model, weights, self.step)
+        check_owners(model, {n: weights[n] for n in steps})
+
     def run(self, state: State) -> None:
         """Retrain; the weights end on the grid."""
         weights = self.weights(state.model)
@@ -58,4 +67,5 @@ class RateAware(LayerStage):
         )
         state.train(self.retrain, [method, *state.others(steps)])
         method.finish()
+        state.fixed |= set(steps)
         mask_zeros(state, steps)

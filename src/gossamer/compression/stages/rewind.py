@@ -29,6 +29,11 @@ class Rewind(Stage):
         """It begins from them."""
         return True
 
+    @property
+    def resets(self) -> bool:
+        """Always."""
+        return True
+
     def run(self, state: State) -> None:
         """The initial weights again, under the present masks."""
         state.to_initial()

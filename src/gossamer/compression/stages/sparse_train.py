@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from torch import nn
 
-from gossamer.compression.layers import per_layer
+from gossamer.compression.layers import per_layer, trying
 from gossamer.compression.settings import LayerDensity, OneOf, Rate, Training
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
@@ -25,7 +26,7 @@ class SparseTrain(LayerStage):
     Attributes:
         method: a row of :data:`gossamer.prune.dynamic.FAMILY`; the axes below change it.
         density: the fraction kept of all chosen weights, or one by layer pattern (a layer that
-            none names is whole); left out: the masks of an earlier stage.
+            none names is whole, or keeps the mask of an earlier stage); left out: these masks.
         start: ``initial``: the weights that the run began with; ``present``: as they are.
         every: steps between two reallocations, or ``epoch``.
         distribution, growth, redistribution, rate, rate_end: see
@@ -58,6 +59,35 @@ class SparseTrain(LayerStage):
         """It begins from them."""
         return True
 
+    @property
+    def needs_masks(self) -> str:
+        """Where it has no density of its own."""
+        return "it has no density of its own; give density" if self.density is None else ""
+
+    @property
+    def resets(self) -> bool:
+        """Unless it goes on from the present weights."""
+        return self.start == "initial"
+
+    @property
+    def retrains(self) -> bool:
+        """Always."""
+        return True
+
+    def check(self, model: nn.Module) -> None:
+        """Try the patterns, and whether growth can read the optimizer's momentum."""
+        super().check(model)
+        if (
+            self._rule().needs_momentum
+            and self.train.optimizer == "sgd"
+            and not self.train.momentum
+        ):
+            with trying("train", "momentum"):
+                raise ArgumentError(
+                    f"0: {self.method} grows by momentum, and this sgd keeps none; give "
+                    "momentum: 0.9 or optimizer: adam, or growth and redistribution by gradient"
+                )
+
     def run(self, state: State) -> None:
         """Train with moving masks; they are the network's from here on."""
         weights = self.weights(state.model)
@@ -77,8 +107,10 @@ class SparseTrain(LayerStage):
             density = self.density
         else:
             by_layer: dict[str, float] = per_layer(state.model, weights, self.density)
+            weights = {n: p for n, p in weights.items() if n in by_layer or n not in state.masks}
             density = {**dict.fromkeys(weights, 1.0), **by_layer}
         epoch = math.ceil(len(state.data.train) / self.train.batch_size)
+        state.fixed -= set(weights)
         method = DynamicSparse(
             self._rule(),
             density,

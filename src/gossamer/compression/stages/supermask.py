@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from torch import nn
+
 from gossamer.compression.settings import Training
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
-from gossamer.core.seeds import init_
+from gossamer.core.seeds import check_seedable, init_
 from gossamer.prune.supermask import Supermask as Method
 
 __all__ = ["Supermask"]
@@ -37,11 +39,18 @@ class Supermask(LayerStage):
         """It begins from them."""
         return True
 
+    def check(self, model: nn.Module) -> None:
+        """Try the patterns, and whether a seed gives such weights."""
+        super().check(model)
+        for name, weight in self.weights(model).items():
+            check_seedable(name, weight)
+
     def run(self, state: State) -> None:
         """Weights from the recipe's seed, and a learned mask of them."""
         weights = list(self.weights(state.model))
         seeds = init_(state.model, state.seed, scheme=self.scheme, include=weights)
         method = Method(generator=state.generator(99), rescale=self.rescale, include=weights)
+        state.fixed -= set(weights)
         state.train(self.train, [method, *state.others(weights)])
         if self.choice == "threshold":
             method.threshold()

@@ -9,10 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from gossamer.compression.layers import per_layer
+from gossamer.compression.layers import per_layer, trying
 from gossamer.compression.settings import Quality, Training
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
+from gossamer.core import names
+from gossamer.core.errors import ArgumentError
 from gossamer.prune import lottery
 
 __all__ = ["Tickets"]
@@ -47,10 +49,33 @@ class Tickets(LayerStage):
         """It begins from them."""
         return True
 
+    @property
+    def resets(self) -> bool:
+        """Always."""
+        return True
+
+    def check(self, model: nn.Module) -> None:
+        """Try the patterns, and the rates."""
+        super().check(model)
+        weights = self.weights(model)
+        if self.output is not None:
+            with trying("output"):
+                names.select(list(weights), self.output, model)
+        with trying("rate"):
+            found = lottery.layer_rates(
+                list(weights), per_layer(model, weights, self.rate), output=self.output
+            )
+            if self.scope == "global" and len(set(found.values())) != 1:
+                raise ArgumentError(
+                    "scope: global takes one rate for all layers; give one number, and leave "
+                    "output out"
+                )
+
     def run(self, state: State) -> None:
         """Search a ticket from the initial weights; the network ends as the last one, trained."""
         weights = self.weights(state.model)
         state.to_initial()
+        state.fixed -= set(weights)
         folder = state.out / f"{state.name}.search"
 
         def run(model: nn.Module, part: lottery.Round) -> Mapping[str, Any]:
