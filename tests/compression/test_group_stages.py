@@ -10,7 +10,7 @@ import gossamer
 from gossamer import datasets, nets
 from gossamer.compression import coverage, fresh
 from gossamer.compression.floor import Rounds
-from gossamer.compression.groups import multiplications
+from gossamer.compression.groups import _shifts, multiplications
 from gossamer.compression.stages.group_lasso import GroupLassoStage
 from gossamer.compression.stages.prune import Prune
 from gossamer.compression.state import State
@@ -329,6 +329,21 @@ def test_nothing_is_left_of_a_block_that_goes(trained: bool, tmp_path: Path) -> 
     assert [n.op for n in plan.graph.nodes].count("conv") == 17
     assert {n.op for n in plan.graph.nodes}.isdisjoint({"fill", "binary"})
     torch.testing.assert_close(plan(x), done.model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_norm_behind_a_bias_gives_nothing_either(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    with torch.no_grad():
+        net[0].bias.fill_(0.7)
+        net[1].bias.fill_(0.3)
+    state, _, _ = job([{"prune": {"density": 0.5}}], small(), tmp_path).stages()
+    state.model = net
+    weight = {"0.weight": torch.zeros(4, 1, 3, 3, dtype=torch.bool)}
+    masks = Masks(weight) | _shifts(state, Masks(weight))
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[1].bias.mul_(masks["1.bias"])
+    assert net.eval()(torch.randn(2, 1, 8, 8)).abs().max() < 1e-6
 
 
 def _counted(whole: nn.Module, smaller: nn.Module, example: object) -> tuple[float, float]:

@@ -75,7 +75,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, gossam
 def test_the_file_gives_what_torch_gives_for_any_batch(written) -> None:
     net, made = written
     assert made.check.relative < 1e-4
-    assert made.check.examples == 5  # the example, and another size
+    assert made.check.examples == 6  # the example, and other sizes
     assert made.inputs == {"x": "float (N, 3, 8, 8)", "mask": "float (N, 8)"}
     assert made.outputs == {"logits": "float (N, 5)", "hidden_0": "float (N, 8)"}
     assert (made.format, made.precision, made.opset) == ("ONNX", "float32", 21)
@@ -139,6 +139,20 @@ def test_what_differs_is_not_written(
         gossamer.export(Branch(), x, tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_branch_on_the_size_of_a_batch_fixes_it(size: int, tmp_path: Path) -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -self.layer(x) if x.shape[0] == size else self.layer(x)
+
+    made = gossamer.export(Branch().eval(), torch.randn(2, 4), tmp_path / "net.onnx")
+    assert "the example's: the first dimension cannot vary" in str(made)
 
 
 def test_a_missing_operation_is_named() -> None:

@@ -199,8 +199,9 @@ def _ones(weight: Tensor, mask: Tensor | None) -> Tensor:
 def _shifts(state: State, masks: Masks) -> Masks:
     """Nothing kept of the shifts of batch-norms behind layers of which nothing is kept.
 
-    Such a layer gives zeros; its norm would add its shift to the shortcut for ever, and take the
-    running mean of what the layer gave before from it until training has forgotten that.
+    Such a layer gives zeros, or its bias; its norm would add its shift to the shortcut for ever,
+    and take the running mean of what the layer gave before from it until training has forgotten
+    that.
     """
     gone = [n for n, m in masks.items() if not m.any()]
     if not gone:
@@ -211,9 +212,10 @@ def _shifts(state: State, masks: Masks) -> Masks:
     )
     tensors, modules = names.parameters(state.model), names.modules(state.model)
     shifts = Masks()
-    for norm in (behind[n] for n in gone if n in behind):
+    for name, norm in ((n, behind[n]) for n in gone if n in behind):
+        bias = tensors.get(f"{name.removesuffix('weight')}bias")
         if isinstance(mean := modules[norm].running_mean, Tensor):
-            mean.zero_()
+            mean.copy_(torch.zeros_like(mean) if bias is None else bias.detach())
         if f"{norm}.bias" in tensors:
             shifts[f"{norm}.bias"] = torch.zeros_like(tensors[f"{norm}.bias"], dtype=torch.bool)
     return shifts

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gossamer.core.errors import ArgumentError
 
-__all__ = ["Closeness", "altered", "closeness", "compared"]
+__all__ = ["Closeness", "altered", "closeness", "compared", "probes"]
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,23 @@ def altered(tensors: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
     picks = torch.arange(count).flip(0)
     rows = [t[picks % len(t)] for t in tensors]
     return tuple(t * 0.7 if t.is_floating_point() else t for t in rows)
+
+
+def probes(
+    network: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+) -> list[tuple[Tensor, ...]]:
+    """The example, a batch of another size, and one of one, which torch's capture never sees.
+
+    A batch of one that the network does not take is left out.
+    """
+    count = len(tensors[0])
+    found = [tuple(tensors), altered(tensors, 4 if count == 3 else 3)]
+    if count == 1:
+        return found
+    one = altered(tensors, 1)
+    try:
+        with torch.no_grad():
+            network(*(t.clone() for t in one))
+    except Exception:  # the user's own forward, which may raise anything
+        return found
+    return [*found, one]

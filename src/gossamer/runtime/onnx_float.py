@@ -28,6 +28,8 @@ __all__ = ["OPSET", "batched", "captured", "to_model", "why"]
 OPSET = 21
 """The operator set of every export: it has QuantizeLinear for 16 bits too."""
 
+# what torch notes of the sizes for which a capture holds: that inputs share their batch is fine
+_SAME_BATCH = re.compile(r"L\[[^ ]*\.size\(\)\[0\] == L\[[^ ]*\.size\(\)\[0\]")
 _MOST_BYTES = 1 << 31  # of a protobuf message
 _PACKAGES = str(Path(torch.__file__).parent)
 
@@ -46,7 +48,9 @@ def batched(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], bool]:
 def captured(flat: Flat, tensors: Sequence[Tensor], *, free: bool = True) -> tuple[Any, bool]:
     """The network as ``torch.export`` captures it, and whether its batch may change.
 
-    ``free``: whether the first dimension is the batch, which may change at all.
+    ``free``: whether the first dimension is the batch, which may change at all. Where the forward
+    pass does something else for some sizes of it (a branch, a table that ends), it may not: what
+    was captured is one of its ways.
 
     Raises :class:`ArgumentError` saying where the forward pass does what cannot be captured.
     """
@@ -61,6 +65,8 @@ def captured(flat: Flat, tensors: Sequence[Tensor], *, free: bool = True) -> tup
             )
         except Exception as e:  # torch's capture runs the user's code, and has errors of any kind
             raise ArgumentError(f"{_what(flat)} cannot be exported: {why(e)}") from e
+    if free and any(not _SAME_BATCH.fullmatch(g) for g in getattr(program, "_guards_code", ())):
+        return captured(flat, tensors, free=False)
     sizes = [n.meta["val"].shape for n in program.graph.nodes if n.name in _user_inputs(program)]
     return program, free and all(isinstance(s[0], torch.SymInt) for s in sizes)
 

@@ -22,7 +22,9 @@ def norms_behind(
 ) -> dict[str, str]:
     """Weight -> the batch-norm module that takes its layer's output as it is; clean names.
 
-    A layer that is called more than once, or whose output several batch-norms take, has none.
+    A layer that is called more than once, whose output several batch-norms take, or something
+    writes to in between (a sum or a ReLU in place), has none; nor has one whose batch-norm is
+    called for others too.
 
     Args:
         model: runs once, in evaluation mode; it is left as it is.
@@ -34,15 +36,16 @@ def norms_behind(
     {'0.weight': '1'}
     """
     known = names.cleaned(model)
-    made: list[tuple[str, Tensor]] = []
-    taken: list[tuple[str, Tensor]] = []  # tensors are held, so that none is another's successor
+    # with how often they were written; tensors are held, so that none is another's successor
+    made: list[tuple[str, Tensor, int]] = []
+    taken: list[tuple[str, Tensor, int]] = []
 
     def hook(name: str, norm: bool) -> Callable[..., None]:
         def seen(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             if norm and inputs and isinstance(inputs[0], Tensor):
-                taken.append((name, inputs[0]))
+                taken.append((name, inputs[0], _writes(inputs[0])))
             elif not norm and isinstance(output, Tensor):
-                made.append((name, output))
+                made.append((name, output, _writes(output)))
 
         return seen
 
@@ -57,10 +60,16 @@ def norms_behind(
     finally:
         for one in hooks:
             one.remove()
-    layers = [name for name, _ in made]
+    layers, norms = [name for name, *_ in made], [name for name, *_ in taken]
     found: dict[str, str] = {}
-    for name, output in made:
-        behind = {norm for norm, x in taken if x is output}
+    for name, output, written in made:
+        behind = [(norm, again) for norm, x, again in taken if x is output]
         if len(behind) == 1 and layers.count(name) == 1:
-            found[f"{name}.weight" if name else "weight"] = behind.pop()
+            norm, again = behind[0]
+            if again == written and norms.count(norm) == 1:
+                found[f"{name}.weight" if name else "weight"] = norm
     return found
+
+
+def _writes(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

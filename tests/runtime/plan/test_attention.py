@@ -55,6 +55,32 @@ def test_masks_are_torch_s(tmp_path: Path) -> None:
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["numpy", "own"])
+def test_rows_that_see_nothing_are_zeros(engine: str, tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.zeros(5, 5).index_fill(0, torch.tensor([2]), -torch.inf)
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    torch.manual_seed(0)
+    least = torch.finfo(torch.float32).min  # a number, of which torch takes the mean of all
+    mask = torch.randn(3, 5, 5)
+    mask[0, 1], mask[1, 2, 1:], mask[2, 0], mask[2, 3, 3] = -torch.inf, -torch.inf, least, least
+    x = torch.randn(3, 5, 8)
+    plan = compile_network(Masked(), (x, mask), engine=engine, rounds=1)
+    read = gossamer.runtime.load(plan.save(tmp_path / "net.plan"))
+    wanted = Masked()(x, mask)
+    assert not wanted[0, 1].any()
+    for one in (plan, read):
+        torch.testing.assert_close(one(x, mask), wanted, rtol=1e-4, atol=1e-5)
+    plan = compile_network(Fixed(), x, engine=engine, rounds=1)
+    torch.testing.assert_close(plan(x), Fixed()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_transformer_needs_no_torch(tmp_path: Path) -> None:
     net = nets.build("gpt", classes=31, width=16, layers=1, heads=2, context=12, seed=0).eval()
     with torch.no_grad():  # by the sparse kernels too, on three dimensions

@@ -285,6 +285,15 @@ def test_a_call_in_a_chain_that_refuses_its_input_says_why() -> None:
         call()
 
 
+def test_a_refusal_stands_where_memory_was_used_again() -> None:
+    packed = sparse_int8._Packed(None, np.float32(1), np.float32(0), 1)
+    given, x = np.full((1, 4, 2, 2), np.nan, np.float32), np.zeros((1, 4, 2, 2), np.float32)
+    copy, y = kernel("small").Copy, np.zeros((1, 1, 2, 2, 4), np.uint8)
+    calls = [copy(given, x), copy(np.zeros_like(x), given), sparse_int8._quantize(packed, x, y)]
+    with pytest.raises(ArgumentError, match="NaN or infinite, which no code of an int8 plan"):
+        chained(calls)[0]()
+
+
 def test_a_program_of_compiled_calls_is_one_call() -> None:
     scale = Scale(0.1, 5)
     a = {"scale": scale.scale, "zero": scale.zero}

@@ -278,13 +278,15 @@ class _Lowering:
                 continue
             if node in self.tensors:
                 root.register_buffer(node.name, self.tensors[node])
+            elif (held := self.constants.get(self.names.get(node, ""))) is not None:
+                root.register_buffer(node.name, torch.from_numpy(held))  # computed of constants
             else:
                 is_size = isinstance(node.meta.get("val"), (torch.SymInt, int))
                 (sizes if is_size else inputs).append(node)
         for node in (*inputs, *sizes):
             env[node] = graph.placeholder(node.name)
-        for node in self.tensors:
-            if hasattr(root, node.name):
+        for node in dict.fromkeys(a for n in inside for a in n.all_input_nodes):
+            if node.name in root._buffers:
                 env[node] = graph.get_attr(node.name)
         for node in inside:
             env[node] = graph.node_copy(node, lambda n: env[n])

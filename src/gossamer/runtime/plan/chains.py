@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 
 __all__ = ["Refusing", "chained"]
@@ -27,17 +28,17 @@ class Refusing:
 
     Args:
         run: the call; False where it refuses.
-        why: raises the error.
+        why: raises the error where the input is one that is refused.
     """
 
     def __init__(self, run: Any, why: Call) -> None:
-        self.step = run.step  # for chains
-        self._run, self._why = run, why
+        self.step, self.why = run.step, why  # for chains
+        self._run = run
 
     def __call__(self) -> None:
         """Compute; raises what ``why`` raises."""
         if not self._run():
-            self._why()
+            self.why()
 
 
 class _Chain:
@@ -47,6 +48,15 @@ class _Chain:
         self.step = self._run.step  # a chain may be part of another
 
     def __call__(self) -> None:
-        if not self._run():  # one refused its input: alone it says why
-            for call in self._calls:
-                call()
+        if not self._run():
+            self.why()
+
+    def why(self) -> None:
+        """Raise the error of the call that refused its input.
+
+        Nothing runs again: calls share memory, and what the first ones read may be overwritten.
+        """
+        for call in self._calls:
+            if hasattr(call, "why"):
+                call.why()
+        raise ArgumentError("a call of the plan refused its input")

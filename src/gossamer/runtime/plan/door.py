@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gossamer.core import machine
+from gossamer.core import machine, nest
 from gossamer.core.errors import ArgumentError, one_of
 from gossamer.core.timing import threads as set_threads
 from gossamer.datasets import Split
-from gossamer.runtime.compare import Closeness, altered, closeness, compared
+from gossamer.runtime.compare import Closeness, altered, closeness, compared, probes
 from gossamer.runtime.export import PRECISIONS, Precision, batches_of
 from gossamer.runtime.flat import Flat, flatten
 from gossamer.runtime.plan.arrays import TOLERANCE
@@ -26,7 +26,7 @@ from gossamer.runtime.plan.capture import Captured, capture
 from gossamer.runtime.plan.choose import Measured, timed
 from gossamer.runtime.plan.explain import describe
 from gossamer.runtime.plan.facts import Facts
-from gossamer.runtime.plan.forms import form_of, leaves
+from gossamer.runtime.plan.forms import form_of, leaves, values
 from gossamer.runtime.plan.fuse import fused
 from gossamer.runtime.plan.graph import Graph, Node, Value, batch_of
 from gossamer.runtime.plan.plan import Plan, Run
@@ -96,6 +96,8 @@ def compile_network(
     with torch.no_grad():
         outputs = flat.whole(*copies(tensors))
         wanted = flat(*copies(tensors))
+    form = _output_form(outputs, len(wanted))
+    _check_values(flat, tensors, form)
     captured = _captured(flat, tensors, wanted, engine, notes)
     graph, inputs = captured.graph, [t.numpy() for t in tensors]
     batch = batch_of(graph, inputs)
@@ -143,8 +145,8 @@ def compile_network(
              **predicted(best.graph, node, kernel, batch, peaks(threads))}
         )  # fmt: skip
     plan = Plan(
-        best.graph, best.run, facts, form_of(_inputs(example_inputs)),
-        _output_form(outputs, len(wanted)), flat.inputs, captured.islands,
+        best.graph, best.run, facts, form_of(_inputs(example_inputs)), form, flat.inputs,
+        captured.islands,
     )  # fmt: skip
     gives = best.run(inputs, batch) if best.integers else [t.numpy() for t in wanted]
     plan.probe = tuple(inputs), tuple(gives)
@@ -193,6 +195,25 @@ def _output_form(outputs: Any, count: int) -> Any:
     if len(leaves(outputs)) == count:
         return form_of(outputs)
     return ["tuple", [None] * count]
+
+
+def _check_values(flat: Flat, tensors: Sequence[Tensor], form: Any) -> None:
+    """Raise :class:`ArgumentError` for what is given, is no tensor, and changes with the inputs."""
+    held = [v for v in values(form) if v is not None]
+    if not held or any(t.ndim == 0 or not len(t) for t in tensors):
+        return
+    for count in (len(tensors[0]), len(tensors[0]) + 1):
+        try:
+            with torch.no_grad():
+                found = flat.whole(*altered(tensors, count))
+        except Exception:  # the user's own forward, which may raise anything
+            continue
+        if _output_form(found, len(nest.leaves(found))) != form:
+            raise ArgumentError(
+                f"{type(flat.model).__name__} gives {held[0]!r}, which is no tensor and "
+                "changes with its inputs, and a plan would give the example's for all; give it as "
+                "a tensor, or leave it out"
+            )
 
 
 def _captured(
@@ -266,11 +287,11 @@ def _judged(flat: Flat, batches: Sequence[Sequence[Tensor]], whole: Whole, floor
 
 
 def _checked(flat: Flat, graph: Graph, tensors: Sequence[Tensor], run: Run, name: str) -> Closeness:
-    """The run beside torch on the example, and on another batch where the batch is free.
+    """The run beside torch on the example, and on other batches where the batch is free.
 
     Raises :class:`ArgumentError` where they differ.
     """
-    batches = [tuple(tensors), *([altered(tensors, 3)] if graph.free else [])]
+    batches = probes(flat, tensors) if graph.free else [tuple(tensors)]
     worst: Closeness | None = None
     for rows in batches:
         arrays = [t.numpy() for t in rows]
@@ -280,7 +301,8 @@ def _checked(flat: Flat, graph: Graph, tensors: Sequence[Tensor], run: Run, name
         one = closeness(wanted, got, name)
         if not one.relative <= TOLERANCE:
             raise ArgumentError(
-                f"it gives something else than torch: {one}; {TOLERANCE:g} is allowed"
+                f"it gives something else than torch on a batch of {batch_of(graph, arrays)}: "
+                f"{one}; {TOLERANCE:g} is allowed"
             )
         worst = one if worst is None or one.relative > worst.relative else worst
     assert worst is not None  # there is an example

@@ -112,6 +112,8 @@ def _bias(graph: Graph, first: Node, second: Node) -> Node | None:
     added = _vector(graph, other, size)
     if added is None or wide not in ([], [place]):
         return None
+    if graph.values[first.name] != graph.values[second.name]:
+        return None  # a constant of more dimensions, which the sum has too
     held = graph.constants[first.inputs[2]] if first.inputs[2] else np.float32(0)
     name = f"{first.inputs[1]}+{second.name}"
     graph.constants[name] = (held + added).astype(np.float32)  # type: ignore[index]  # as above

@@ -123,6 +123,14 @@ def _clamp(e: Emitter, x: str, low: Any = None, high: Any = None) -> str:
     _numbers(*ends)
     if ends == [0, np.inf]:
         return e.emit("unary", (x,), activation=["relu"])
+    floats = e.out.dtype == e.kind(x).dtype == "float32"
+    if floats and np.isinf(ends).tolist() in ([True, False], [False, True]):
+        # an end of the greatest number would turn infinity into it
+        name, end = ("minimum", ends[1]) if ends[0] == -np.inf else ("maximum", ends[0])
+        value = e.constant(np.array(end, np.float32))
+        return e.emit("binary", (x, value), function=name, activation=None)
+    if e.out.dtype != "float32" and any(abs(v) > 2**53 for v in ends if np.isfinite(v)):
+        raise Left("whole numbers that float64 does not hold")
     if not np.isfinite(ends).all():  # JSON has no infinity
         ends = [float(np.clip(v, -3.4e38, 3.4e38)) for v in ends]
     return e.emit("unary", (x,), activation=["clamp", *map(float, ends)])
@@ -302,6 +310,8 @@ def _cat(e: Emitter, parts: Sequence[str], axis: int = 0) -> str:
     axis %= len(shape)
     if shape[axis] < 0:
         raise Left("batches one behind the other")
+    if len(shape) > 1:  # torch passes over an empty list of numbers whatever the others are
+        parts = [p for p in parts if e.kind(p).shape != (0,)]
     return e.emit("cat", tuple(parts), axis=axis)
 
 

@@ -40,8 +40,36 @@ def _attention(
                 raise Left("attention with rows that see nothing")
             mask = e.constant(np.where(given, np.float32(0), _NEVER))
         scores = _added(e, scores, mask)
+        if not _constant(e, mask):
+            return e.emit("matmul", (_seeing(e, scores, mask), v))
+        if np.isneginf(e.array(mask)).all(-1).any():
+            raise Left("attention with rows that see nothing")
     part = e.emit("softmax", (scores,), e.kind(scores).shape, axis=len(head) + 1)
     return e.emit("matmul", (part, v))
+
+
+def _constant(e: Emitter, name: str) -> bool:
+    try:
+        e.array(name)
+    except Left:
+        return False
+    return True
+
+
+def _seeing(e: Emitter, scores: str, mask: str) -> str:
+    """The softmax of scores whose mask is computed; zeros in rows that see nothing, as torch has.
+
+    Those are all minus infinity, of which a softmax is NaN: they get an end, and a factor of 0.
+    """
+    shape, own = e.kind(scores).shape, e.kind(mask).shape
+    most = np.finfo(np.float32).max
+    least, scale, two = (e.constant(np.array(v, np.float32)) for v in (-most, most, 2))
+    ended = e.emit("binary", (scores, least), shape, function="maximum", activation=None)
+    part = e.emit("softmax", (ended,), shape, axis=len(shape) - 1)
+    # of minus infinity less than nothing, of every number 1 or more
+    above = e.emit("binary", (mask, scale), own, function="div", activation=None)
+    above = e.emit("binary", (above, two), own, function="add", activation=["clamp", 0.0, 1.0])
+    return e.emit("binary", (part, above), shape, function="mul", activation=None)
 
 
 def _added(e: Emitter, scores: str, mask: str) -> str:

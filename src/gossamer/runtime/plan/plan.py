@@ -16,7 +16,7 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.kernels import kernel
 from gossamer.runtime.plan import planfile
 from gossamer.runtime.plan.facts import Contents, Facts, Probe
-from gossamer.runtime.plan.forms import built, leaves
+from gossamer.runtime.plan.forms import built, holds, taken
 from gossamer.runtime.plan.graph import Graph
 from gossamer.runtime.plan.program import Program, steps_of
 
@@ -68,7 +68,7 @@ class Plan:
 
         Raises :class:`ArgumentError` for other inputs than the plan was made for.
         """
-        given = leaves(self._nest(args, kwargs))
+        given = self._given(args, kwargs)
         arrays = [_array(value) for value in given]
         found: list[Any] = self.arrays(arrays, self.batch(arrays))
         for value, array in zip(given, arrays, strict=True):
@@ -107,7 +107,7 @@ class Plan:
         >>> bool(torch.equal(call(), plan(x)))
         True
         """
-        given = leaves(self._nest(args, kwargs))
+        given = self._given(args, kwargs)
         arrays = [value if isinstance(value, np.ndarray) else _shared(value) for value in given]
         batch = self.batch(arrays)
         if not batch:
@@ -182,16 +182,21 @@ class Plan:
     def __str__(self) -> str:
         return self.explain()
 
-    def _nest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The tensors and arrays of a call, in order."""
         form = self.forms[0]
         if isinstance(form, list) and form[0] == "dict":
             keys = [key for key, _ in form[1]]
             if args or set(kwargs) - set(keys):
                 raise ArgumentError(f"the network takes its inputs by name: {', '.join(keys)}")
-            return [kwargs[key] for key in keys if key in kwargs]
+            return taken(form, kwargs)
         if kwargs:
             raise ArgumentError(f"argument {next(iter(kwargs))!r}: the plan takes inputs in order")
-        return args
+        parts = form[1] if isinstance(form, list) and form[0] == "tuple" else [form]
+        if len(args) > len(parts) or any(map(holds, parts[len(args) :])):
+            names = ", ".join(self.names)
+            raise ArgumentError(f"{len(args)} inputs where the network takes {len(parts)}: {names}")
+        return taken(["tuple", parts], args)
 
     def batch(self, arrays: Sequence[np.ndarray]) -> int:
         """How many examples arrays hold; :class:`ArgumentError` where they do not fit."""
@@ -233,15 +238,29 @@ class Plan:
 def _array(value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
-    found: np.ndarray = (value.detach() if value.requires_grad else value).numpy(force=True)
+    try:
+        found: np.ndarray = (value.detach() if value.requires_grad else value).numpy(force=True)
+    except (TypeError, RuntimeError) as e:  # what numpy has no like of: bfloat16, sparse tensors
+        raise _no_array(value, e) from e
     return found
+
+
+def _no_array(value: Any, error: Exception) -> ArgumentError:
+    kind = str(value.dtype).removeprefix("torch.")
+    return ArgumentError(
+        f"an input is a tensor of {kind} that numpy cannot read ({error}); give it as a plain "
+        "tensor of the plan's type, such as x.float()"
+    )
 
 
 def _shared(value: Any) -> np.ndarray:
     """A tensor's own memory."""
     if value.device.type != "cpu":
         raise ArgumentError(f"a tensor on {value.device} cannot be bound; move it with .cpu()")
-    found: np.ndarray = value.detach().numpy()
+    try:
+        found: np.ndarray = value.detach().numpy()
+    except (TypeError, RuntimeError) as e:
+        raise _no_array(value, e) from e
     return found
 
 

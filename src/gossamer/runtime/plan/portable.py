@@ -83,7 +83,7 @@ def _hardswish(y: Array) -> None:
 
 
 def _silu(y: Array) -> None:
-    y *= sigmoid(y)
+    y /= 1 + np.exp(-y)  # as torch has it: of minus infinity NaN
 
 
 def _elu(y: Array, alpha: float) -> None:
@@ -115,6 +115,9 @@ def finished(a: Mapping[str, Any], y: Array, *added: Array | None) -> Call:
     """Additions and the activation, in place."""
     more = [x for x in added if x is not None]
     name, *settings = a["activation"] or [""]
+    if y.dtype.kind in "iu":  # numpy takes no fractions for these
+        most = np.iinfo(y.dtype)
+        settings = [max(most.min, min(most.max, int(v))) for v in settings]
     function = _IN_PLACE.get(name)
 
     def call() -> None:

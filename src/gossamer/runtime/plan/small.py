@@ -44,7 +44,8 @@ def refuses(graph: Graph, node: Node) -> str:
     if (rank := max(len(v.shape) for v in (*given, result))) > _MOST_DIMENSIONS:
         return f"of {rank} dimensions"
     if node.op in MOVES:
-        return ""
+        other = [v.dtype for v in given if v.dtype != result.dtype]
+        return f"{other[0]} to {result.dtype}" if other else ""
     floats = [given[0], result] if node.op == "embedding" else [*given, result]
     if node.op == "embedding" and given[1].dtype != "int64":
         return f"indexes of {given[1].dtype}"
@@ -120,6 +121,8 @@ def _joined(function: str, y: Array, one: Array, other: Array) -> Call:
 def _copy(y: Array, x: Array) -> Call:
     if x.shape != y.shape:
         raise ArgumentError(f"a value of {x.shape} where {y.shape} was planned")
+    if x.dtype != y.dtype:  # elements are moved as they are
+        raise ArgumentError(f"a value of {x.dtype} where {y.dtype} was planned")
     fours = x.dtype == np.uint8 and x.ndim == 5 and x.shape[-1] == 4
     if fours and x.strides[-1] == y.strides[-1] == 1:  # codes, as words
         x, y = (v.view(np.uint32)[..., 0] for v in (x, y))
@@ -182,7 +185,8 @@ def _matmul(a: Mapping[str, Any], y: Array, one: Array, other: Array) -> list[Ca
 
 def _embedding(a: Mapping[str, Any], y: Array, w: Array, indexes: Array) -> list[Call]:
     def why() -> None:
-        raise IndexError(f"an index beyond the {len(w)} rows of an embedding")
+        if indexes.size and not 0 <= indexes.min() <= indexes.max() < len(w):
+            raise IndexError(f"an index beyond the {len(w)} rows of an embedding")
 
     call = _floats().Embedding(w, indexes.reshape(-1), y.reshape(-1, y.shape[-1]))
     return [Refusing(call, why)]
