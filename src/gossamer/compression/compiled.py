@@ -25,7 +25,8 @@ from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.plain import copied
 from gossamer.datasets import Split
 from gossamer.runtime.export import Precision, batches_of
-from gossamer.runtime.plan.door import Engine, compile_network, recheck
+from gossamer.runtime.plan.door import FLOOR, Engine, compile_network, recheck
+from gossamer.runtime.plan.forms import form_of, values
 from gossamer.runtime.plan.kernels import KERNELS
 from gossamer.runtime.plan.plan import Plan
 
@@ -40,6 +41,7 @@ def compile(
     engine: Engine = "auto",
     precision: Precision = "float32",
     calibration: Iterable[Any] | Split | None = None,
+    floor: float = FLOOR,
     threads: int = 1,
     rounds: int = 30,
     seconds: float = 0.2,
@@ -52,7 +54,7 @@ def compile(
         model_or_file: the network, or a ``.gsm`` file of its tensors.
         example_inputs: one batch as the network takes it.
         model: of a file: the network that it is of, which is left as it is.
-        engine, precision, calibration, threads, rounds, seconds, say:
+        engine, precision, calibration, floor, threads, rounds, seconds, say:
             as for :func:`gossamer.runtime.plan.door.compile_network`.
         cache: of a file: look for its plan beside it, and leave one there.
 
@@ -63,7 +65,7 @@ def compile(
         calibration = list(calibration)  # it is read twice
     given: dict[str, Any] = {"engine": engine, "precision": precision, "threads": threads}
     more: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "say": say}
-    more["calibration"] = calibration
+    more |= {"calibration": calibration, "floor": floor}
     if isinstance(model_or_file, nn.Module):
         if model is not None:
             raise ArgumentError("model= is of a file; model_or_file is a network already")
@@ -79,7 +81,7 @@ def compile(
     if cache and target.is_file():
         try:
             plan = Plan.load(target, key)
-            recheck(plan, network, example_inputs)
+            recheck(plan, network, example_inputs, floor)
         except (FormatError, ArgumentError) as e:
             say(f"the plan beside the file is made anew: {e}")
         else:
@@ -100,6 +102,7 @@ def _key(file: Path, network: nn.Module, example: Any, given: dict[str, Any]) ->
         "file": digest,
         "network": type(network).__name__,
         "example": nest.shown(example),
+        "values": values(form_of(example)),
         "processor": machine.cpu(),
         "kernels": sorted(KERNELS),
         "engines": {k.package: _version(k.package) for k in KERNELS.values() if k.package},

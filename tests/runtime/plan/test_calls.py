@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,3 +154,33 @@ def test_a_constant_of_more_dimensions_is_no_bias() -> None:
         torch.testing.assert_close(plan(X), net(X))
     (layer,) = (n for n in plan.graph.nodes if n.op == "linear")
     assert plan.graph.values[layer.name].shape == (-1, 4)
+
+
+class Scaled(nn.Module):
+    """An input that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, other: bool) -> Tensor:
+        return self.layer(x) if other is None else self.layer(x) * 1
+
+
+def test_a_file_s_plans_are_of_the_example_s_values(tmp_path: Path) -> None:
+    """Two that give the same on their examples are two."""
+    net, file = Scaled(), tmp_path / "model.gsm"
+    gossamer.pack.pack(net, file).close()
+    for other in (True, False):
+        plan = gossamer.compile(file, (X, other), model=Scaled(), engine="numpy")
+        with torch.no_grad():
+            torch.testing.assert_close(plan(X, other), net(X, other))
+    assert len(list(tmp_path.glob("*.plan"))) == 2
+
+
+def test_the_floor_of_eight_bits_is_asked_for() -> None:
+    net = nn.Sequential(nn.Linear(4, 4)).eval()
+    given = {"engine": "numpy", "precision": "int8", "calibration": [X]}
+    with pytest.raises(ArgumentError, match=r"the floor is a cosine of 1\.0"):
+        gossamer.compile(net, X, floor=1.0, **given)
+    assert gossamer.compile(net, X, floor=0.5, **given).facts.precision == "int8"

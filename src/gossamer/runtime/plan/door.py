@@ -33,9 +33,11 @@ from gossamer.runtime.plan.plan import Plan, Run
 from gossamer.runtime.plan.roofline import peaks, predicted
 from gossamer.runtime.plan.wholes import Whole, Wholes, copies
 
-__all__ = ["ENGINES", "Engine", "compile_network", "recheck"]
+__all__ = ["ENGINES", "FLOOR", "Engine", "compile_network", "recheck"]
 
-_FLOOR = 0.98  # cosine, as of an export
+FLOOR = 0.98
+"""Of int8: the least cosine, as of an export."""
+
 _MORE, _LONGER = 10, 5  # times a node's rounds and seconds: whole networks in turn
 _FAR = 1.5  # times the fastest so far: a whole network that is no more looked at
 Engine = Literal["auto", "plan", "own", "onnxruntime", "openvino", "numpy", "torch"]
@@ -49,7 +51,7 @@ def compile_network(
     engine: Engine = "auto",
     precision: Precision = "float32",
     calibration: Iterable[Any] | Split | None = None,
-    floor: float = _FLOOR,
+    floor: float = FLOOR,
     threads: int = 1,
     rounds: int = 30,
     seconds: float = 0.2,
@@ -174,7 +176,7 @@ def _asked(engine: str, precision: str, calibration: Any, floor: float) -> None:
         raise ArgumentError(f"floor={floor} is a cosine between 0 and 1")
 
 
-def recheck(plan: Plan, model: nn.Module, example_inputs: Any, floor: float = _FLOOR) -> None:
+def recheck(plan: Plan, model: nn.Module, example_inputs: Any, floor: float = FLOOR) -> None:
     """Raise :class:`ArgumentError` where a plan from a file gives something else than the network.
 
     ``example_inputs``, ``floor``: as for :func:`compile_network`.
