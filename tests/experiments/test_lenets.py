@@ -9,7 +9,8 @@ import torch
 from gossamer import compression, datasets
 from gossamer.compression.recipe import Recipe, load
 from gossamer.experiments import Context
-from gossamer.experiments.shared import lenets
+from gossamer.experiments.deep_compression import smallest
+from gossamer.experiments.shared import lenets, recipes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,8 +22,32 @@ def test_the_settings_are_the_recipes(tmp_path: Path, monkeypatch: pytest.Monkey
         assert made.work == shipped.work
     context = Context(tmp_path, (0,))
     before = lenets.lenets_folder(context)
-    monkeypatch.setattr(lenets, "load", lambda net: load(net, ["stages.prune.rounds=2"]))
+    monkeypatch.setattr(recipes, "load", lambda net: load(net, ["stages.prune.rounds=2"]))
     assert lenets.lenets_folder(context) != before
+
+
+def test_a_changed_recipe_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+
+    class Stop(Exception):
+        pass
+
+    def figures(context: Context) -> None:
+        with pytest.raises(Stop):
+            smallest.lenets(context)
+
+    def run(recipe: Recipe, model: None, dataset: None, out: Path) -> Any:
+        seen.append(out)
+        raise Stop
+
+    monkeypatch.setattr(smallest, "run", run)
+    context = Context(tmp_path, (0,), workers=1)
+    figures(context)
+    figures(context)
+    monkeypatch.setattr(recipes, "load", lambda net: load(net, ["max_drop=0.02"]))
+    figures(context)
+    assert (seen[0] == seen[1], seen[0].name == seen[2].name) == (True, True)
+    assert seen[0] != seen[2]
 
 
 def test_a_run_is_done_once_and_read_stage_by_stage(

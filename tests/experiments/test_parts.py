@@ -113,7 +113,9 @@ def test_the_source_of_an_experiment_is_that_of_what_it_imports(
     whole = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda p: (read.append(p.stem), whole(p))[1])
     parts.source("gossamer.experiments.deconstructing.deconstruct_tickets")
-    assert {"deconstruct_tickets", "deconstruct", "lottery", "curves", "lenets"} == set(read)
+    assert {"deconstruct_tickets", "deconstruct", "lottery", "curves", "lenets", "recipes"} == set(
+        read
+    )
 
 
 def test_shared_folders_are_named_by_their_source(tmp_path: Path, module: ModuleType) -> None:

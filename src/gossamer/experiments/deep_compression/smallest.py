@@ -21,6 +21,7 @@ from gossamer.compression import run
 from gossamer.compression.recipe import load
 from gossamer.core.errors import GossamerError
 from gossamer.experiments import Claim, Context, experiment, spread
+from gossamer.experiments.shared.recipes import of_recipes
 
 __all__ = ["kills", "lenets", "resnet"]
 
@@ -68,7 +69,11 @@ def _judge_lenets(raw: Mapping[str, Any]) -> list[Claim]:
 @experiment("smallest-lenets", judge=_judge_lenets)
 def lenets(context: Context) -> dict[str, Any]:
     """LeNet-300-100 and LeNet-5 as small as the library makes them at the same accuracy."""
-    jobs = [(r, seed, context.work, context.quick) for r in LENETS for seed in context.seeds]
+    jobs = [
+        (r, seed, of_recipes(context.work, r), context.quick)
+        for r in LENETS
+        for seed in context.seeds
+    ]
     rows = context.map(_figures, jobs)
     summary = {}
     for recipe, (_, published) in LENETS.items():
@@ -91,7 +96,8 @@ def _judge_resnet(raw: Mapping[str, Any]) -> list[Claim]:
 @experiment("smallest-resnet-20", seeds=(0,), judge=_judge_resnet)
 def resnet(context: Context) -> dict[str, Any]:
     """The pretrained ResNet-20 for CIFAR-10: the smallest file at 91.2 % or more."""
-    jobs = [("resnet-20-smallest", s, context.work, context.quick) for s in context.seeds]
+    folder = of_recipes(context.work, "resnet-20-smallest")
+    jobs = [("resnet-20-smallest", s, folder, context.quick) for s in context.seeds]
     rows = context.map(_figures, jobs)
     accuracy = spread([r["after"]["accuracy"] for r in rows])
     size = spread([r["bytes"] / 1000 for r in rows])

@@ -40,6 +40,7 @@ from gossamer.core.timing import threads as set_threads
 from gossamer.experiments import Claim, Context, experiment
 from gossamer.experiments.inference import cifar_file
 from gossamer.experiments.post_training.stage import calibrated, first
+from gossamer.experiments.shared.recipes import of_recipes
 from gossamer.runtime.engines import ENGINES, Subject, installed
 from gossamer.runtime.plan.door import compile_network
 from gossamer.runtime.plan.plan import Plan
@@ -213,7 +214,7 @@ def _judge(raw: Mapping[str, Any]) -> list[Claim]:
 def half_second(context: Context) -> dict[str, Any]:
     """Inference: all of CIFAR-10's test set in half a second, from a file of 40 KB."""
     work, quick, seed = context.work, context.quick, context.seeds[0]
-    folder = context.beside("cifar-file", cifar_file.__name__)
+    folder = of_recipes(context.beside("cifar-file", cifar_file.__name__), cifar_file.RECIPE)
     (file,) = context.map(cifar_file.made, [(seed, folder, quick)])
     for row in file["stages"]:
         row.get("shrink", {}).pop("stays", None)  # names lines of files by where they lie here

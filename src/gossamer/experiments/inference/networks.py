@@ -26,6 +26,7 @@ from gossamer.compression.records import load
 from gossamer.experiments import Claim, Context, experiment
 from gossamer.experiments.inference import sparse_resnet
 from gossamer.experiments.post_training.stage import calibrated, first
+from gossamer.experiments.shared.recipes import of_recipes
 from gossamer.pack import pack
 from gossamer.runtime.bench import bench
 from gossamer.runtime.engines import Subject, installed
@@ -176,6 +177,7 @@ def networks(context: Context) -> dict[str, Any]:
     """Inference 5, 6: whole AlexNet, ResNet-20 and LeNets as sparse plans, against onnxruntime."""
     work, quick = context.work, context.quick
     folder = context.beside("sparse-resnet", sparse_resnet.__name__)
+    folder = of_recipes(folder, sparse_resnet.RECIPE)
     (file,) = context.map(sparse_resnet.made, [(context.seeds[0], folder, quick)])
     jobs = [(name, work / name, quick, folder / file) for name in NETWORKS]
     rows = context.alone(network, jobs)

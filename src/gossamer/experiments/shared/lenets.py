@@ -6,17 +6,17 @@ validation split; the test split is only ever evaluated.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from gossamer import datasets, nets
 from gossamer.compression import run, saved
 from gossamer.compression.progress import Reporter
-from gossamer.compression.recipe import Recipe, dump, load
+from gossamer.compression.recipe import Recipe, load
 from gossamer.compression.state import State
 from gossamer.core.plain import copied
 from gossamer.datasets import Dataset
 from gossamer.experiments import Context
+from gossamer.experiments.shared.recipes import of_recipes
 from gossamer.training import Evaluation
 from gossamer.training.tasks import Classification
 
@@ -33,8 +33,7 @@ def recipe(net: str, seed: int, quick: bool) -> Recipe:
 
 def lenets_folder(context: Context) -> Path:
     """Where the runs of all these experiments lie; named by this module and the recipes."""
-    text = "".join(dump(load(net)) for net in NETS)
-    return context.beside("lenets", __name__) / hashlib.sha256(text.encode()).hexdigest()[:12]
+    return of_recipes(context.beside("lenets", __name__), *NETS)
 
 
 def mnist(quick: bool) -> Dataset:

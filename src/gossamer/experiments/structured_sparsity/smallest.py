@@ -23,6 +23,7 @@ from gossamer.compression import run
 from gossamer.compression.recipe import load
 from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.lenets import mnist
+from gossamer.experiments.shared.recipes import of_recipes
 
 __all__ = ["RECIPE", "figures", "shifted", "shrunk_lenet"]
 
@@ -80,5 +81,6 @@ def _judge(raw: Mapping[str, Any]) -> list[Claim]:
 def shrunk_lenet(context: Context) -> dict[str, Any]:
     """Structured sparsity: LeNet-5 shrunk, then trained under a price for bits, on MNIST."""
     # one after the other: each ends with milliseconds
-    rows = context.alone(figures, [(s, context.work, context.quick) for s in context.seeds])
+    folder = of_recipes(context.work, RECIPE)
+    rows = context.alone(figures, [(s, folder, context.quick) for s in context.seeds])
     return {"recipe": RECIPE, "runs": rows}
