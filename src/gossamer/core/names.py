@@ -1,17 +1,15 @@
 """Clean parameter names and the selection of layers by glob, regular expression or type.
 
 Parametrized modules store ``parametrizations.weight.original``, compiled and distributed ones
-prefix ``_orig_mod.`` or ``module.``; none of these reach a user: every table, file and recipe
-speaks of ``layer.weight``. What a wrapper added is told by the wrapper's class, never by the
-name: a submodule may really be called ``module``.
+prefix ``_orig_mod.`` or ``module.`` (:mod:`gossamer.core.places`); none of these reach a user:
+every table, file and recipe speaks of ``layer.weight``.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from gossamer.core import access
 from gossamer.core.errors import ArgumentError
+from gossamer.core.places import join, walk
 from gossamer.core.regular import Regular
 
 __all__ = [
@@ -39,22 +38,6 @@ __all__ = [
 
 Tensors = dict[str, Tensor]
 
-# The child that each of torch's wrappers puts between itself and the network, by the wrapper's
-# class (a name, so that nothing is imported for it). A submodule of the user's own that is called
-# ``module`` is no such child.
-_ADDED = {
-    "torch.nn.parallel.data_parallel.DataParallel": "module",
-    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
-    "torch.optim.swa_utils.AveragedModel": "module",
-    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
-    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
-        "_fsdp_wrapped_module"
-    ),
-    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": (
-        "_checkpoint_wrapped_module"
-    ),
-}
-_LEFT_OUT = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of state_dict, by torch
 _RESERVED = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original0?$")
 _BESIDE = re.compile(r"(^|\.)parametrizations\.([^.]+)\.\d+\.(?=[^.]+$)")  # a step size, a mask
@@ -106,77 +89,7 @@ class Cleaned(dict[str, str]):
 
     def __missing__(self, raw: str) -> str:
         head, _, leaf = raw.rpartition(".")
-        return _join(self[head], leaf) if head else raw
-
-
-def _join(head: str, leaf: str) -> str:
-    return f"{head}.{leaf}" if head and leaf else head or leaf
-
-
-def _added(module: nn.Module) -> str | None:
-    """The child that the module wraps, where the module is one of torch's wrappers."""
-    for kind in type(module).__mro__:
-        child = _ADDED.get(f"{kind.__module__}.{kind.__qualname__}")
-        if child is not None:
-            return child
-    return None
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A module in one of its places: torch's name, that of ``state_dict``, and the clean one."""
-
-    module: nn.Module
-    raw: str
-    stored: str
-    clean: str
-    tensors: dict[str, str]  # its own parameters and buffers -> their clean names
-    weight: str = ""  # of a list of parametrizations: the clean name of what it computes
-
-
-def _walk(
-    module: nn.Module, raw: str = "", stored: str = "", clean: str = "", at: str = ""
-) -> Iterator[_Place]:
-    """Every module in every place; ``at`` is what the names of its tensors begin with."""
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ArgumentError(
-            f"{clean or 'the model'} is compiled by torch.jit ({type(module).__name__}), whose "
-            "parameters cannot be replaced; give the nn.Module that it was made from"
-        )
-    own = (*module._parameters, *module._buffers)
-    yield _Place(module, raw, stored, clean, {name: _join(at, name) for name in own})
-    added = _added(module)
-    for name, child in module._modules.items():
-        if child is None:
-            continue
-        to = (_join(raw, name), _join(stored, name))
-        if name == "parametrizations" and parametrize.is_parametrized(module):
-            yield from _parametrizations(child, *to, _join(clean, name), at)
-        elif name == added:
-            yield from _walk(child, to[0], stored if name in _LEFT_OUT else to[1], clean, at)
-        else:
-            yield from _walk(child, *to, _join(clean, name), _join(at, name))
-
-
-def _parametrizations(
-    lists: nn.Module, raw: str, stored: str, clean: str, at: str
-) -> Iterator[_Place]:
-    """What computes a module's tensors: its latent parameters, and what stands beside them."""
-    yield _Place(lists, raw, stored, clean, {})
-    for attribute, steps in lists.named_children():
-        weight, here = _join(at, attribute), _join(_join(at, "parametrizations"), attribute)
-        own = all(access.is_own(step) for step in steps.children())
-        tensors = {
-            # the latent weight of a method of ours; other sources are no weights
-            name: weight if own and name in ("original", "original0") else _join(here, name)
-            for name in (*steps._parameters, *steps._buffers)
-        }
-        to = (_join(raw, attribute), _join(stored, attribute), _join(clean, attribute))
-        yield _Place(steps, *to, tensors, weight)
-        for number, step in steps.named_children():
-            beside = weight if number == "0" else _join(weight, number)
-            there = (_join(to[0], number), _join(to[1], number), _join(to[2], number))
-            yield from _walk(step, *there, beside)
+        return join(self[head], leaf) if head else raw
 
 
 def cleaned(model: nn.Module) -> Cleaned:
@@ -195,18 +108,18 @@ def cleaned(model: nn.Module) -> Cleaned:
     """
     found = Cleaned()
     first: dict[str, str] = {}
-    for place in _walk(model):
+    for place in walk(model):
         found.setdefault(place.raw, place.clean)
         found.setdefault(place.stored, place.clean)
         for leaf, whole in place.tensors.items():
-            at = _join(place.raw, leaf)
+            at = join(place.raw, leaf)
             if first.setdefault(whole, at) != at:
                 raise ArgumentError(
                     f"{first[whole]!r} and {at!r} would both be called {whole!r}; rename one of "
                     "them, or take the model out of its wrapper"
                 )
             found[at] = whole
-            found.setdefault(_join(place.stored, leaf), whole)
+            found.setdefault(join(place.stored, leaf), whole)
     return found
 
 
@@ -273,7 +186,7 @@ def clean_state_dict(model: nn.Module) -> Tensors:
     owners = {id(module.parametrizations): module for module in model.modules()
               if parametrize.is_parametrized(module)}  # fmt: skip
     owner = model
-    for place in _walk(model):
+    for place in walk(model):
         owner = owners.get(id(place.module), owner)
         if place.weight:
             attribute = place.raw.rpartition(".")[2]
