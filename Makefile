@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The kernels are rebuilt when any of these changes.
-NATIVE = $(wildcard native/*) CMakeLists.txt pyproject.toml constraints.txt
+NATIVE = $(wildcard native/* native/*/* native/*/*/*) CMakeLists.txt pyproject.toml constraints.txt
 
 .PHONY: demo test check lint types docs bench sanitize aarch64 fuzz clean
 
