@@ -53,6 +53,20 @@ def test_a_later_training_holds_shared_values_and_biases_on_a_grid(
     assert all(p.requires_grad for p in after.values())
 
 
+def test_a_bias_on_a_grid_stays_there_when_factors_take_its_layer(
+    tmp_path: Path, trained: nn.Module
+) -> None:
+    given = [
+        {"quantize_biases": {"bits": 4}},
+        {"svd": {"rank": {"fc1": 4}}},
+        {"share": {"bits": 3, "include": ["fc2"], "finetune": ONE}},
+    ]
+    state = job(given[:1], trained, tmp_path / "a").stages()[0]
+    before = names.parameters(state.model)["fc1.bias"]
+    state = job(given, trained, tmp_path / "b").stages()[0]
+    assert torch.equal(names.parameters(state.model)["fc1.1.bias"], before)
+
+
 def test_what_a_stage_undoes_of_another_is_told(tmp_path: Path, trained: nn.Module) -> None:
     given = [
         {"prune": {"density": 0.2, "include": ["fc1"]}},

@@ -110,6 +110,17 @@ class State:
         ]
         return history
 
+    def factored(self, layer: str, bias: str | None = None) -> None:
+        """Factors stand for a layer: what earlier stages promised of its weight is void.
+
+        So it is of its bias, but where the same values go on under the name ``bias``.
+        """
+        self.masks.pop(f"{layer}.weight", None)
+        held = {f"{layer}.weight", f"{layer}.bias"} & self.fixed
+        self.fixed -= held
+        if bias is not None and f"{layer}.bias" in held:
+            self.fixed.add(bias)
+
     def judge(self, model: nn.Module | None = None) -> Evaluation:
         """The task's figures of a network (None: the present one) on the validation split."""
         return evaluate(model or self.model, self.data.validation, task=self.task)

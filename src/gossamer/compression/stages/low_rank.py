@@ -137,8 +137,7 @@ class LowRank(LayerStage):
         original = model if not _normed(model) else access.copied(model)
         replace(model, done.made)
         for name in done.made:
-            state.masks.pop(f"{name}.weight", None)
-            state.fixed.discard(f"{name}.weight")
+            state.factored(name)  # the bias is fitted, too
         state.change(model, record)
         # statistics of what the factors give now, where held-back inputs are nearer with them
         renewed = None

@@ -70,8 +70,7 @@ class Svd(LayerStage):
         model = records.rebuild(model, [record])
         for name, pair in made.items():
             model.get_submodule(name).load_state_dict(pair.state_dict())
-            state.masks.pop(f"{name}.weight", None)
-            state.fixed.discard(f"{name}.weight")
+            state.factored(name, bias=f"{name}.1.bias")
         state.change(model, record)
         notes: dict[str, Any] = {"layers": rows}
         if self.train is not None and self.train.epochs:
