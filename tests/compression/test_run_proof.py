@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import gossamer
 from gossamer.cli.program import main
-from gossamer.compression import fresh, proof
+from gossamer.compression import fresh, packing, proof
 from gossamer.core.errors import ArgumentError
 from gossamer.datasets import Dataset, Split
 from gossamer.pack import pack
@@ -159,8 +159,8 @@ def test_infinite_buffers_are_packed_and_infinite_weights_refused_at_the_start(
     result = gossamer.compress(Masked(), data(), recipe=QUICK, out=tmp_path / "r")
     assert torch.isinf(result.model.get_buffer("mask")).sum() == 3
     assert result.problems == []
-    assert proof.infinite_buffers(Masked())
-    assert not proof.infinite_buffers(nn.Linear(2, 2))
+    assert packing.infinite_buffers(Masked())
+    assert not packing.infinite_buffers(nn.Linear(2, 2))
     net = Masked()
     with torch.no_grad():
         net.fc.weight[0, 0] = float("inf")

@@ -33,7 +33,7 @@ from gossamer.core.errors import ArgumentError
 
 __all__ = ["compress", "evaluate_", "report_", "sensitivity", "train"]
 
-_BELOW_FLOOR, _NOT_PROVED = 3, 4  # exit codes of compress
+_BELOW_FLOOR, _NOT_PROVED, _TOO_LARGE = 3, 4, 5  # exit codes of compress
 
 
 @app.command()
@@ -162,6 +162,14 @@ def compress(
             "a loss a part; in place of the recipe's, 0.005 where it names none.",
         ),
     ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            help="What the file may take: the recipe's last stage that sets a price of bits finds "
+            "the price whose file comes within 2 % below.",
+        ),
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an older run away.")] = False,
     trust_recipe_code: Annotated[
         bool,
@@ -178,7 +186,7 @@ def compress(
     Killed, the same command goes on where it was, to the same bytes.
 
     Exit codes: 0 all well, 1 an error, 3 the file is there but the validation score fell by more
-    than max-drop, 4 the file is there but could not be proved.
+    than max-drop, 4 the file is there but could not be proved, 5 it is larger than max-bytes.
     """
     from gossamer import compression
     from gossamer.compression import recipe as recipes
@@ -193,6 +201,7 @@ def compress(
         "pretrained": pretrained or None,
         "seed": seed,
         "max_drop": max_drop,
+        "max_bytes": max_bytes,
     }
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     plan = recipes.load(recipe or compression.GENTLE, [*(set_ or []), *extra])
@@ -243,6 +252,8 @@ def compress(
         raise typer.Exit(_NOT_PROVED)
     if not result.run["floor"]["kept"]:
         raise typer.Exit(_BELOW_FLOOR)
+    if result.run["size"] and not result.run["size"]["kept"]:
+        raise typer.Exit(_TOO_LARGE)
 
 
 @app.command()

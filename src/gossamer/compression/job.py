@@ -13,16 +13,28 @@ import torch
 from torch import nn
 
 from gossamer import report
-from gossamer.compression import coverage, floor, folder, measure, proof, records, saved, undone
+from gossamer.compression import (
+    coverage,
+    floor,
+    folder,
+    measure,
+    packing,
+    proof,
+    records,
+    saved,
+    size,
+    undone,
+)
 from gossamer.compression import recipe as recipes
 from gossamer.compression.progress import Reporter
 from gossamer.compression.recipe import Recipe
 from gossamer.compression.result import Result
+from gossamer.compression.stage import aiming
 from gossamer.compression.state import State
 from gossamer.core.errors import GossamerError
 from gossamer.core.plain import copied
 from gossamer.datasets import Dataset
-from gossamer.pack import Archive, pack, pack_bytes
+from gossamer.pack import Archive, pack
 from gossamer.quantize.emulated import Emulated
 from gossamer.report import promises
 from gossamer.training import (
@@ -87,6 +99,7 @@ class Job:
         rows: list[dict[str, Any]] = []
         before: dict[str, Any] = {}
         count = len(self.recipe.work)
+        told = None if self.recipe.max_bytes is None else aiming(self.recipe.work)
         for number, stage in enumerate(self.recipe.work, 1):
             if not before and stage.compresses:
                 before = self._reference(state)
@@ -102,20 +115,27 @@ class Job:
                 self.progress.say(f"  {promises.covers(covered)}")
             state.notes = {} if covered is None else {"coverage": covered}
             promised = undone.Promises(state)
+            state.size = self._size(number) if told == number - 1 else None
             stage.run(state)
             state.forget_seeds()
             if lost := promised.lost(state):
                 state.notes["undone"] = lost
-                for told in lost:
-                    self.progress.say(f"  {told}")
+                for sentence in lost:
+                    self.progress.say(f"  {sentence}")
             rows.append(self._row(state, time.monotonic() - begun) | state.notes)
             saved.save(state, rows[-1], path)
             for checkpoint in self.out.glob(f"{number}-*.train.pt"):
                 checkpoint.unlink()
         return state, rows, before or self._reference(state)
 
+    def _size(self, number: int) -> size.Size:
+        """What the file may have, as stage ``number`` is told it."""
+        assert self.recipe.max_bytes is not None
+        later = self.recipe.work[number:]
+        return size.Size(self.recipe.max_bytes, later, self.recipe.pack.profile)
+
     def _row(self, state: State, seconds: float) -> dict[str, Any]:
-        infinite = proof.infinite_buffers(state.model)  # refuses NaN where it came up
+        packing.infinite_buffers(state.model)  # refuses NaN where it came up
         found = state.judge()
         row = {
             "stage": state.name,
@@ -125,21 +145,13 @@ class Job:
             "seconds": round(seconds, 2),
         }
         entries = sum(t.numel() for t in state.model.state_dict().values() if torch.is_tensor(t))
-        size = ""
+        takes = ""
         if entries <= _ESTIMATED:
-            row["bytes"] = len(
-                pack_bytes(
-                    state.model,
-                    profile=self.recipe.pack.profile,
-                    metadata=records.metadata(state.structure),
-                    seeds=state.seeds,
-                    allow_nonfinite=infinite,
-                )
-            )
-            size = f", {row['bytes']:,} bytes packed"
+            row["bytes"] = packing.packed(state, self.recipe.pack.profile)
+            takes = f", {row['bytes']:,} bytes packed"
         self.progress.say(
             f"  validation {found.metric.name} {found.metric.show(found.score)}, density "
-            f"{row['density']:.4f}{size}, {seconds:.1f} s"
+            f"{row['density']:.4f}{takes}, {seconds:.1f} s"
         )
         return row
 
@@ -189,6 +201,17 @@ class Job:
         held = floor.verdict(self.validation, score, self.recipe.max_drop, self.task.metric)
         if not held["kept"]:
             problems.append(promises.keeps(held, self.task.metric))
+        asked = None
+        if self.recipe.max_bytes is not None:
+            asked = size.verdict(self.recipe.max_bytes, of_file["bytes"]["file"])
+            if not asked["kept"]:
+                problems.append(promises.fits(asked))
+            elif asked["bytes"] < size.NEAR * asked["most"]:
+                self.notes.append(
+                    f"the file takes {asked['bytes']:,} of the {asked['most']:,} bytes that it may "
+                    "have: the lowest price makes it no larger; a finer step or a higher density "
+                    "would use the rest"
+                )
         versions, hardware = measure.environment()
         figures: dict[str, Any] = {
             "name": self.recipe.name,
@@ -203,6 +226,7 @@ class Job:
             "task": self.task.settings(),
             "evaluation": {"before": before, "after": after},
             "floor": held,
+            "size": asked,
             "problems": problems,
             "notes": [
                 *self.notes,
@@ -241,7 +265,7 @@ class Job:
             profile=self.recipe.pack.profile,
             metadata=records.metadata(state.structure),
             seeds=state.seeds,
-            allow_nonfinite=proof.infinite_buffers(state.model),
+            allow_nonfinite=packing.infinite_buffers(state.model),
             progress=lambda name, done, total: self.progress.count("pack", done, total, name),
         ):
             pass
@@ -263,11 +287,11 @@ class Job:
                 reloaded["not_proved"] = reloaded["not_proved"] or f"the file does not load: {e}"
             # of a network with other modules the file's tensors are not those that there were
             whole = measure.tensor_bytes(state.origin) if state.structure else None
-            size, layers, picture = measure.file_figures(archive, self.data, whole)
+            takes, layers, picture = measure.file_figures(archive, self.data, whole)
         after = after or self._test(decoded).as_dict()
-        size["reloaded"] = reloaded
+        takes["reloaded"] = reloaded
         problems = [f"NOT PROVED: {reloaded['not_proved']}"] if reloaded["not_proved"] else []
-        return decoded, after, {"bytes": size, "layers": layers, "mask_image": picture}, problems
+        return decoded, after, {"bytes": takes, "layers": layers, "mask_image": picture}, problems
 
     def _timed(
         self, state: State, decoded: nn.Module

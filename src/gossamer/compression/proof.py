@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gossamer import datasets, nets
 from gossamer.compression import fresh, inputs
+from gossamer.compression.packing import infinite_buffers
 from gossamer.compression.progress import Reporter
 from gossamer.compression.recipe import Recipe
 from gossamer.compression.stage import trainings
@@ -30,7 +31,7 @@ from gossamer.datasets import Dataset, Split
 from gossamer.pack import pack
 from gossamer.training import Task, evaluate
 
-__all__ = ["Builder", "infinite_buffers", "preflight", "proved", "taken"]
+__all__ = ["Builder", "preflight", "proved", "taken"]
 
 _LONG = 20.0  # seconds of building a network after which it is built again only once, at the end
 FRESH, HERE = "a fresh process", "this process"
@@ -89,29 +90,6 @@ class _Found:
 def _some(found: list[str]) -> str:
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     return ", ".join(found[:4]) + more
-
-
-def infinite_buffers(model: nn.Module) -> bool:
-    """Whether buffers hold infinity, as attention masks do; such a network is packed as it is.
-
-    Raises :class:`ArgumentError` for NaN anywhere and for infinite weights, naming the tensor.
-    """
-    for name, tensor in names.parameters(model).items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ArgumentError(
-                f"{name} holds NaN or infinite values: such a network computes nothing useful; "
-                "find where training diverged (a lower lr, grad_clip)"
-            )
-    infinite = False
-    for name, buffer in model.named_buffers():
-        if buffer.is_floating_point():
-            if bool(torch.isnan(buffer).any()):
-                raise ArgumentError(
-                    f"buffer {names.clean(name)} holds NaN: what is computed with it is NaN; find "
-                    "where training diverged (running statistics keep what they once saw)"
-                )
-            infinite = infinite or bool(torch.isinf(buffer).any())
-    return infinite
 
 
 def taken(recipe: Recipe, source: nn.Module | str, data: Dataset) -> tuple[Builder, list[str]]:

@@ -50,6 +50,7 @@ def compress(
     restart: bool = False,
     progress: Reporter | bool | None = None,
     max_drop: float | None = None,
+    max_bytes: int | None = None,
     task: Task | str | None = None,
     classes: int | None = None,
 ) -> Result:
@@ -73,6 +74,9 @@ def compress(
             a fraction (0.005: half a point of accuracy, or half a percent of a loss). Rounds of
             pruning that end below go back; where the file is below all the same,
             :attr:`Result.problems` says so, with a warning.
+        max_bytes: what the file may take: the recipe's last stage that sets a price of bits finds
+            the price whose file comes within 2 % below. Where none does, the smallest file is
+            written, and :attr:`Result.problems` says so.
         task: what the network is for: a :class:`gossamer.training.Task` or a name of
             :data:`gossamer.training.tasks.TASKS`; None: the recipe's, else the dataset's, else by
             the targets; without any it is fidelity, agreement with the network as it is.
@@ -84,7 +88,8 @@ def compress(
     :class:`~gossamer.core.errors.RecipeError` for a recipe that does not fit, before anything is
     done; and what the stages raise: finished stages stay on disk.
     """
-    given = [] if max_drop is None else [f"max_drop={max_drop!r}"]
+    limits = {"max_drop": max_drop, "max_bytes": max_bytes}
+    given = [f"{key}={value!r}" for key, value in limits.items() if value is not None]
     plan = recipes.load(GENTLE if recipe is None else recipe, [*overrides, *given])
     if not isinstance(dataset, (Dataset, str)):
         dataset = datasets.as_dataset(dataset, classes=classes, seed=plan.seed)
@@ -145,7 +150,10 @@ def run(
     door.check_fit(network, data, aim)
     door.check_patterns(recipe, network)
     key = {
-        "recipe": recipe.model_dump(mode="json"),
+        # a limit that is not set is no part of it: older runs knew none
+        "recipe": recipe.model_dump(
+            mode="json", exclude={"max_bytes"} if recipe.max_bytes is None else None
+        ),
         "model": source if isinstance(source, str) else type(source).__name__,
         # a function may train its network anew each time: the first one is kept, not compared
         "weights": fresh.digest(names.clean_state_dict(network))

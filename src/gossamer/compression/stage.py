@@ -7,7 +7,7 @@ checks, the allowed settings, the table of the documentation and the report read
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -17,7 +17,7 @@ from gossamer.compression.settings import Strict, Training
 from gossamer.compression.state import State
 from gossamer.core.tables import Table
 
-__all__ = ["STAGES", "LayerStage", "Stage", "trainings"]
+__all__ = ["STAGES", "LayerStage", "Stage", "aiming", "blind", "trainings"]
 
 STAGES: Table[type[Stage]] = Table("stage")
 """Stage name -> its class."""
@@ -31,6 +31,8 @@ class Stage(Strict):
         shares: leaves values shared or in place, which plain training would tear apart.
         rebuilds: the network is another after it: weights from the run's start fit no longer.
         absorbs: batch-norm has no statistics of its own after it, which a training would put back.
+        aims: sets a price of bits, and can be told the size of the file.
+        foreseen: what it does to the size of the file can be tried on a copy: it trains nothing.
         only_before: the stages that may follow; None: any. ``otherwise`` says why not another,
             with the other's name for ``{}``.
     """
@@ -41,6 +43,8 @@ class Stage(Strict):
     shares: ClassVar[bool] = False
     rebuilds: ClassVar[bool] = False
     absorbs: ClassVar[bool] = False
+    aims: ClassVar[bool] = False
+    foreseen: ClassVar[bool] = False
     only_before: ClassVar[tuple[str, ...] | None] = None
     otherwise: ClassVar[str] = ""
 
@@ -137,3 +141,23 @@ def trainings(stage: Stage) -> list[Training]:
     """The trainings in a stage's settings, itself where it is one."""
     found = [stage, *(getattr(stage, key) for key in type(stage).model_fields)]
     return [one for one in found if isinstance(one, Training) and one.epochs]
+
+
+def aiming(stages: Sequence[Stage]) -> int | None:
+    """Which stage is told the size: the last that can be; None: none can."""
+    return max((i for i, stage in enumerate(stages) if stage.aims), default=None)
+
+
+def blind(stages: Sequence[Stage]) -> str:
+    """Why a size cannot be asked of these stages, in words; empty where it can."""
+    at = aiming(stages)
+    if at is None:
+        able = sorted(name for name, kind in STAGES.items() if kind.aims)
+        return f"no stage sets a price of bits; add one of {', '.join(able)}"
+    unseen = next((s.stage for s in stages[at + 1 :] if not s.foreseen), None)
+    if unseen is None:
+        return ""
+    return (
+        f"{stages[at].stage} is told the size, and what {unseen} after it does to the file cannot "
+        f"be foreseen; move {unseen} before it"
+    )

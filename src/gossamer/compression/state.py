@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from gossamer.core.seeds import Seed
 from gossamer.datasets import Dataset
 from gossamer.training import Evaluation, History, Task, evaluate, load_checkpoint, train
 from gossamer.training.tasks import Distilled
+
+if TYPE_CHECKING:
+    from gossamer.compression.size import Size
 
 __all__ = ["State", "ends_of"]
 
@@ -58,6 +61,7 @@ class State:
         notes: what the present stage reports besides, for its row.
         floor: the validation score before, and what may be lost of it; None before anything
             compresses.
+        size: of the file, where the present stage is the one that is told it.
     """
 
     model: nn.Module
@@ -76,6 +80,7 @@ class State:
     structure: list[Any] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     floor: tuple[float, float] | None = None
+    size: Size | None = None
     number: int = 0
     name: str = ""
 

@@ -41,17 +41,21 @@ class _Snap(torch.autograd.Function):
     """Values on the grid forward, the identity backward (Bengio et al. 2013)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, step: Tensor, dead_zone: float) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, step: Tensor, dead_zone: float, border: float = 0.0
+    ) -> Tensor:
         # + 0: a negative zero is a bit pattern of its own, and would cost a code in the file
-        return weight.sign() * _magnitudes(weight, step, dead_zone) * step + 0.0
+        return weight.sign() * _magnitudes(weight, step, dead_zone, border) * step + 0.0
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return dense(grad), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return dense(grad), None, None, None
 
 
-def _magnitudes(weight: Tensor, step: Tensor, dead_zone: float) -> Tensor:
-    return (weight.abs() / step + (0.5 - dead_zone)).floor_().clamp_(min=0)
+def _magnitudes(weight: Tensor, step: Tensor, dead_zone: float, border: float = 0.0) -> Tensor:
+    sizes = weight.abs() / step
+    codes = (sizes + (0.5 - dead_zone)).floor_().clamp_(min=0)
+    return codes.masked_fill_(sizes < border, 0) if border else codes
 
 
 def snap(weight: Tensor, step: float, dead_zone: float = 0.0) -> Tensor:
@@ -71,13 +75,13 @@ class _Grid(nn.Module):
 
     def __init__(self, step: float, dead_zone: float, like: Tensor) -> None:
         super().__init__()
-        self.dead_zone = dead_zone
+        self.dead_zone, self.border = dead_zone, 0.0
         # not persistent: the weight's own values tell the grid, state_dict stays the user's
         self.register_buffer("step", torch.tensor(step, dtype=like.dtype), persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         assert isinstance(self.step, Tensor)
-        result: Tensor = _Snap.apply(weight, self.step, self.dead_zone)
+        result: Tensor = _Snap.apply(weight, self.step, self.dead_zone, self.border)
         return result
 
 
@@ -152,6 +156,7 @@ class RateAware(Method):
         self.steps = {n: float(torch.tensor(s, dtype=torch.float32)) for n, s in steps.items()}
         self.lam, self.ramp, self.dead_zone, self.every = lam, ramp, dead_zone, every
         self.masks = Masks(masks or {})
+        self.border = 0.0
         self._count = 0
         self._slopes: dict[str, Tensor] = {}
         self._latent: dict[str, nn.Parameter] = {}
@@ -206,13 +211,15 @@ class RateAware(Method):
             if parametrize.is_parametrized(module):
                 own_class(module)
             parametrize.register_parametrization(module, attribute, grid, unsafe=True)
+        self.cut(self.border)
         self._measure()
 
     @torch.no_grad()
-    def _codes(self, name: str) -> Tensor:
+    def _codes(self, name: str, border: float | None = None) -> Tensor:
         weight = self._latent[name]
         step = torch.tensor(self.steps[name], dtype=weight.dtype, device=weight.device)
-        return _magnitudes(weight, step, self.dead_zone)
+        border = self.border if border is None else border
+        return _magnitudes(weight, step, self.dead_zone, border)
 
     @torch.no_grad()
     def _measure(self) -> None:
@@ -248,6 +255,20 @@ class RateAware(Method):
                     weight.grad.add_(push, alpha=price / self.steps[name])
 
     @torch.no_grad()
+    def level(self) -> float:
+        """The price that would pull at weights as hard, in the mean, as the loss's gradients do.
+
+        Before :meth:`before_step`, while gradients are the loss's own.
+        """
+        pulls = forces = 0.0
+        for name, weight in self._latent.items():
+            if weight.grad is not None and name in self._slopes:
+                codes = self._codes(name).clamp_(max=_MOST - 1).long()
+                pulls += float(self._slopes[name][codes].sum()) / self.steps[name]
+                forces += float(weight.grad.abs().sum())
+        return forces / pulls if pulls else 0.0
+
+    @torch.no_grad()
     def after_step(self) -> None:
         """Keep masked weights at zero."""
         self._count += 1
@@ -263,19 +284,35 @@ class RateAware(Method):
         return [(n, self._latent[n], m, None) for n, m in self.masks.items() if n in self._latent]
 
     @torch.no_grad()
-    def bits(self) -> float:
-        """Ideal size of all codes now, in bits: their order-0 entropy, signs included."""
+    def bits(self, border: float | None = None) -> float:
+        """Ideal size of all codes now, in bits: their order-0 entropy, signs included.
+
+        ``border``: as they would be, were they cut there (:meth:`cut`).
+        """
         total = 0.0
         for name, weight in self._latent.items():
-            codes = (self._codes(name) * weight.sign()).reshape(-1)
+            codes = (self._codes(name, border) * weight.sign()).reshape(-1)
             counts = torch.unique(codes, return_counts=True)[1].double()
             total += float((counts * torch.log2(counts.sum() / counts)).sum())
         return total
 
+    def cut(self, border: float) -> None:
+        """Weights of a magnitude below ``border`` steps are zero from here on.
+
+        Raises :class:`ArgumentError` for a border below 0, or not finite.
+        """
+        if not 0 <= border < float("inf"):
+            raise ArgumentError(f"border={border} must be at least 0 and finite")
+        self.border = border
+        for module, attribute, _ in self._owners:
+            for step in module.parametrizations[attribute]:  # type: ignore[index]
+                if isinstance(step, _Grid):
+                    step.border = border
+
     def quantized(self) -> dict[str, Quantized]:
         """Codes and code book of each weight as they are now."""
         return {
-            name: Quantized.of(snap(p.detach(), self.steps[name], self.dead_zone))
+            name: Quantized.of(p.detach().sign() * self._codes(name) * self.steps[name] + 0.0)
             for name, p in self._latent.items()
         }
 
@@ -294,10 +331,14 @@ class RateAware(Method):
 
     def _state(self) -> dict[str, Any]:
         """The count of steps, the histograms' slopes and the masks."""
-        return {"count": self._count, "slopes": dict(self._slopes), "masks": dict(self.masks)}
+        return {
+            "count": self._count, "slopes": dict(self._slopes), "masks": dict(self.masks),
+            "border": self.border,
+        }  # fmt: skip
 
     def _load(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`_state` returned."""
         self._count = int(state["count"])
         self._slopes = dict(state["slopes"])
+        self.cut(float(state.get("border", 0.0)))
         self.masks = Masks(state["masks"])

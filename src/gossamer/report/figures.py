@@ -77,6 +77,12 @@ class _Floor(Part):
     kept: Flag
 
 
+class _Size(Part):
+    most: Count
+    bytes: Count
+    kept: Flag
+
+
 class _Bytes(Part):
     dense: Count
     file: Annotated[int, Strict(), Field(ge=1, le=1 << 62)]
@@ -193,6 +199,7 @@ class _Run(Part):
     curves: list[_Epoch] | None = None
     mask_image: _Mask | None = None
     floor: _Floor | None = None
+    size: _Size | None = None
     coverage: Coverage | None = None
     notes: list[Text] | None = None
 

@@ -8,7 +8,7 @@ from typing import Any
 from gossamer.report import words
 from gossamer.training.metric import ACCURACY, Metric
 
-__all__ = ["covers", "keeps", "section"]
+__all__ = ["covers", "fits", "keeps", "section"]
 
 _MOST = 4  # kinds of modules that are named
 
@@ -28,6 +28,16 @@ def keeps(floor: Mapping[str, Any], metric: Metric = ACCURACY) -> str:
         least = most.partition(" ")[0]
         return f"FLOOR NOT KEPT: {change}, {number} {unit} of at most {least} lost"
     return f"floor kept: {change}, at most {most} may be lost"
+
+
+def fits(asked: Mapping[str, Any]) -> str:
+    """The verdict on the size of a file.
+
+    >>> fits({"most": 3000, "bytes": 3120, "kept": False})
+    'SIZE NOT KEPT: the file has 3,120 bytes of at most 3,000'
+    """
+    told = f"the file has {asked['bytes']:,} bytes of at most {asked['most']:,}"
+    return told if asked["kept"] else f"SIZE NOT KEPT: {told}"
 
 
 def covers(found: Mapping[str, Any]) -> str:
@@ -56,6 +66,8 @@ def section(run: Mapping[str, Any]) -> dict[str, Any] | None:
     if floor:
         kept = keeps(floor, words.metric(run))
         told.append((kept[:1].upper() + kept[1:] + ".", not floor["kept"]))
+    if asked := run.get("size"):
+        told.append((f"{fits(asked)[:1].upper()}{fits(asked)[1:]}.", not asked["kept"]))
     back = run["bytes"].get("reloaded") or {}
     if back.get("not_proved"):
         told.append((f"Not proved: {back['not_proved']}.", True))

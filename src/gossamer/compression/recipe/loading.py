@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from gossamer.compression.recipe.model import Recipe, described, known
 from gossamer.compression.recipe.reading import check_value, read, read_file, short
 from gossamer.compression.settings import Distill, Training
-from gossamer.compression.stage import STAGES, trainings
+from gossamer.compression.stage import STAGES, blind, trainings
 from gossamer.core.errors import RecipeError
 from gossamer.core.tables import near
 
@@ -335,3 +335,5 @@ def _check_order(recipe: Recipe) -> None:
         shared = shared or (name if stage.shares else None)
         absorbed = absorbed or (name if stage.absorbs else None)
         rebuilt = rebuilt or (name if stage.rebuilds else None)
+    if recipe.max_bytes is not None and (why := blind(recipe.work)):
+        raise RecipeError(f"{recipe.place('max_bytes')}: {recipe.max_bytes:,} bytes: {why}")

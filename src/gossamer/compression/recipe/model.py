@@ -47,6 +47,8 @@ class Recipe(Strict):
             the first stage that compresses: a difference of fractions (accuracy, agreement,
             cosine), or of a loss a part of its value; 1 allows anything. Rounds of pruning that
             end below go back to the last that kept it.
+        max_bytes: what the file may take. The last stage that sets a price of bits finds the
+            price whose file comes within 2 % below; left out: the recipe's own prices stand.
         stages: in order; ``pack`` and ``evaluate`` are added where they are missing.
     """
 
@@ -61,6 +63,7 @@ class Recipe(Strict):
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     task: Annotated[str, OneOf(TASKS)] | None = None
     max_drop: Annotated[float, Field(ge=0, le=1)] = 0.005
+    max_bytes: Annotated[int, Field(ge=64)] | None = None
     stages: tuple[Annotated[Stage, _OfTable()], ...] = ()
 
     @field_validator("name")

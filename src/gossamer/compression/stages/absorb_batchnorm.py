@@ -17,6 +17,7 @@ class AbsorbBatchnorm(Stage):
     stage: Literal["absorb_batchnorm"] = "absorb_batchnorm"
 
     shares: ClassVar[bool] = True
+    foreseen: ClassVar[bool] = True
     absorbs: ClassVar[bool] = True
 
     def run(self, state: State) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from gossamer.compression.layers import chosen, per_layer
 from gossamer.compression.parts import examples
 from gossamer.compression.settings import ByLayer, LayerDensity, Positive, Price
+from gossamer.compression.size import Size, priced
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
 from gossamer.core import access, names, nest
@@ -48,7 +49,8 @@ class Obs(LayerStage):
         group: weights that share a step: ``tensor``, ``channel`` (a row), or so many along a row.
         rate: in place of ``bits``: what 1000 bits of the file may cost, as a part of the power of
             the layer's outputs; the step follows from it. ``auto``: the highest, by factors of
-            two, at which the validation score keeps the run's floor (``max_drop``).
+            two, at which the validation score keeps the run's floor (``max_drop``); with the run's
+            ``max_bytes`` all rates are multiplied by the factor whose file has that size.
         error_at: where ``rate`` counts a layer's error: at the ``layer``'s outputs, or at the
             ``network``'s, as far as it reaches them (:mod:`gossamer.training.reach`). ``auto``: the
             network's where a pass uses a weight again, as recurrent layers do: what their state is
@@ -87,6 +89,11 @@ class Obs(LayerStage):
         if ":" in self.sparsity and any(d != 0.5 for d in every):
             raise ValueError(f"sparsity {self.sparsity} keeps half; give density: 0.5")
         return self
+
+    @property
+    def aims(self) -> bool:  # type: ignore[override]
+        """Where bits have a price."""
+        return self.rate is not None
 
     @property
     def shares(self) -> bool:  # type: ignore[override]
@@ -142,18 +149,22 @@ class Obs(LayerStage):
 
         far = self._reach(state, batches[0], [n for n, how in wanted.items() if how.rate], read)
 
-        def priced(rate: float | None) -> dict[str, Treatment]:
-            """Each layer's, at this rate for all or at its own."""
+        def at(factor: float) -> dict[str, Treatment]:
+            """Each layer's, with its rate times a factor; ``auto`` begins in the middle."""
+            own = {n: _MIDDLE if h.rate == "auto" else h.rate for n, h in wanted.items()}
             return {
-                n: replace(how, rate=(rate or how.rate) / far[n]) if how.rate else how
+                n: replace(how, rate=factor * rate / far[n]) if (rate := own[n]) else how
                 for n, how in wanted.items()
             }
 
         rate = None
-        if self.rate == "auto":
-            rate, done = _highest(state, lambda rate, label: treated(priced(rate), label))
+        if state.size is not None:
+            factor, done = _sized(state, state.size, lambda f, label: treated(at(f), label))
+            rate = factor * (_MIDDLE if self.rate == "auto" else 1.0)
+        elif self.rate == "auto":
+            rate, done = _highest(state, lambda r, label: treated(at(r / _MIDDLE), label))
         else:
-            done = treated(priced(None), "")
+            done = treated(at(1.0), "")
         state.fixed -= set(wanted)
         pruned = {n for n in wanted if n in given["density"] or n in state.masks}
         state.masks.update(Masks.of({n: every[n] for n in pruned}))
@@ -225,6 +236,28 @@ def _highest(state: State, treated: Callable[[float, str], Layers]) -> tuple[flo
     assert best is not None  # the first rate was tried
     state.model.load_state_dict(best[2])
     return _MIDDLE * 2.0 ** best[0], best[1]
+
+
+def _sized(
+    state: State, size: Size, treated: Callable[[float, str], Layers]
+) -> tuple[float, Layers]:
+    """The network at the lowest factor of all rates whose file has the size."""
+    start = {n: t.detach().clone() for n, t in state.model.state_dict().items()}
+    labels: dict[float, str] = {}
+
+    def measured(factor: float) -> int:
+        """Bytes of the file at this factor."""
+        labels[factor] = f"@{len(labels)}"
+        state.model.load_state_dict(start)
+        treated(factor, labels[factor])
+        found = size.of(state)
+        state.progress.say(f"  rates times {factor:.3g}: {found:,} bytes")
+        return found
+
+    factor, found = priced(size.most, 1.0, measured)
+    state.model.load_state_dict(start)
+    state.notes["size"] = {"most": size.most, "factor": factor, "bytes": found}
+    return factor, treated(factor, labels[factor])  # its layers are on disk
 
 
 def _next(found: Mapping[int, float]) -> int | None:

@@ -32,6 +32,7 @@ class QuantizeBiases(Stage):
     bits: Annotated[int, Field(ge=2, le=16)] = 8
 
     shares: ClassVar[bool] = True
+    foreseen: ClassVar[bool] = True
 
     @torch.no_grad()
     def run(self, state: State) -> None:

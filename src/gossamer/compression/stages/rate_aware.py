@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -15,10 +16,14 @@ from gossamer.compression.settings import (
     Strength,
     Training,
 )
+from gossamer.compression.size import Size
 from gossamer.compression.stage import LayerStage
 from gossamer.compression.state import State
+from gossamer.core import names
+from gossamer.core.plain import copied
 from gossamer.quantize import RateAware as Method
 from gossamer.quantize.rate_aware import check_owners
+from gossamer.quantize.set_point import SetPoint, fitted
 
 __all__ = ["RateAware"]
 
@@ -28,7 +33,8 @@ class RateAware(LayerStage):
 
     Attributes:
         step: the grid's, in units of the layer's standard deviation (over non-zero weights).
-        lam: price of a bit, in units of the loss.
+        lam: price of a bit, in units of the loss; with the run's ``max_bytes`` the price that is
+            begun with, and ``ramp`` is not used.
         ramp: fraction of the retraining over which the price rises to ``lam``.
         dead_zone: fraction of a step by which zero's cell is wider on each side.
     """
@@ -41,6 +47,7 @@ class RateAware(LayerStage):
     retrain: Training
 
     shares: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
     by_layer: ClassVar[tuple[str, ...]] = ("step",)
 
     def check(self, model: nn.Module) -> None:
@@ -60,12 +67,43 @@ class RateAware(LayerStage):
             state.model,
             step=steps,
             lam=self.lam,
-            ramp=int(self.ramp * updates),
+            ramp=0 if state.size else int(self.ramp * updates),
             dead_zone=self.dead_zone,
             masks=state.masks,
             include=list(steps),
         )
-        state.train(self.retrain, [method, *state.others(steps)])
+        if state.size is None:
+            state.train(self.retrain, [method, *state.others(steps)])
+        else:
+            self._sized(state, state.size, method, updates, steps)
         method.finish()
         state.fixed |= set(steps)
         mask_zeros(state, steps)
+
+    def _sized(
+        self, state: State, size: Size, method: Method, updates: int, steps: dict[str, Any]
+    ) -> None:
+        """Train at the price whose file has the size, and round to it."""
+        plain = copied(state.model)
+
+        def measured() -> int:
+            """Bytes of the file of the weights as they are snapped now."""
+            with torch.no_grad():
+                now = names.clean_state_dict(state.model)
+                for name, tensor in names.clean_state_dict(plain).items():
+                    tensor.copy_(now[name])
+            found = size.of(state, plain)
+            state.progress.say(f"  price of a bit {method.lam:.2g}: {found:,} bytes")
+            return found
+
+        steered = SetPoint(method, size.most, measured, steps=updates)
+        state.train(self.retrain, [steered, method, *state.others(steps)])
+        steered.finish()
+        trained = measured()
+        state.notes["size"] = {
+            "most": size.most,
+            "price": method.lam,
+            "trained": trained,
+            "bytes": fitted(method, size.most, measured),
+            "border": method.border,
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gossamer.compression.stage import Stage
 from gossamer.compression.state import State
@@ -18,6 +18,8 @@ class RemoveDead(Stage):
     """
 
     stage: Literal["remove_dead"] = "remove_dead"
+
+    foreseen: ClassVar[bool] = True
 
     def run(self, state: State) -> None:
         """Report what was dead."""

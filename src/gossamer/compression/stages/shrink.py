@@ -31,6 +31,7 @@ class Shrink(Stage):
     lowered: bool = False
 
     rebuilds: ClassVar[bool] = True
+    foreseen: ClassVar[bool] = True
 
     def run(self, state: State) -> None:
         """Shrink; masks and few-bit weights go on with what is left."""

@@ -1,0 +1,158 @@
+"""The price of a bit, steered so that the file ends at a size that was asked for.
+
+Rate control as encoders of video do it, on the Lagrangian of entropy-constrained quantization
+(Chou, Lookabaugh, Gray 1989): the price is the multiplier of a constraint on bytes. The size is to
+fall geometrically from what it is at first to the target, and to stay there; the logarithm of the
+price follows the logarithm of size over wanted size, a part at once and a part summed up over the
+training (a PI controller). What the price has not brought about yet, or cannot, is cut: codes
+nearest to zero's cell are zero, and the network trains on without them, until they grow. Sizes are
+a real packer's; between two of its looks the entropy of the codes tells the change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from gossamer.core.errors import ArgumentError
+from gossamer.core.method import Method
+from gossamer.quantize.rate_aware import RateAware
+
+__all__ = ["SetPoint", "fitted"]
+
+_SETTLED = 0.6  # of the training: from here on the size is to be the target
+_HELD = 0.95  # from here on the price stays: what moves so late is noise
+_AT_ONCE, _SUMMED = 10.0, 150.0
+_WIDEST = math.log(1e4)  # of the price, from what it began with
+_STRONGEST = 1.0  # of what the loss pulls with: a higher price throws weights about
+_KEPT = 0.9  # of the running mean of that
+_UPDATES, _CUTS, _LOOKS = 400, 24, 8  # of a training: of the price, of the border, real sizes
+_FARTHEST = 8.0  # steps from zero that the last cut may take
+_LOWEST = 0.1  # below it nothing is cut that the grid does not
+_EXACT = 0.999  # of the target: the last cut is near enough
+_HALVES = 10
+_LEAST = 1e-7  # a price to begin with, where none is given
+
+
+class SetPoint(Method):
+    """Set the price of :class:`RateAware` so that what ``measured`` gives becomes ``most``.
+
+    Attach it before the method that it steers, whose ``ramp`` is 0.
+
+    Args:
+        method: it trains on a grid; its price is where the search begins.
+        most: bytes.
+        measured: the bytes of the file as the network is now.
+        steps: optimizer steps of the training.
+    """
+
+    def __init__(
+        self, method: RateAware, most: int, measured: Callable[[], int], *, steps: int
+    ) -> None:
+        super().__init__()
+        if most < 1 or steps < 1:
+            raise ArgumentError(f"most={most} (bytes) and steps={steps} must be at least 1")
+        self.method, self.most, self.measured, self.steps = method, most, measured, steps
+        self._first = max(method.lam, _LEAST)
+        self._count = 0
+        self._summed = 0.0
+        self._looked: tuple[int, float] | None = None  # bytes, and bits of all codes then
+        self._start = float(most)
+        self._level = 0.0  # the price that pulls as the loss does
+
+    def _setup(self) -> None:
+        """Nothing: the first step looks."""
+
+    @property
+    def price(self) -> float:
+        """The present price of a bit."""
+        return self.method.lam
+
+    def before_step(self) -> None:
+        """Look at the size, set the price, and cut."""
+        done, count = self._count / self.steps, self._count
+        self._count += 1
+        if done >= _HELD or count % max(1, self.steps // _UPDATES):
+            return
+        if count % max(1, self.steps // _LOOKS) == 0 or self._looked is None:
+            first = self._looked is None
+            self._looked = self.measured(), self.method.bits()
+            if first:
+                self._start = max(float(self._looked[0]), float(self.most))
+        left = max(0.0, 1 - done / _SETTLED)
+        wanted = self.most * (self._start / self.most) ** left
+        size = self._size(0.0)
+        off = math.log(size / wanted)
+        if size > self.most:  # ahead of its time, and still too large: no reason to pay less
+            off = max(off, 0.0)
+        now = self.method.level()
+        self._level = _KEPT * self._level + (1 - _KEPT) * now if self._level else now
+        most = math.log(max(_STRONGEST * self._level, _LEAST) / self._first)
+        self._summed += _SUMMED * off * max(1, self.steps // _UPDATES) / self.steps
+        self._summed = min(max(self._summed, -_WIDEST), most)
+        power = min(max(_AT_ONCE * off + self._summed, -_WIDEST), most)
+        self.method.lam = self._first * math.exp(power)
+        if count % max(1, self.steps // _CUTS) == 0:
+            self.method.cut(self._border(wanted))
+
+    def _size(self, border: float) -> float:
+        """Bytes of the file, were codes cut there."""
+        assert self._looked is not None
+        at, then = self._looked
+        return max(1.0, at + (self.method.bits(border) - then) / 8)
+
+    def _border(self, wanted: float) -> float:
+        """Where to cut, so that the file has the wanted size; 0 where it has."""
+        low, high = 0.0, _FARTHEST
+        if self._size(low) <= wanted:
+            return low
+        for _ in range(_HALVES):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._size(middle) <= wanted else (middle, high)
+        return high
+
+    def _state(self) -> dict[str, Any]:
+        """Where the controller stands."""
+        return {
+            "count": self._count, "summed": self._summed, "start": self._start,
+            "looked": self._looked, "level": self._level, "price": self.method.lam,
+        }  # fmt: skip
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`_state` returned."""
+        self._count, self._summed = int(state["count"]), float(state["summed"])
+        self._start, self._looked = float(state["start"]), state["looked"]
+        self._level, self.method.lam = float(state["level"]), float(state["price"])
+
+    def finish(self) -> None:
+        """Let go."""
+        self.detach()
+
+
+def fitted(method: RateAware, most: int, measured: Callable[[], int], *, tries: int = 14) -> int:
+    """Cut as few codes as bring the file to ``most`` bytes, as the packer has it; the bytes.
+
+    It begins where training has left the border, and looks near it first. Where no border is far
+    enough, the farthest is taken.
+    """
+    low, high, least = 0.0, _FARTHEST, None
+    border, part = method.border, 1 / 32
+    for _ in range(tries):
+        method.cut(border)
+        size = measured()
+        if size <= most:
+            high, least = border, size
+            if border == 0 or size >= _EXACT * most:
+                break
+        else:
+            low = border
+        if least is None:
+            border = min(max(border, 0.5) * (1 + part), _FARTHEST)
+        elif low == 0:
+            border = high * (1 - part) if high > _LOWEST else 0.0
+        else:
+            border = (low + high) / 2
+        part *= 2
+    method.cut(high)
+    return measured() if least is None else least
