@@ -22,6 +22,7 @@ from gossamer.quantize import (
     LossAware,
     Projected,
     RateAware,
+    SetPoint,
     SharedWeights,
     loss_aware,
     projected,
@@ -50,6 +51,9 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
         for form in group_lasso.FORMS
     },
     "rate aware": lambda model: RateAware.relative(model, step=0.3, lam=1e-4),
+    "rate aware, to a size": lambda model: RateAware.relative(
+        model, step=0.3, lam=1e-4, control=SetPoint(40, lambda: 60, steps=20)
+    ),
     **{
         name: lambda model, rule=rule: DynamicSparse(
             rule, 0.5, steps=20, every=3, generator=torch.Generator().manual_seed(0)

@@ -23,11 +23,10 @@ def net() -> nn.Sequential:
 def begun(most: int) -> tuple[nn.Module, torch.optim.Optimizer, RateAware, SetPoint]:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    method = RateAware.relative(model, step=0.4, lam=1e-4)
-    steered = SetPoint(method, most, lambda: 20 + int(method.bits() / 8), steps=STEPS)
-    steered.attach(model, optimizer)
+    control = SetPoint(most, lambda: 20 + int(method.bits() / 8), steps=STEPS)
+    method = RateAware.relative(model, step=0.4, lam=1e-4, control=control)
     method.attach(model, optimizer)
-    return model, optimizer, method, steered
+    return model, optimizer, method, control
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
@@ -42,15 +41,14 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: 
 
 @pytest.mark.parametrize("most", [60, 90, 130, 180])
 def test_the_file_ends_just_below_its_target_whatever_that_is(most: int) -> None:
-    model, optimizer, method, steered = begun(most)
+    model, optimizer, method, control = begun(most)
     steps(model, optimizer, 0, STEPS)
-    trained = steered.measured()
+    trained = control.measured()
     if most > 60:  # a fifth of what the codes took
         assert 0.85 * most <= trained <= 1.1 * most
-    size = fitted(method, most, steered.measured)
-    assert size == steered.measured()
+    size = fitted(method, most, control.measured)
+    assert size == control.measured()
     assert 0.97 * most <= size <= most
-    steered.finish()
     method.finish()
     # what was measured is what is left: values on the grid, and the cut's zeros
     left = torch.cat([model[0].weight.flatten(), model[2].weight.flatten()])
@@ -58,20 +56,19 @@ def test_the_file_ends_just_below_its_target_whatever_that_is(most: int) -> None
 
 
 def test_a_state_loaded_in_the_middle_gives_the_unbroken_runs_bits() -> None:
-    model, optimizer, method, steered = begun(90)
+    model, optimizer, method, _ = begun(90)
     steps(model, optimizer, 0, STEPS // 2)
     kept: dict[str, Any] = copy.deepcopy({
         "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-        "method": method.state_dict(), "steered": steered.state_dict(),
+        "method": method.state_dict(),
     })  # fmt: skip
     steps(model, optimizer, STEPS // 2, STEPS)
-    again, optimizer2, method2, steered2 = begun(90)
+    again, optimizer2, method2, _ = begun(90)
     again.load_state_dict(kept["model"])
     optimizer2.load_state_dict(kept["optimizer"])
     method2.load_state_dict(kept["method"])
-    steered2.load_state_dict(kept["steered"])
     steps(again, optimizer2, STEPS // 2, STEPS)
-    assert steered2.price == steered.price
+    assert method2.lam == method.lam
     assert method2.border == method.border
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -110,7 +107,9 @@ def test_the_last_cut_takes_as_few_codes_as_the_size_asks_for() -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     method = RateAware({"0.weight": 1.0}, lam=0.0)
     with pytest.raises(ArgumentError, match="most=0"):
-        SetPoint(method, 0, lambda: 1, steps=10)
+        SetPoint(0, lambda: 1, steps=10)
+    with pytest.raises(ArgumentError, match="ramp=5"):
+        RateAware({"0.weight": 1.0}, lam=0.0, ramp=5, control=SetPoint(9, lambda: 1, steps=10))
     with pytest.raises(ArgumentError, match="border=-1"):
         method.cut(-1.0)
     with pytest.raises(ArgumentError, match="border=nan"):

@@ -17,6 +17,7 @@ from gossamer.quantize.lsq import LSQ
 from gossamer.quantize.network import FixedPoint
 from gossamer.quantize.projected import Projected
 from gossamer.quantize.rate_aware import RateAware
+from gossamer.quantize.set_point import SetPoint
 from gossamer.quantize.shared import SharedWeights
 from gossamer.quantize.ttq import TTQ
 from gossamer.quantize.uniform import uniform
@@ -33,6 +34,7 @@ __all__ = [
     "Projected",
     "QuantizedReLU",
     "RateAware",
+    "SetPoint",
     "SharedWeights",
     "calibrate",
     "ecsq",

@@ -30,6 +30,7 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.latent import check_norm, dense, own_class
 from gossamer.core.masks import Masks
 from gossamer.core.method import Method
+from gossamer.quantize.set_point import SetPoint
 
 __all__ = ["RateAware", "check_owners", "snap"]
 
@@ -123,6 +124,7 @@ class RateAware(Method):
         dead_zone: fraction of a step, in [0, 0.5), by which zero's cell is wider on each side.
         masks: weights that stay zero.
         every: optimizer steps between two looks at the histograms.
+        control: sets the price so that a file has a size; ``ramp`` is 0 with it.
 
     Raises :class:`ArgumentError` for values outside what is allowed, on construction; for unknown
     or already parametrized weights, on attach, with the model left as it was.
@@ -139,6 +141,7 @@ class RateAware(Method):
         dead_zone: float = 0.1,
         masks: Masks | None = None,
         every: int = 50,
+        control: SetPoint | None = None,
     ) -> None:
         super().__init__()
         if not steps:
@@ -152,11 +155,13 @@ class RateAware(Method):
             raise ArgumentError(f"dead_zone={dead_zone} is outside [0, 0.5)")
         if ramp < 0 or every < 1:
             raise ArgumentError(f"ramp={ramp} must be at least 0 and every={every} at least 1")
+        if control is not None and ramp:
+            raise ArgumentError(f"ramp={ramp}: the control sets the price; leave ramp out")
         # the grid is a float32 one: round once, here, so that code and file agree
         self.steps = {n: float(torch.tensor(s, dtype=torch.float32)) for n, s in steps.items()}
         self.lam, self.ramp, self.dead_zone, self.every = lam, ramp, dead_zone, every
         self.masks = Masks(masks or {})
-        self.border = 0.0
+        self.border, self.control = 0.0, control
         self._count = 0
         self._slopes: dict[str, Tensor] = {}
         self._latent: dict[str, nn.Parameter] = {}
@@ -246,6 +251,8 @@ class RateAware(Method):
         hooks.dense_gradients(self._guarded())
         if self._count % self.every == 0:
             self._measure()
+        if self.control is not None:
+            self.control.step(self)
         price = self.lam * (min(1.0, self._count / self.ramp) if self.ramp else 1.0)
         if price:
             for name, weight in self._latent.items():
@@ -333,7 +340,8 @@ class RateAware(Method):
         """The count of steps, the histograms' slopes and the masks."""
         return {
             "count": self._count, "slopes": dict(self._slopes), "masks": dict(self.masks),
-            "border": self.border,
+            "border": self.border, "lam": self.lam,
+            "control": self.control and self.control.state(),
         }  # fmt: skip
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -341,4 +349,7 @@ class RateAware(Method):
         self._count = int(state["count"])
         self._slopes = dict(state["slopes"])
         self.cut(float(state.get("border", 0.0)))
+        if self.control is not None and state.get("control"):
+            self.lam = float(state["lam"])
+            self.control.load(state["control"])
         self.masks = Masks(state["masks"])

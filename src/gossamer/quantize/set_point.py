@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import ArgumentError
-from gossamer.core.method import Method
-from gossamer.quantize.rate_aware import RateAware
+
+if TYPE_CHECKING:
+    from gossamer.quantize.rate_aware import RateAware
 
 __all__ = ["SetPoint", "fitted"]
 
@@ -28,106 +29,94 @@ _WIDEST = math.log(1e4)  # of the price, from what it began with
 _STRONGEST = 1.0  # of what the loss pulls with: a higher price throws weights about
 _KEPT = 0.9  # of the running mean of that
 _UPDATES, _CUTS, _LOOKS = 400, 24, 8  # of a training: of the price, of the border, real sizes
-_FARTHEST = 8.0  # steps from zero that the last cut may take
+_FARTHEST = 64.0  # steps from zero that the last cut may take
 _LOWEST = 0.1  # below it nothing is cut that the grid does not
 _EXACT = 0.999  # of the target: the last cut is near enough
-_HALVES = 10
+_HALVES = 13
 _LEAST = 1e-7  # a price to begin with, where none is given
 
 
-class SetPoint(Method):
-    """Set the price of :class:`RateAware` so that what ``measured`` gives becomes ``most``.
+class SetPoint:
+    """What sets the price of :class:`~gossamer.quantize.RateAware` so that a file has a size.
 
-    Attach it before the method that it steers, whose ``ramp`` is 0.
+    Given as its ``control``. The price that the method was made with is where the search begins.
 
     Args:
-        method: it trains on a grid; its price is where the search begins.
         most: bytes.
         measured: the bytes of the file as the network is now.
         steps: optimizer steps of the training.
+
+    Raises :class:`ArgumentError` for sizes or steps below 1.
     """
 
-    def __init__(
-        self, method: RateAware, most: int, measured: Callable[[], int], *, steps: int
-    ) -> None:
-        super().__init__()
+    def __init__(self, most: int, measured: Callable[[], int], *, steps: int) -> None:
         if most < 1 or steps < 1:
             raise ArgumentError(f"most={most} (bytes) and steps={steps} must be at least 1")
-        self.method, self.most, self.measured, self.steps = method, most, measured, steps
-        self._first = max(method.lam, _LEAST)
+        self.most, self.measured, self.steps = most, measured, steps
+        self._first = 0.0  # the price at the start
         self._count = 0
         self._summed = 0.0
         self._looked: tuple[int, float] | None = None  # bytes, and bits of all codes then
         self._start = float(most)
         self._level = 0.0  # the price that pulls as the loss does
 
-    def _setup(self) -> None:
-        """Nothing: the first step looks."""
-
-    @property
-    def price(self) -> float:
-        """The present price of a bit."""
-        return self.method.lam
-
-    def before_step(self) -> None:
-        """Look at the size, set the price, and cut."""
+    def step(self, method: RateAware) -> None:
+        """Look at the size, set the price, and cut; before each step, with the loss's gradients."""
+        self._first = self._first or max(method.lam, _LEAST)
         done, count = self._count / self.steps, self._count
         self._count += 1
         if done >= _HELD or count % max(1, self.steps // _UPDATES):
             return
         if count % max(1, self.steps // _LOOKS) == 0 or self._looked is None:
             first = self._looked is None
-            self._looked = self.measured(), self.method.bits()
+            self._looked = self.measured(), method.bits()
             if first:
                 self._start = max(float(self._looked[0]), float(self.most))
         left = max(0.0, 1 - done / _SETTLED)
         wanted = self.most * (self._start / self.most) ** left
-        size = self._size(0.0)
+        size = self._size(method, 0.0)
         off = math.log(size / wanted)
         if size > self.most:  # ahead of its time, and still too large: no reason to pay less
             off = max(off, 0.0)
-        now = self.method.level()
+        now = method.level()
         self._level = _KEPT * self._level + (1 - _KEPT) * now if self._level else now
         most = math.log(max(_STRONGEST * self._level, _LEAST) / self._first)
         self._summed += _SUMMED * off * max(1, self.steps // _UPDATES) / self.steps
         self._summed = min(max(self._summed, -_WIDEST), most)
         power = min(max(_AT_ONCE * off + self._summed, -_WIDEST), most)
-        self.method.lam = self._first * math.exp(power)
+        method.lam = self._first * math.exp(power)
         if count % max(1, self.steps // _CUTS) == 0:
-            self.method.cut(self._border(wanted))
+            method.cut(self._border(method, wanted))
 
-    def _size(self, border: float) -> float:
+    def _size(self, method: RateAware, border: float) -> float:
         """Bytes of the file, were codes cut there."""
         assert self._looked is not None
         at, then = self._looked
-        return max(1.0, at + (self.method.bits(border) - then) / 8)
+        return max(1.0, at + (method.bits(border) - then) / 8)
 
-    def _border(self, wanted: float) -> float:
+    def _border(self, method: RateAware, wanted: float) -> float:
         """Where to cut, so that the file has the wanted size; 0 where it has."""
         low, high = 0.0, _FARTHEST
-        if self._size(low) <= wanted:
+        if self._size(method, low) <= wanted:
             return low
         for _ in range(_HALVES):
             middle = (low + high) / 2
-            low, high = (low, middle) if self._size(middle) <= wanted else (middle, high)
+            fits = self._size(method, middle) <= wanted
+            low, high = (low, middle) if fits else (middle, high)
         return high
 
-    def _state(self) -> dict[str, Any]:
-        """Where the controller stands."""
+    def state(self) -> dict[str, Any]:
+        """Where it stands, as plain values."""
         return {
-            "count": self._count, "summed": self._summed, "start": self._start,
-            "looked": self._looked, "level": self._level, "price": self.method.lam,
+            "count": self._count, "first": self._first, "summed": self._summed,
+            "start": self._start, "looked": self._looked, "level": self._level,
         }  # fmt: skip
 
-    def _load(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`_state` returned."""
-        self._count, self._summed = int(state["count"]), float(state["summed"])
-        self._start, self._looked = float(state["start"]), state["looked"]
-        self._level, self.method.lam = float(state["level"]), float(state["price"])
-
-    def finish(self) -> None:
-        """Let go."""
-        self.detach()
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state` stood."""
+        self._count, self._first = int(state["count"]), float(state["first"])
+        self._summed, self._start = float(state["summed"]), float(state["start"])
+        self._looked, self._level = state["looked"], float(state["level"])
 
 
 def fitted(method: RateAware, most: int, measured: Callable[[], int], *, tries: int = 14) -> int:

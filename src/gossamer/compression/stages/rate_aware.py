@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -63,47 +64,39 @@ class RateAware(LayerStage):
         steps = per_layer(state.model, weights, self.step)
         state.fixed -= set(steps)
         updates = self.retrain.epochs * math.ceil(len(state.data.train) / self.retrain.batch_size)
-        method = Method.relative(
-            state.model,
-            step=steps,
-            lam=self.lam,
-            ramp=0 if state.size else int(self.ramp * updates),
-            dead_zone=self.dead_zone,
-            masks=state.masks,
-            include=list(steps),
-        )
+        settings: dict[str, Any] = {"step": steps, "lam": self.lam, "dead_zone": self.dead_zone}
+        settings |= {"masks": state.masks, "include": list(steps)}
+        others = state.others(steps)
         if state.size is None:
-            state.train(self.retrain, [method, *state.others(steps)])
+            ramp = int(self.ramp * updates)
+            method = Method.relative(state.model, ramp=ramp, **settings)
+            state.train(self.retrain, [method, *others])
         else:
-            self._sized(state, state.size, method, updates, steps)
+            measured = _measured(state, state.size)
+            control = SetPoint(state.size.most, measured, steps=updates)
+            method = Method.relative(state.model, control=control, **settings)
+            state.train(self.retrain, [method, *others])
+            state.notes["size"] = {
+                "most": state.size.most,
+                "price": method.lam,
+                "trained": measured(),
+                "bytes": fitted(method, state.size.most, measured),
+                "border": method.border,
+            }
         method.finish()
         state.fixed |= set(steps)
         mask_zeros(state, steps)
 
-    def _sized(
-        self, state: State, size: Size, method: Method, updates: int, steps: dict[str, Any]
-    ) -> None:
-        """Train at the price whose file has the size, and round to it."""
-        plain = copied(state.model)
 
-        def measured() -> int:
-            """Bytes of the file of the weights as they are snapped now."""
-            with torch.no_grad():
-                now = names.clean_state_dict(state.model)
-                for name, tensor in names.clean_state_dict(plain).items():
-                    tensor.copy_(now[name])
-            found = size.of(state, plain)
-            state.progress.say(f"  price of a bit {method.lam:.2g}: {found:,} bytes")
-            return found
+def _measured(state: State, size: Size) -> Callable[[], int]:
+    """What tells the bytes of the file of the weights as they are snapped at present."""
+    plain = copied(state.model)
 
-        steered = SetPoint(method, size.most, measured, steps=updates)
-        state.train(self.retrain, [steered, method, *state.others(steps)])
-        steered.finish()
-        trained = measured()
-        state.notes["size"] = {
-            "most": size.most,
-            "price": method.lam,
-            "trained": trained,
-            "bytes": fitted(method, size.most, measured),
-            "border": method.border,
-        }
+    @torch.no_grad()
+    def measured() -> int:
+        now = names.clean_state_dict(state.model)
+        for name, tensor in names.clean_state_dict(plain).items():
+            tensor.copy_(now[name])
+        return size.of(state, plain)
+
+    return measured
