@@ -35,6 +35,7 @@ from gossamer.quantize.set_point import SetPoint
 __all__ = ["RateAware", "check_owners", "snap"]
 
 _MOST = 256  # codes beyond share the last bin of the histogram
+_WIDEST = 1 << 16  # codes beyond are counted as one
 _STEEPEST = 8.0  # bits between neighbouring codes; a rare code must not throw its weight to zero
 
 
@@ -299,7 +300,9 @@ class RateAware(Method):
         total = 0.0
         for name, weight in self._latent.items():
             codes = (self._codes(name, border) * weight.sign()).reshape(-1)
-            counts = torch.unique(codes, return_counts=True)[1].double()
+            codes = codes.clamp_(-_WIDEST, _WIDEST)
+            counts = torch.bincount((codes - codes.min()).long()).double()
+            counts = counts[counts > 0]
             total += float((counts * torch.log2(counts.sum() / counts)).sum())
         return total
 

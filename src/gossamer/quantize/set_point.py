@@ -28,10 +28,11 @@ _AT_ONCE, _SUMMED = 10.0, 150.0
 _WIDEST = math.log(1e4)  # of the price, from what it began with
 _STRONGEST = 1.0  # of what the loss pulls with: a higher price throws weights about
 _KEPT = 0.9  # of the running mean of that
-_UPDATES, _CUTS, _LOOKS = 400, 24, 8  # of a training: of the price, of the border, real sizes
+_UPDATES, _CUTS = 400, 24  # of a training: of the price, of the border
+_LOOKS = (0.25, 0.5, 0.65, 0.8, 0.9)  # where in a training a real packer is asked
 _FARTHEST = 64.0  # steps from zero that the last cut may take
 _LOWEST = 0.1  # below it nothing is cut that the grid does not
-_EXACT = 0.999  # of the target: the last cut is near enough
+_EXACT = 0.995  # of the target: the last cut is near enough
 _HALVES = 13
 _LEAST = 1e-7  # a price to begin with, where none is given
 
@@ -54,7 +55,7 @@ class SetPoint:
             raise ArgumentError(f"most={most} (bytes) and steps={steps} must be at least 1")
         self.most, self.measured, self.steps = most, measured, steps
         self._first = 0.0  # the price at the start
-        self._count = 0
+        self._count = self._looks = 0
         self._summed = 0.0
         self._looked: tuple[int, float] | None = None  # bytes, and bits of all codes then
         self._start = float(most)
@@ -67,11 +68,13 @@ class SetPoint:
         self._count += 1
         if done >= _HELD or count % max(1, self.steps // _UPDATES):
             return
-        if count % max(1, self.steps // _LOOKS) == 0 or self._looked is None:
-            first = self._looked is None
+        if self._looked is None:  # the entropy will do for where to begin
+            bits = method.bits()
+            self._looked = int(bits / 8), bits
+            self._start = max(bits / 8, float(self.most))
+        elif self._looks < len(_LOOKS) and done >= _LOOKS[self._looks]:
+            self._looks += 1
             self._looked = self.measured(), method.bits()
-            if first:
-                self._start = max(float(self._looked[0]), float(self.most))
         left = max(0.0, 1 - done / _SETTLED)
         wanted = self.most * (self._start / self.most) ** left
         size = self._size(method, 0.0)
@@ -109,14 +112,16 @@ class SetPoint:
         """Where it stands, as plain values."""
         return {
             "count": self._count, "first": self._first, "summed": self._summed,
-            "start": self._start, "looked": self._looked, "level": self._level,
+            "start": self._start, "looks": self._looks, "looked": self._looked,
+            "level": self._level,
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state` stood."""
         self._count, self._first = int(state["count"]), float(state["first"])
         self._summed, self._start = float(state["summed"]), float(state["start"])
-        self._looked, self._level = state["looked"], float(state["level"])
+        self._looks, self._looked = int(state["looks"]), state["looked"]
+        self._level = float(state["level"])
 
 
 def fitted(method: RateAware, most: int, measured: Callable[[], int], *, tries: int = 14) -> int:

@@ -1,0 +1,1 @@
+"""A size is given, the network is found."""
