@@ -37,6 +37,33 @@ def test_soft_targets_of_sequences_and_of_the_teacher_itself() -> None:
     )
 
 
+def test_places_that_do_not_count_have_no_soft_target_either() -> None:
+    g = torch.Generator().manual_seed(0)
+    outputs, teacher = torch.randn(2, 3, 5, generator=g), torch.randn(2, 3, 5, generator=g)
+    targets = torch.tensor([[1, -100, 2], [-100, -100, 4]])
+    kept = targets != -100
+    wanted = soft_targets(outputs[kept], targets[kept], teacher[kept], weight=0.5)
+    assert torch.equal(soft_targets(outputs, targets, teacher, weight=0.5), wanted)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "teacher", "options", "message"),
+    [
+        ((1, 10), torch.zeros(1).long(), (1, 20), {}, "do not fit"),  # would be broadcast
+        ((4, 10), torch.zeros(4).long(), (1, 10), {}, "do not fit"),
+        ((2, 5, 5, 5), torch.zeros(2, 5, 5).long(), (2, 5, 4, 5), {}, "do not fit"),
+        ((2, 5, 4, 4), torch.zeros(2, 4, 4).long(), (2, 5, 4, 4), {}, "do not fit"),
+        ((4, 3), torch.zeros(4), (4, 3), {}, "class indices"),
+        ((4, 3), torch.zeros(4).long(), (4, 3), {"temperature": 0.0}, "temperature=0.0"),
+        ((4, 3), torch.zeros(4).long(), (4, 3), {"temperature": -1.0}, "temperature=-1.0"),
+        ((4, 3), torch.zeros(4).long(), (4, 3), {"weight": 1.5}, "weight=1.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused(outputs, targets, teacher, options, message) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        soft_targets(torch.zeros(outputs), targets, torch.zeros(teacher), **options)
+
+
 def test_hint_by_hand() -> None:
     student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[1.0], [3.0]])
     regressor = nn.Linear(2, 1, bias=False)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.core import nest
-from gossamer.core.errors import ArgumentError
 from gossamer.core.modes import device_of, evaluating
-from gossamer.training.distill import soft_targets
+from gossamer.training.distill import check_softness, soft_targets
 from gossamer.training.tasks.base import Meter, Task
 from gossamer.training.tasks.counts import Classification, MultiLabel
 from gossamer.training.tasks.values import Fidelity
@@ -34,8 +33,7 @@ class Distilled(Task):
     name = "distilled"
 
     def __init__(self, task: Task, teacher: nn.Module, weight: float, temperature: float) -> None:
-        if not 0 <= weight <= 1:
-            raise ArgumentError(f"weight={weight} is outside [0, 1]")
+        check_softness(weight, temperature)
         self.task, self.teacher = task, teacher
         self.weight, self.temperature = weight, temperature
         self.metric = task.metric

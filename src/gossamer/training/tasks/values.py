@@ -159,7 +159,7 @@ class Fidelity(Task):
             if self.outputs == "logits":
                 a, b = _classes_last(outputs), _classes_last(wanted)
                 same_shape(a, b)
-                same = a.argmax(-1).cpu() == b.argmax(-1).cpu()
+                same = (a.argmax(-1).cpu() == b.argmax(-1).cpu()) & ~a.amax(-1).isnan().cpu()
                 found["agreement"] = same.reshape(len(same), -1).double().mean(1)
                 pairs = [(a, b)]
             else:
