@@ -302,7 +302,8 @@ class _Attempt:
         inside = tuple(f"{n}." for n, r in replaced.items() if r.kind != "lowered")
         shapes = {n: s for n, s in plan.shapes.items() if not (inside and n.startswith(inside))}
         numbers = {n: v for n, v in plan.numbers.items() if n not in replaced}
-        plan = Plan({**plan.replaced, **replaced}, shapes, numbers)
+        picked = {n: p for n, p in plan.picked.items() if n in shapes}
+        plan = Plan({**plan.replaced, **replaced}, shapes, numbers, picked)
         kept = {n: v for n, v in old.values.items() if not (inside and n.startswith(inside))}
         return _Made(model, plan, replace(old, values={**kept, **values}), gone, off)
 
