@@ -160,21 +160,35 @@ class LanguageModel(Classification):
 
 
 class MultiLabel(Classification):
-    """Several labels at once: (N, C) targets of 0 and 1 for (N, C) logits; accuracy by label."""
+    """Several labels at once: (N, C) targets of 0 and 1 for (N, C) logits; accuracy by label.
+
+    Targets of -100 do not count; those between 0 and 1 are soft.
+    """
 
     name = "multi-label"
 
     def loss(self, outputs: Any, targets: Any, inputs: Any) -> Tensor:
         """Mean binary cross-entropy."""
         found, wanted = self.pair(outputs, targets, inputs)
+        counted = wanted != IGNORED
+        if not bool(counted.all()):
+            found, wanted = found[counted], wanted[counted]
+            if not len(wanted):
+                return found.sum()  # of nothing: 0
         return F.binary_cross_entropy_with_logits(found, wanted.to(found.dtype))
 
     def check(self, outputs: Any, targets: Any) -> None:
-        """One shape."""
+        """One shape, and labels: another number would give a loss all the same."""
         same_shape(logits(outputs), targets)
+        odd = targets[((targets < 0) | (targets > 1)) & (targets != IGNORED)]
+        if odd.numel():
+            raise ArgumentError(
+                f"targets hold {odd[0].item()}: several labels at once are 0 and 1, or {IGNORED} "
+                "where one does not count; of class indices the task is 'classification'"
+            )
 
     def right(self, outputs: Any, targets: Any, inputs: Any) -> tuple[Tensor, Tensor]:
         """Right where the logit's sign is the label's."""
         found, wanted = self.pair(outputs, targets, inputs)
         right = ((found > 0) == (wanted > 0.5)) & ~found.isnan()
-        return right, torch.ones_like(wanted, dtype=torch.bool)
+        return right, wanted != IGNORED

@@ -67,6 +67,15 @@ class Embedding(_ByExample):
     name = "embedding"
     metric = Metric("cosine", "")
 
+    def check(self, outputs: Any, targets: Any) -> None:
+        """One shape, of vectors."""
+        super().check(outputs, targets)
+        if targets.ndim < 2:
+            raise ArgumentError(
+                f"targets {nest.shown(targets)} are no vectors; give (N, D), or the task "
+                "'regression'"
+            )
+
     def loss(self, outputs: Any, targets: Any, inputs: Any) -> Tensor:
         """1 - mean cosine."""
         found, wanted = self.pair(outputs, targets)
