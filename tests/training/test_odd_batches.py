@@ -9,8 +9,8 @@ from torch import nn
 
 import gossamer
 from gossamer.core.errors import ArgumentError
-from gossamer.datasets import Split
-from gossamer.training import soft_targets
+from gossamer.datasets import Dataset, Split
+from gossamer.training import TrainConfig, soft_targets, train
 from gossamer.training.tasks import Classification, Fidelity, MultiLabel
 
 
@@ -94,3 +94,21 @@ def test_numbers_are_no_embeddings():
         gossamer.evaluate(
             Fixed(torch.ones(2)), Split(torch.zeros(2, 1), torch.ones(2)), task="embedding"
         )
+
+
+def test_a_last_batch_of_one_is_told_before_the_first_step():
+    torch.manual_seed(0)
+    split = Split(torch.randn(9, 4), torch.arange(9) % 3)
+    data = Dataset("made", split, split, split)
+    flat = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    before = {n: t.clone() for n, t in flat.state_dict().items()}
+    with pytest.raises(ArgumentError, match="another batch_size than 8"):
+        train(flat, data, TrainConfig(epochs=1, batch_size=8))
+    assert all(torch.equal(t, before[n]) for n, t in flat.state_dict().items())
+    # enough values of one example
+    maps = nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Flatten(),
+        nn.Linear(12, 3),
+    )  # fmt: skip
+    train(maps, data, TrainConfig(epochs=1, batch_size=8))
+    assert maps[2].num_batches_tracked == 2
