@@ -135,3 +135,35 @@ def test_sizes_are_those_that_the_network_takes() -> None:
     ]  # fmt: skip
     flat = Sameness(nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), torch.zeros(2, 2, 4))
     assert [tuple(x.shape) for x, _ in flat.sized] == [(3, 2, 4)]
+
+
+class Growing(nn.Module):
+    """Keeps a table that longer inputs make longer, as caches of positions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.longest = 4
+        self.register_buffer("table", torch.arange(4.0), persistent=False)
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > self.longest:
+            self.longest = x.shape[1]
+            self.table = torch.arange(float(self.longest))
+        out: Tensor = self.b(F.relu(self.a(x)) + self.table[: x.shape[1], None])
+        return out
+
+
+def test_other_sizes_leave_both_networks_as_they_are() -> None:
+    torch.manual_seed(0)
+    net = Growing().eval()
+    with torch.no_grad():
+        net.a.weight[:2] = 0
+        net.a.bias[:2] = 0
+        net.b.weight[:, :2] = 0
+    small = shrink(net, torch.randn(2, 3, 6)).model
+    assert small.a.out_features == 6
+    for one in (net, small):
+        assert (one.longest, len(one.table)) == (4, 4)
+    x = torch.randn(2, 9, 6)
+    torch.testing.assert_close(small(x), net(x))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.core import nest
+from gossamer.core.access import copied
 from gossamer.core.graph import undisturbed
 from gossamer.structure.surgery.trace import outputs
 
@@ -44,13 +45,7 @@ class Sameness:
 
     def __post_init__(self) -> None:
         self.near = [(self.example, _run(self.model, self.example))]
-        self._take(self.near, _another(self.example))
-
-    def _take(self, into: list[tuple[Any, list[Tensor]]], given: Any) -> None:
-        """Keep a batch and its outputs where the network takes it."""
-        # the user's own code: random values, or another size, may be none of its
-        with contextlib.suppress(Exception), _quiet():
-            into.append((given, _run(self.model, given)))
+        self.near += _taken(self.model, _another(self.example))
 
     @property
     def sized(self) -> list[tuple[Any, list[Tensor]]]:
@@ -58,10 +53,11 @@ class Sameness:
         if self._sized is None:
             self._sized = []
             on_cpu = all(t.device.type == "cpu" for t in nest.leaves(self.example))
+            apart = copied(self.model)  # longer inputs may make tables grow
             # elsewhere an index out of range would end the process
             for given in _resized(self.example) if on_cpu else ():
                 if len(self._sized) < _KEPT:
-                    self._take(self._sized, given)
+                    self._sized += _taken(apart, given)
         return self._sized
 
     def off(self, model: nn.Module) -> float:
@@ -69,8 +65,9 @@ class Sameness:
         worst = max(difference(wanted, _run(model, given)) for given, wanted in self.near)
         if worst > TOLERANCE:
             return worst
+        apart = copied(model)
         with _quiet():
-            others = [difference(wanted, _run(model, given)) for given, wanted in self.sized]
+            others = [difference(wanted, _run(apart, given)) for given, wanted in self.sized]
         return max([worst, *(off for off in others if off > TOLERANCE)])
 
 
@@ -90,6 +87,14 @@ def difference(wanted: list[Tensor], got: list[Tensor]) -> float:
         off = float((x - y)[~same].abs().max()) if bool((~same).any()) else 0.0
         worst = max(worst, off / most if most else float("inf") if off > 1e-12 else 0.0)
     return worst
+
+
+def _taken(model: nn.Module, given: Any) -> list[tuple[Any, list[Tensor]]]:
+    """A batch and what the network gives for it; nothing where it does not take it."""
+    # the user's own code: random values, or another size, may be none of its
+    with contextlib.suppress(Exception), _quiet():
+        return [(given, _run(model, given))]
+    return []
 
 
 @contextlib.contextmanager
