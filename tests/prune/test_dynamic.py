@@ -473,3 +473,19 @@ def test_rigl_as_published() -> None:
     for row in method.history:
         assert row["rate"] == pytest.approx(0.15 * (1 + math.cos(math.pi * row["step"] / 30)))
     assert any(row["grown"] for row in method.history)
+
+
+def test_a_state_in_memory_stays_what_it_was() -> None:
+    # its history went on growing with the training, and a resumed run had rows twice
+    net = nn.Sequential(nn.Linear(8, 8))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    method = DynamicSparse(
+        FAMILY["set"], 0.5, steps=9, every=2, generator=torch.Generator().manual_seed(0)
+    ).attach(net, optimizer)
+    state = method.state_dict()
+    for _ in range(4):
+        net(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
+    assert len(method.history) == 2
+    assert state["history"] == []
+    assert state["step"] == 0

@@ -175,6 +175,30 @@ def test_the_model_ends_as_it_was(name: str, fails: bool) -> None:
     assert all(p.grad is None for p in model.parameters() if p is not first)
 
 
+def test_batches_count_by_the_targets_that_count() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(12, 4).double(), torch.randint(3, (12,))
+    y[:7] = -100
+    weights = names.weights(net)
+    slopes = torch.autograd.grad(F.cross_entropy(net(x), y), list(weights.values()))
+    wanted = {n: (w * s).abs() for (n, w), s in zip(weights.items(), slopes, strict=True)}
+    # the first batch has no target that counts, the second one, the third four
+    parts = [(x[a:b], y[a:b]) for a, b in ((0, 6), (6, 8), (8, 12))]
+    found = snip.scores(net, parts, normalize=False)
+    for name, score in found.items():
+        torch.testing.assert_close(score, wanted[name].detach())
+    with pytest.raises(ArgumentError, match="no target in it counts"):
+        snip.scores(net, parts[:1])
+
+
+def test_inputs_may_be_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    x, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    plain = snip.scores(net, [(x, y)])["0.weight"]
+    assert torch.equal(snip.scores(net, [({"input": x}, y)])["0.weight"], plain)
+
+
 def test_works_under_no_grad_and_in_half_precision() -> None:
     model, batches = case("linear")
     expected = snip.scores(model, batches)

@@ -277,3 +277,17 @@ def test_the_experiment_end_to_end_on_few_images(tmp_path: Path, monkeypatch) ->
     again, last = found["accuracy_in_a_fresh_process"], found["accuracy_of_the_last_draw"]
     assert again == pytest.approx(last, abs=1e-9)
     assert found["bytes"] < found["dense_bytes"] / 25
+
+
+@pytest.mark.parametrize("call", ["step", "threshold"])
+def test_scores_that_are_no_numbers_are_named(call: str) -> None:
+    # NaN compares as False: the masks would empty the network, which then looks whole
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    method = made().attach(net, optimizer)
+    net[1].parametrizations.weight.original0.grad = torch.full((2, 4), float("nan"))
+    if call == "threshold":
+        method.detach()
+        optimizer.step()
+    with pytest.raises(ArgumentError, match=r"the scores of 1\.weight hold NaN"):
+        optimizer.step() if call == "step" else method.threshold()

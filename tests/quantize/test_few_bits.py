@@ -14,7 +14,7 @@ from classifier import batch, net, step
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.pack import Archive, pack
-from gossamer.quantize import LSQ, Projected, binary, dorefa, lsq, projected, twn
+from gossamer.quantize import LSQ, TTQ, Projected, binary, dorefa, lsq, projected, ttq, twn
 
 
 def test_twn_by_hand_and_least_squares() -> None:
@@ -207,3 +207,41 @@ def test_learned_steps_pack_to_their_bits(bits: int, tmp_path) -> None:
     with Archive(tmp_path / "n.gsm") as archive:
         (row,) = archive.rows()
     assert row["bytes"] <= bits * 60_000 / 8 + 64
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TTQ(threshold=0.05, start="fit", weight_decay=None, every=9),
+        lambda: LSQ(bits=3, weight_decay=None),
+        lambda: Projected("binaryconnect", clip=None),
+        lambda: Projected(torch.sign, clip=1.0),
+    ],
+)
+def test_a_latent_weight_that_is_no_number_is_named(make, bad: float) -> None:
+    # codes of NaN are finite: the network would look whole, with a dead layer
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = make().attach(model, optimizer)
+    for held in method._held.values():
+        held.parameter.grad = torch.full_like(held.parameter, bad)
+    clamped = method.clip is not None and not math.isnan(bad)
+    if clamped:  # the clip makes infinite ones finite again
+        optimizer.step()
+        assert names.weights(model)["2.weight"].isfinite().all()
+        return
+    with pytest.raises(ArgumentError, match=r"the latent weight of 2\.weight holds NaN"):
+        optimizer.step()
+
+
+def test_the_functions_refuse_what_is_no_number() -> None:
+    w, g = torch.tensor([1.0, float("nan")]), torch.Generator().manual_seed(0)
+    for call in (
+        lambda: ttq.codes(w, threshold=0.05, density=None),
+        lambda: lsq.codes(w, torch.ones(1), 2),
+        lambda: binary.sign(w),
+        lambda: binary.stochastic(w, generator=g),
+    ):
+        with pytest.raises(ArgumentError, match="NaN"):
+            call()

@@ -138,3 +138,14 @@ def test_bad_input_is_named_and_leaves_the_model() -> None:
         fixed_activations_(model, 8, [x])
     assert isinstance(model[2], nn.ReLU)
     assert not isinstance(model[5], FixedReLU)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 12), (torch.bfloat16, 9)])
+def test_halves_hold_few_bits_exactly_and_no_more(dtype: torch.dtype, most: int) -> None:
+    # the largest code was rounded up, out of the format's range
+    x = torch.tensor([-1.0, 0.3, 900.0], dtype=dtype)
+    top = 2 ** (most - 1) - 1
+    found = fixed_relu(x, Format(most, 4)).double() * 16
+    assert found.tolist() == [0, round(float(x[1]) * 16), top]
+    with pytest.raises(ArgumentError, match=f"at most {most} bits"):
+        fixed_relu(x, Format(most + 1, 4))

@@ -330,3 +330,23 @@ def test_the_authors_scale_by_hand() -> None:
     assert torch.equal(linear(w, d, bits=3), w)
     found = linear(w, d, bits=3, iterations=1, scale="authors")
     assert found.tolist() == pytest.approx([21 / 9, 7 / 9, -21 / 9])
+
+
+@pytest.mark.parametrize("beta", [None, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_have_a_curvature_too(dtype: torch.dtype, beta: float | None) -> None:
+    # 1e-8 is 0 in float16, and so are squares of small gradients
+    model = nn.Sequential(nn.Linear(2, 3, bias=False)).to(dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0, eps=1e-3)
+    method = LossAware("laq-3", beta=beta, clip=None, ends=True).attach(model, optimizer)
+    latent = next(iter(method._held.values())).parameter
+    g = torch.tensor([[1e-4, 1e-1]] * 3)
+    latent.grad = g.to(dtype)
+    optimizer.step()
+    moment = 0.1 * g.to(dtype).float().square()
+    if beta is None:  # the optimizer's own is of the weight's dtype
+        moment = optimizer.state[latent]["exp_avg_sq"].float()
+    wanted = linear(latent.detach(), moment.sqrt() + 1e-8, bits=3)
+    method.finish()
+    assert torch.equal(model[0].weight, wanted)
+    assert model[0].weight.dtype == dtype

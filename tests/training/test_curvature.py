@@ -216,6 +216,22 @@ def test_what_has_no_rule_is_refused_by_name() -> None:
         hessian_diagonal(nn.Sequential(nn.Linear(4, 3)), data(4), loss="hinge")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "targets", "loss"),
+    [
+        # the softmax ran over the positions where there were as many as classes
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3).long(), "cross_entropy"),
+        (torch.zeros(2, 4), torch.zeros(2, 1).long(), "cross_entropy"),
+        (torch.zeros(2, 4), torch.zeros(2, 3), "cross_entropy"),
+        (torch.zeros(3, 4), torch.zeros(3), "mse"),  # would be broadcast
+    ],
+)
+def test_targets_fit_by_rank(inputs: Tensor, targets: Tensor, loss: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ArgumentError, match="do not fit loss"):
+        hessian_diagonal(net, Split(inputs, targets), loss=loss)  # type: ignore[arg-type]
+
+
 def test_modes_are_given_back() -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).double().train()
     hessian_diagonal(net, data(4))

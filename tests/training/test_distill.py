@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer import training
 from gossamer.core.errors import ArgumentError
+from gossamer.datasets import Dataset, Split
 from gossamer.training.distill import Features, attention, attention_transfer, hint, soft_targets
 
 
@@ -35,6 +36,64 @@ def test_soft_targets_of_sequences_and_of_the_teacher_itself() -> None:
     assert float(soft_targets(outputs, targets, outputs, weight=0.25)) == pytest.approx(
         0.75 * float(hard), rel=1e-5
     )
+
+
+def test_places_that_do_not_count_have_no_soft_target_either() -> None:
+    g = torch.Generator().manual_seed(0)
+    outputs, teacher = torch.randn(2, 3, 5, generator=g), torch.randn(2, 3, 5, generator=g)
+    targets = torch.tensor([[1, -100, 2], [-100, -100, 4]])
+    kept = targets != -100
+    wanted = soft_targets(outputs[kept], targets[kept], teacher[kept], weight=0.5)
+    assert torch.equal(soft_targets(outputs, targets, teacher, weight=0.5), wanted)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "teacher", "options", "message"),
+    [
+        ((1, 10), torch.zeros(1).long(), (1, 20), {}, "do not fit"),  # would be broadcast
+        ((4, 10), torch.zeros(4).long(), (1, 10), {}, "do not fit"),
+        ((2, 5, 5, 5), torch.zeros(2, 5, 5).long(), (2, 5, 4, 5), {}, "do not fit"),
+        ((2, 5, 4, 4), torch.zeros(2, 4, 4).long(), (2, 5, 4, 4), {}, "do not fit"),
+        ((4, 3), torch.zeros(4), (4, 3), {}, "class indices"),
+        ((4, 3), torch.zeros(4).long(), (4, 3), {"temperature": 0.0}, "temperature=0.0"),
+        ((4, 3), torch.zeros(4).long(), (4, 3), {"temperature": -1.0}, "temperature=-1.0"),
+        ((4, 3), torch.zeros(4).long(), (4, 3), {"weight": 1.5}, "weight=1.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused(outputs, targets, teacher, options, message) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        soft_targets(torch.zeros(outputs), targets, torch.zeros(teacher), **options)
+
+
+class Reads(nn.Module):
+    """A table of logits, whatever it is called with."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(shape))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.logits
+
+
+@pytest.mark.parametrize("kind", ["labels are the inputs", "maps"])
+def test_a_teacher_is_read_as_the_task_reads_the_network(kind: str) -> None:
+    # labels were not shifted, and maps of as many columns as classes read by their rows
+    torch.manual_seed(0)
+    if kind == "maps":
+        student, teacher, labels = Reads(1, 4, 4, 4), Reads(1, 4, 4, 4), torch.randint(4, (1, 4, 4))
+        split = Split({"input_ids": torch.zeros(1, 1)}, labels)
+        mine, theirs = (m.logits.detach().movedim(1, -1) for m in (student, teacher))
+        wanted = soft_targets(mine, labels, theirs)
+    else:
+        student, teacher, labels = Reads(1, 5, 7), Reads(1, 5, 7), torch.randint(7, (1, 5))
+        split = Split({"input_ids": labels}, labels)
+        mine, theirs = (m.logits.detach()[:, :-1] for m in (student, teacher))
+        wanted = soft_targets(mine, labels[:, 1:], theirs)
+    config = training.TrainConfig(epochs=1, lr=1e-6)
+    data = Dataset("made", split, split, split)
+    history = training.train(student, data, config, teacher=teacher)
+    assert history.epochs[0]["train_loss"] == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_hint_by_hand() -> None:

@@ -128,6 +128,8 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
         (2, 4, 7, 6),
     ),
     "one dimension": (lambda: nn.Conv1d(4, 4, 3, groups=4, padding=1), (2, 4, 7)),
+    "valid": (lambda: nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding="valid"), (2, 4, 7, 6)),
+    "same": (lambda: nn.Conv2d(4, 6, (3, 5), padding="same"), (2, 4, 7, 6)),
     "circular": (lambda: nn.Conv1d(4, 3, 3, padding=1, padding_mode="circular"), (2, 4, 7)),
     "linear": (lambda: nn.Linear(5, 3), (2, 7, 5)),
     "one output": (lambda: nn.Linear(5, 1), (4, 5)),
@@ -161,6 +163,17 @@ def test_the_inputs_give_the_power_of_any_change(name: str) -> None:
         model.weight += change
     want = (model(x) - before).square().sum()
     torch.testing.assert_close(torch.stack(total).sum(), want.detach())
+
+
+@pytest.mark.parametrize("name", ["valid", "same", "two dimensions"])
+def test_all_rows_picked_are_all_rows(name: str) -> None:
+    make, shape = LAYERS[name]
+    model, x = make(), torch.randn(shape)
+    seen: list[list[Tensor]] = []
+    for pick in (None, lambda _, n: torch.arange(n)):
+        inputs_of(model, x, weighted(model), lambda u: seen.append(u.inputs), pick=pick)
+    for whole, picked in zip(*seen, strict=True):
+        assert torch.equal(whole, picked)
 
 
 def test_cross_attention_reads_other_rows_with_other_inputs() -> None:

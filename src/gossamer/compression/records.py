@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 from torch import nn
 
 from gossamer.core.errors import ArgumentError, FormatError
@@ -109,6 +117,7 @@ class OnGrid(_Strict):
 
 
 _Size = Annotated[int, Field(ge=1, lt=1 << 31)]
+_Place = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class Standing(_Strict):
@@ -116,7 +125,7 @@ class Standing(_Strict):
 
     kind: Literal["recurrent", "heads", "constant", "identity", "layer-norm", "lowered"]
     sizes: Annotated[tuple[_Size, ...], Field(max_length=256)] = ()
-    kept: tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...] = ()
+    kept: tuple[_Place, ...] = ()
 
 
 class Smaller(_Strict):
@@ -126,12 +135,19 @@ class Smaller(_Strict):
         replaced: module -> what stands there.
         shapes: parameter or buffer -> its shape.
         numbers: module -> attribute -> value.
+        picked: buffer that no file holds -> of each axis the entries that are left.
     """
 
     kind: Literal["shrunk"] = "shrunk"
     replaced: dict[str, Standing] = {}
     shapes: dict[str, Annotated[tuple[_Size, ...], Field(max_length=8)]] = {}
     numbers: dict[str, dict[str, _Size]] = {}
+    picked: dict[str, Annotated[tuple[tuple[_Place, ...], ...], Field(max_length=8)]] = {}
+
+    @model_serializer(mode="wrap")
+    def _plain(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not there, as files from before have it."""
+        return {k: v for k, v in whole(self).items() if k != "picked" or v}
 
 
 Record = Annotated[
@@ -271,7 +287,7 @@ def _smaller(model: nn.Module, record: Smaller) -> nn.Module:
     from gossamer.structure.surgery.plan import Plan, Replaced, apply
 
     replaced = {n: Replaced(s.kind, s.sizes, s.kept) for n, s in record.replaced.items()}
-    return apply(model, Plan(replaced, record.shapes, record.numbers))
+    return apply(model, Plan(replaced, record.shapes, record.numbers, record.picked))
 
 
 _REBUILD: Mapping[type, Any] = {

@@ -34,7 +34,8 @@ def momentum(optimizer: torch.optim.Optimizer, parameter: Tensor, *, eps: float 
     """The smoothed gradient of a parameter, of its shape.
 
     SGD and RMSprop: the momentum buffer. Adam's family: m / (sqrt(v) + eps), the direction of its
-    step (Dettmers and Zettlemoyer 2019, section 3). Zeros before the first step.
+    step (Dettmers and Zettlemoyer 2019, section 3). Zeros before the first step. Of 16-bit
+    moments it is float32: there eps is 0, and a weight that never moved 0 / 0.
 
     Raises :class:`ArgumentError` when this optimizer keeps neither.
     """
@@ -50,7 +51,10 @@ def momentum(optimizer: torch.optim.Optimizer, parameter: Tensor, *, eps: float 
             f"{type(optimizer).__name__} keeps no momentum_buffer and no exp_avg; its state has "
             f"{', '.join(map(str, state))}"
         )
-    return mean if square is None else mean / (square.sqrt() + eps)
+    if square is None:
+        return mean
+    wide = torch.promote_types(mean.dtype, torch.float32)
+    return mean.to(wide) / (square.to(wide).sqrt() + eps)
 
 
 def require_second_moment(optimizer: torch.optim.Optimizer | None, why: str) -> None:

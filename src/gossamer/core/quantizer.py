@@ -195,7 +195,8 @@ class Quantizer(Parametrized):
 
     Raises :class:`ArgumentError` on attach for patterns that match nothing, a model with nothing
     to quantize or parametrized already, a weight that is all zeros or not finite, or an optimizer
-    that holds none of the weights; the model is left as it was.
+    that holds none of the weights; the model is left as it was. After a step that has made a
+    latent weight NaN or infinite the same error names it.
     """
 
     def __init__(
@@ -245,8 +246,13 @@ class Quantizer(Parametrized):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Quantize again: for latent weights changed by something else than the optimizer."""
+        """Quantize again: for latent weights changed by something else than the optimizer.
+
+        Raises :class:`ArgumentError` for a latent weight that holds NaN or infinity: its codes
+        would be finite, and hide it.
+        """
         for name, held in self._held.items():
+            checked(held.parameter.detach(), f"the latent weight of {name}")
             self._update(name, held)
 
     def quantized(self) -> dict[str, Quantized]:

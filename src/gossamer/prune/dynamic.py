@@ -344,7 +344,7 @@ class DynamicSparse(Method):
             "masks": dict(self.masks),
             "step": self.step,
             "generator": self.generator.get_state(),
-            "history": self.history,
+            "history": list(self.history),
         }
 
     def _load(self, state: dict[str, Any]) -> None:

@@ -21,21 +21,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gossamer.core import names
+from gossamer.core import names, nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.masks import Masks, keep_top, warn_empty
 from gossamer.core.modes import device_of, modes_kept
 from gossamer.core.names import Tensors
 from gossamer.training.tasks import cross_entropy
+from gossamer.training.tasks.counts import IGNORED
 
 __all__ = ["prune", "scores"]
 
 Patterns = str | Iterable[str] | None
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Any, Tensor]]
 
 
 def scores(
@@ -52,7 +54,9 @@ def scores(
     The model ends bit for bit as it was: gradients, buffers, modes, torch's generators.
 
     Args:
-        batches: pairs (inputs, targets), one or more; L is the mean over all their targets.
+        batches: pairs (inputs, targets), one or more; L is the mean over all their targets that
+            count (class indices of -100 do not). Inputs of several tensors are a mapping by name
+            or a tuple in order.
         loss: mean loss of a batch, ``loss(outputs, targets)``.
         include, exclude: patterns over parameter names (:func:`gossamer.core.names.weights`);
             ``include`` may name biases.
@@ -81,7 +85,9 @@ def scores(
             for name, gradient in gradients.items():
                 sums[name].add_(gradient, alpha=count)
     if not total:
-        raise ArgumentError("batches is empty; give at least one (inputs, targets)")
+        raise ArgumentError(
+            "batches is empty, or no target in it counts; give at least one (inputs, targets)"
+        )
     found = {
         name: (w.detach().to(_wide(w)) * (sums[name] / total)).abs() for name, w in weights.items()
     }
@@ -165,7 +171,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 def _gradients(
     model: nn.Module,
     weights: dict[str, nn.Parameter],
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Any, Tensor],
     loss: Callable[[Tensor, Tensor], Tensor],
     number: int,
 ) -> tuple[int, Tensors]:
@@ -176,10 +182,10 @@ def _gradients(
             "[(inputs, targets)]"
         )
     device = device_of(model)
-    inputs, targets = (t.to(device) for t in batch)
-    if not len(inputs) or not targets.numel():
+    inputs, targets = nest.moved(batch[0], device), batch[1].to(device)
+    if not nest.count(inputs) or not targets.numel():
         raise ArgumentError(f"batches[{number}] is empty; give at least one example")
-    value = loss(model(inputs), targets)
+    value = loss(nest.feed(model, inputs), targets)
     if value.numel() != 1 or not value.requires_grad:
         raise ArgumentError(
             f"loss of batches[{number}] must be one number with a gradient, got shape "
@@ -202,4 +208,6 @@ def _gradients(
                 "the initial weights"
             )
         gradients[name] = gradient.detach()
-    return targets.numel(), gradients
+    # the batch's mean is over these
+    counted = targets.numel() if targets.is_floating_point() else int((targets != IGNORED).sum())
+    return counted, gradients

@@ -83,6 +83,12 @@ def draw(scores: Tensor, generator: torch.Generator) -> Tensor:
     return uniform.to(scores.device) < torch.sigmoid(scores)
 
 
+def _numbers(scores: Tensor, name: str) -> None:
+    # NaN compares as False: the mask would lose the weight, and the network look whole
+    if bool(torch.isnan(scores).any()):
+        raise ArgumentError(f"{name} hold NaN; lower the learning rate, and check the gradients")
+
+
 def factor(mask: Tensor) -> float:
     """Elements over ones; 1 for a mask without ones.
 
@@ -189,12 +195,21 @@ class Supermask(Parametrized):
         return [(n, h.plain, h.module.mask, None) for n, h in self._held.items()]
 
     def sample(self) -> Masks:
-        """Draw masks, which every read of the weights uses until the next draw."""
+        """Draw masks, which every read of the weights uses until the next draw.
+
+        Raises :class:`ArgumentError`, as :meth:`threshold` does, for scores that are NaN.
+        """
+        self._look()
         return self._take({n: draw(h.parameter, self.generator) for n, h in self._held.items()})
 
     def threshold(self) -> Masks:
         """Keep what is likelier kept than not: scores above 0."""
+        self._look()
         return self._take({n: h.parameter.detach() > 0 for n, h in self._held.items()})
+
+    def _look(self) -> None:
+        for name, held in self._held.items():
+            _numbers(held.parameter, f"the scores of {name}")
 
     def _take(self, masks: Mapping[str, Tensor]) -> Masks:
         for name, mask in masks.items():

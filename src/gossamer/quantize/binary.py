@@ -28,8 +28,10 @@ def sign(weight: Tensor) -> Tensor:
 
     >>> sign(torch.tensor([-0.2, 0.0, 3.0])).tolist()
     [-1.0, 1.0, 1.0]
+
+    Raises :class:`ArgumentError`, as all of these do, for NaN and infinity.
     """
-    return torch.where(weight < 0, -1.0, 1.0).to(weight.dtype)
+    return torch.where(checked(weight) < 0, -1.0, 1.0).to(weight.dtype)
 
 
 @torch.no_grad()
@@ -39,7 +41,7 @@ def stochastic(weight: Tensor, *, generator: torch.Generator) -> Tensor:
     Drawn on the generator's device.
     """
     uniform = torch.rand(weight.shape, generator=generator, device=generator.device)
-    up = uniform.to(weight.device) < (weight + 1) / 2
+    up = uniform.to(weight.device) < (checked(weight) + 1) / 2
     return torch.where(up, 1.0, -1.0).to(weight.dtype)
 
 

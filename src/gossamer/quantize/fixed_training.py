@@ -29,11 +29,12 @@ from gossamer.core.errors import ArgumentError
 from gossamer.core.latent import Computed, Latent
 from gossamer.core.quantizer import Quantizer, Straight
 from gossamer.quantize import capture
-from gossamer.quantize.fixed_point import Format, check_bits, quantize, search
+from gossamer.quantize.fixed_point import MOST_BITS, Format, check_bits, quantize, search
 
 __all__ = ["FixedReLU", "FixedWeights", "fixed_activations_", "fixed_relu"]
 
 _SAMPLE = 1 << 16  # values a layer that decide its length
+_HELD = {torch.bfloat16: 9, torch.float16: 12}  # bits of a code whose size is a whole number there
 
 
 class _FixedReLU(torch.autograd.Function):
@@ -58,7 +59,7 @@ def fixed_relu(x: Tensor, form: Format) -> Tensor:
     """The fixed-point number nearest to ``max(x, 0)``; its gradient where ``0 < x`` fits.
 
     Args:
-        x: any shape, float32 or float64.
+        x: any shape; float32 or float64, of few bits float16 and bfloat16 too.
         form: bits and fractional length.
 
     >>> x = torch.tensor([-1.0, 0.3, 5.0], requires_grad=True)
@@ -66,7 +67,16 @@ def fixed_relu(x: Tensor, form: Format) -> Tensor:
     >>> y.sum().backward()
     >>> y.tolist(), x.grad.tolist()
     ([0.0, 0.25, 1.75], [0.0, 1.0, 0.0])
+
+    Raises :class:`ArgumentError` for a dtype that does not hold the codes: bfloat16 beyond 9
+    bits, float16 beyond 12.
     """
+    most = _HELD.get(x.dtype, MOST_BITS)
+    if form.bits > most:
+        raise ArgumentError(
+            f"{x.dtype} holds fixed-point activations of at most {most} bits, not of {form.bits}; "
+            "run the network in float32"
+        )
     result: Tensor = _FixedReLU.apply(x, form.step, form.high)
     return result
 

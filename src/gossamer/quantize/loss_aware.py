@@ -244,8 +244,8 @@ class LossAware(Quantizer):
     """Train latent weights that are projected under the curvature d = sqrt(v).
 
     Args:
-        projection: a name of :data:`PROJECTIONS`, or a function of weight and d that returns
-            values of their shape and dtype.
+        projection: a name of :data:`PROJECTIONS`, or a function of weight and d (float32 beside
+            16-bit weights) that returns values of the weight's shape and dtype.
         beta: None: v is the second moment of the optimizer (Adam's family, RMSprop); a number in
             [0, 1): v <- beta v + (1 - beta) g^2, kept here, for any optimizer.
         clip: latent weights stay in [-clip, clip] (the authors: 1); None: free.
@@ -279,13 +279,16 @@ class LossAware(Quantizer):
 
     def _moment(self, name: str, parameter: Tensor) -> Tensor:
         if self.beta is not None:
-            return self._own.get(name, torch.zeros_like(parameter))
+            wide = torch.promote_types(parameter.dtype, torch.float32)  # squares of small values
+            return self._own.get(name, torch.zeros_like(parameter, dtype=wide))
         if self.optimizer is None:
             return torch.zeros_like(parameter)
         return second_moment(self.optimizer, parameter)
 
     def _project(self, name: str, weight: Tensor, v: Tensor) -> Tensor:
-        return fitting(self.projection(weight, v.sqrt() + _FLOOR), weight, name)
+        # in float16 the floor is 0
+        d = v.to(torch.promote_types(v.dtype, torch.float32)).sqrt() + _FLOOR
+        return fitting(self.projection(weight, d), weight, name)
 
     def _module(self, name: str, weight: Tensor) -> Computed:
         return Straight(weight, self._project(name, weight, torch.zeros_like(weight)), None)
@@ -305,7 +308,8 @@ class LossAware(Quantizer):
             return
         for name, held in self._held.items():
             if held.parameter.grad is not None:
-                g, v = held.parameter.grad, self._moment(name, held.parameter)
+                v = self._moment(name, held.parameter)
+                g = held.parameter.grad.to(v.dtype)
                 self._own[name] = v.mul(self.beta).addcmul_(g, g, value=1 - self.beta)
 
     def _state(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gossamer.core.errors import ArgumentError
 from gossamer.core.latent import Computed, Latent, dense
-from gossamer.core.quantizer import Quantizer
+from gossamer.core.quantizer import Quantizer, checked
 
 __all__ = ["LSQ", "codes", "stepped"]
 
@@ -32,9 +32,12 @@ _LEAST = 1e-8  # of a step
 
 @torch.no_grad()
 def codes(weight: Tensor, step: Tensor, bits: int) -> Tensor:
-    """round(clip(w / s, -2^(b-1), 2^(b-1) - 1)), int8 of the weight's shape."""
+    """round(clip(w / s, -2^(b-1), 2^(b-1) - 1)), int8 of the weight's shape.
+
+    Raises :class:`ArgumentError` for NaN and infinity.
+    """
     half = 1 << (bits - 1)
-    return (weight / step).clamp_(-half, half - 1).round_().to(torch.int8)
+    return (checked(weight) / step).clamp_(-half, half - 1).round_().to(torch.int8)
 
 
 class _Stepped(torch.autograd.Function):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from gossamer.core.errors import ArgumentError
 from gossamer.core.latent import Computed, Latent, dense
 from gossamer.core.masks import keep_top
-from gossamer.core.quantizer import Quantizer
+from gossamer.core.quantizer import Quantizer, checked
 
 __all__ = ["TTQ", "SparsityWarning", "codes", "ternary"]
 
@@ -49,7 +49,10 @@ def codes(weight: Tensor, *, threshold: float | None, density: float | None) -> 
 
     >>> codes(torch.tensor([1.0, -0.5, 0.04]), threshold=0.05, density=None)
     tensor([ 1, -1,  0], dtype=torch.int8)
+
+    Raises :class:`ArgumentError` for NaN and infinity.
     """
+    weight = checked(weight)
     sign = torch.sign(weight).to(torch.int8)
     size = weight.abs()
     if density is not None:

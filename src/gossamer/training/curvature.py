@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from gossamer.core import access, names
+from gossamer.core import access, names, nest
 from gossamer.core.errors import ArgumentError
 from gossamer.core.graph import check_same, check_writes, in_place, kind_of, trace
 from gossamer.core.modes import evaluating
@@ -277,6 +277,19 @@ def _top(loss: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return torch.full_like(outputs, 2.0), 2 * (outputs - wanted)
 
 
+def _fitting(loss: str, outputs: Tensor, targets: Any) -> None:
+    """Outputs (N, classes), and targets of a kind that the loss takes: by rank."""
+    classes = isinstance(targets, Tensor) and not targets.is_floating_point()
+    wanted = outputs.shape[:1] if classes else outputs.shape
+    fits = isinstance(targets, Tensor) and targets.shape == wanted
+    if outputs.ndim != 2 or not fits or not (classes or loss == "mse"):
+        raise ArgumentError(
+            f"outputs of shape {tuple(outputs.shape)} and targets {nest.shown(targets)} do not fit "
+            f"loss {loss!r}: give (N, C) outputs with (N,) class indices"
+            + (", or with values of the same shape" if loss == "mse" else "")
+        )
+
+
 def hessian_diagonal(
     model: nn.Module,
     split: Split,
@@ -330,6 +343,7 @@ def hessian_diagonal(
             if not start:
                 check_same(model, graph, inputs.to(some), "the graph")
             walk = _Walk(graph, inputs.to(some), found)
+            _fitting(loss, walk.output, targets)
             second, first = _top(loss, walk.output, targets.to(some.device))
             with torch.no_grad():
                 walk.back(second, None if levenberg_marquardt else first)

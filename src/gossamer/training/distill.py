@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 
-__all__ = ["Features", "attention", "attention_transfer", "hint", "soft_targets"]
+__all__ = [
+    "Features",
+    "attention",
+    "attention_transfer",
+    "check_softness",
+    "hint",
+    "soft_targets",
+]
+
+_IGNORED = -100  # torch's own mark of a target that does not count
 
 
 def soft_targets(
@@ -36,18 +45,51 @@ def soft_targets(
 
     ``weight * T^2 * KL(teacher || student, both at T) + (1 - weight) * cross-entropy``, averaged
     over the batch; outputs and teacher are logits of one shape, (N, C) or (N, T, V). T^2 keeps
-    the gradient's scale where T changes.
+    the gradient's scale where T changes. Places whose target is -100 count in neither part; where
+    none counts the loss is 0.
+
+    Raises :class:`ArgumentError` for shapes that do not fit, targets that are no indices, a
+    temperature that is not positive and a weight outside [0, 1].
     """
+    check_softness(weight, temperature)
+    if outputs.shape != teacher.shape or outputs.shape[:-1] != targets.shape:
+        # by rank: sizes that happen to agree would be read as other rows, or broadcast
+        raise ArgumentError(
+            f"outputs of shape {tuple(outputs.shape)}, teacher {tuple(teacher.shape)} and targets "
+            f"{tuple(targets.shape)} do not fit: give (N, C) or (N, T, V) logits twice, with (N,) "
+            "or (N, T) class indices"
+        )
+    if targets.is_floating_point():
+        raise ArgumentError(
+            f"targets are {targets.dtype}, and soft targets stand beside class indices; give "
+            "loss=, a function of outputs, targets and the teacher's outputs"
+        )
     classes = outputs.shape[-1]
-    flat = outputs.reshape(-1, classes)
+    flat, wanted = outputs.reshape(-1, classes), teacher.reshape(-1, classes)
+    labels = targets.reshape(-1)
+    counted = labels != _IGNORED
+    if not bool(counted.all()):
+        flat, wanted, labels = flat[counted], wanted[counted], labels[counted]
+        if not len(labels):
+            return outputs.sum() * 0
     soft = F.kl_div(
         F.log_softmax(flat / temperature, dim=1),
-        F.log_softmax(teacher.reshape(-1, classes) / temperature, dim=1),
+        F.log_softmax(wanted / temperature, dim=1),
         reduction="batchmean",
         log_target=True,
     )
-    hard = F.cross_entropy(flat, targets.reshape(-1))
+    hard = F.cross_entropy(flat, labels)
     return weight * temperature**2 * soft + (1 - weight) * hard
+
+
+def check_softness(weight: float, temperature: float) -> None:
+    """Raise :class:`ArgumentError` for a weight outside [0, 1], a temperature that is not positive
+    or not finite.
+    """
+    if not 0 <= weight <= 1:
+        raise ArgumentError(f"weight={weight} is outside [0, 1] (the teacher's part)")
+    if not 0 < temperature < float("inf"):
+        raise ArgumentError(f"temperature={temperature} must be positive and finite")
 
 
 def hint(

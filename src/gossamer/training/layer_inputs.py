@@ -250,6 +250,11 @@ class _Watch(Watching):
         if known is None or w.shape != known[1].shape or x.ndim != w.ndim:
             return
         kernel, layout, outputs = w.shape[2:], Layout(), len(w)
+        # one number stands for all axes, as torch gives it of padding="valid"
+        stride, padding, dilation, output_padding = (
+            [*v] * len(kernel) if len(v) == 1 else [*v]
+            for v in (stride, padding, dilation, output_padding)
+        )
         before, after = tuple(padding), tuple(padding)
         if transposed:  # the same as a convolution, its kernel turned, of inputs with gaps
             layout, outputs = Layout("transposed", groups), groups * w.shape[1]

@@ -22,6 +22,7 @@ from gossamer.training.config import History, Progress, TrainConfig
 from gossamer.training.distill import soft_targets
 from gossamer.training.run import Run
 from gossamer.training.tasks import Classification, Distilled, Fidelity, Task, chosen, cross_entropy
+from gossamer.training.tasks.distilled import classes_of
 from gossamer.training.workers import Workers
 
 __all__ = ["train"]
@@ -205,12 +206,16 @@ def _loss(
 ) -> Callable[[Any, Any, Any], Tensor]:
     # (inputs, outputs, targets) -> mean loss
     if teacher is not None:
-        guide, distil = teacher, loss or soft_targets
+        guide, own = teacher, loss
 
         def guided(inputs: Any, outputs: Any, targets: Any) -> Tensor:
             with torch.no_grad():
                 soft = task.feed(guide, inputs) if isinstance(guide, nn.Module) else guide(inputs)
-            return distil(outputs, targets, soft)
+            if own is not None:
+                return own(outputs, targets, soft)
+            # as the task reads them: shifted labels, classes on the second axis
+            found = classes_of(task, outputs, soft, targets, inputs)
+            return soft_targets(*(found or (outputs, targets, soft)))
 
         return guided
     if loss is not None:

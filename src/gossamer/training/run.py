@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gossamer.core import names, nest
 from gossamer.core.errors import ArgumentError, FormatError, GossamerError
+from gossamer.core.graph import undisturbed
 from gossamer.core.method import Method
 from gossamer.datasets import Dataset, Split, contents
 from gossamer.training.checkpoints import load_checkpoint, save_atomic
@@ -89,6 +90,7 @@ class Run:
         half = torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
+        self._try_one()
         model.train()
         while self.epoch < config.epochs:
             began = time.monotonic()
@@ -142,6 +144,22 @@ class Run:
             self._check()
             self._end_epoch(time.monotonic() - began)
         self._save()
+
+    def _try_one(self) -> None:
+        """Batch-norm has no statistics of one value: told now, not at the end of an epoch."""
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+        size = self.config.batch_size
+        if self.workers is not None or not norms or len(self.split) % size != 1:
+            return
+        inputs = nest.moved(self.split.batch(torch.tensor([0]))[0], self.device)
+        try:
+            with undisturbed(self.model, training=True):
+                self.task.feed(self.model, inputs)
+        except ValueError as e:
+            raise ArgumentError(
+                f"the last batch of {len(self.split)} examples has one, and the network does not "
+                f"train on one ({e}); take another batch_size than {size}, or an example less"
+            ) from e
 
     def _end_epoch(self, seconds: float) -> None:
         if (self.epoch + 1) % self.evaluate_every == 0 or self.epoch + 1 == self.config.epochs:

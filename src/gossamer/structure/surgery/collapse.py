@@ -25,7 +25,9 @@ Branch = tuple[str, Tensor, dict[str, Replaced]]
 def branches(model: nn.Module, trace: Trace) -> Iterator[Branch]:
     """Every branch of modules that gives a constant a channel, whatever the inputs are."""
     modules = dict(model.named_modules())
-    constant = {n: given for n, given in trace.constants.items() if given is not None}
+    # pools and the like pass on what the module before them gives
+    owning = {n for n, m in modules.items() if [*m.parameters(), *m.buffers()]}
+    constant = {n: given for n, given in trace.constants.items() if given and n in owning}
     before = {id(n.module) for n in live_nodes(trace)}
     for name, given in constant.items():
         key = trace.ledger.key(given.out)
@@ -44,7 +46,7 @@ def branches(model: nn.Module, trace: Trace) -> Iterator[Branch]:
         ]
         step = _step(trace, given, [name, *idle])
         owners = [n for n in idle if list(modules[n].parameters())]
-        if step is not None and (owners or list(modules[name].parameters())):
+        if step is not None:
             replaced = {n: Replaced("identity") for n in owners}
             sizes = (len(given.value), given.axis, step)
             yield name, given.value, {**replaced, name: Replaced("constant", sizes)}

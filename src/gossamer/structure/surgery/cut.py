@@ -40,6 +40,7 @@ def cut(units: Units, gone: Ids) -> Cut:
     trace = units.trace
     values: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, int]] = {}
+    picked: dict[str, tuple[tuple[int, ...], ...]] = {}
     there = {m.name: m for m in trace.ledger.memories.values() if m.name}
     full = {name: m.base.detach() for name, m in there.items()}
     added: dict[str, Tensor] = {}
@@ -63,10 +64,14 @@ def cut(units: Units, gone: Ids) -> Cut:
         else:
             axes = memory.axes if memory else there[_weight(name)].axes
             new = tensor
+            left: list[tuple[int, ...]] = [()] * tensor.ndim
             for axis, ids in axes.items():
                 if axis < new.ndim and gone[ids.numpy()].any():
                     keep = np.flatnonzero(~gone[ids.numpy()])
                     new = new.index_select(axis, torch.from_numpy(keep))
+                    left[axis] = tuple(keep.tolist())
+            if any(left) and _unstored(trace.model, name):
+                picked[name] = tuple(left)
         if name in added or new.shape != tensor.shape:
             values[name] = new
     replaced = dict(_replaced(units, values, gone))
@@ -82,7 +87,8 @@ def cut(units: Units, gone: Ids) -> Cut:
     shapes = {n: tuple(v.shape) for n, v in values.items()}
     inside = tuple(f"{n}." for n in replaced)
     shapes = {n: s for n, s in shapes.items() if not (inside and n.startswith(inside))}
-    return Cut(Plan(replaced, shapes, numbers), values, _guesses(units, gone))
+    picked = {n: p for n, p in picked.items() if n in shapes}
+    return Cut(Plan(replaced, shapes, numbers, picked), values, _guesses(units, gone))
 
 
 _COUNTING = (nn.GroupNorm, nn.modules.batchnorm._NormBase)
@@ -94,6 +100,12 @@ def _weight(bias: str) -> str:
 
 def _torchs(model: nn.Module, name: str) -> bool:
     return type(model.get_submodule(name)).__module__.startswith("torch.nn")
+
+
+def _unstored(model: nn.Module, name: str) -> bool:
+    """Whether a buffer is in no state of the network's, and so in no file of it."""
+    parent, _, leaf = name.rpartition(".")
+    return leaf in model.get_submodule(parent)._non_persistent_buffers_set
 
 
 def _grouped(weight: Tensor, group: Grouped, gone: Ids) -> tuple[Tensor, int]:

@@ -46,19 +46,25 @@ class Plan:
         replaced: module -> what stands there.
         shapes: parameter or buffer -> its shape; a bias that the module did not have, too.
         numbers: module -> attribute -> its value.
+        picked: buffer that is not persistent, whose values no file holds -> of each axis the
+            entries that are left; () is all of them.
     """
 
     replaced: Mapping[str, Replaced] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     numbers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    picked: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, which a file's metadata hold."""
-        return {"kind": "shrunk", **dataclasses.asdict(self)}
+        found = {"kind": "shrunk", **dataclasses.asdict(self)}
+        if not self.picked:  # as files from before there was such a thing
+            del found["picked"]
+        return found
 
 
 def apply(model: nn.Module, plan: Plan) -> nn.Module:
-    """Do it, in place; parameters get their new shapes, and zeros.
+    """Do it, in place; parameters get their new shapes, and zeros, picked buffers their entries.
 
     Raises :class:`ArgumentError` where the network is not the one that the plan is of; some of it
     may then be done.
@@ -69,7 +75,7 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             _replace(model, modules, name, new)
     modules = dict(model.named_modules())
     for name, shape in plan.shapes.items():
-        _reshape(modules, name, tuple(shape))
+        _reshape(modules, name, tuple(shape), plan.picked.get(name))
     for name, numbers in plan.numbers.items():
         module = modules.get(name)
         for attribute, value in numbers.items():
@@ -136,7 +142,29 @@ def _replace(model: nn.Module, modules: Mapping[str, nn.Module], name: str, new:
     setattr(modules[parent], attribute, made)
 
 
-def _reshape(modules: Mapping[str, nn.Module], name: str, shape: tuple[int, ...]) -> None:
+def _picked(old: Tensor, picked: tuple[tuple[int, ...], ...], name: str) -> Tensor:
+    """The entries of a buffer that are left."""
+    fits = len(picked) == old.ndim and all(
+        sorted({*kept}) == [*kept] and all(0 <= i < size for i in kept)
+        for kept, size in zip(picked, old.shape, strict=True)
+    )
+    if not fits:
+        raise ArgumentError(
+            f"the buffer {name[:100]!r} of shape {tuple(old.shape)} has not the entries that were "
+            "left; the network is not the one that was shrunk"
+        )
+    for axis, kept in enumerate(picked):
+        if kept:
+            old = old.index_select(axis, torch.tensor(kept, device=old.device))
+    return old
+
+
+def _reshape(
+    modules: Mapping[str, nn.Module],
+    name: str,
+    shape: tuple[int, ...],
+    picked: tuple[tuple[int, ...], ...] | None,
+) -> None:
     """Another tensor in every place of a parameter or buffer."""
     parent, _, attribute = name.rpartition(".")
     module = modules.get(parent)
@@ -159,6 +187,11 @@ def _reshape(modules: Mapping[str, nn.Module], name: str, shape: tuple[int, ...]
             "the one that was shrunk"
         )
     made = torch.zeros(shape, dtype=old.dtype, device=old.device)
+    if picked is not None:
+        left = _picked(old.detach(), picked, name)
+        if left.shape != shape:
+            raise ArgumentError(f"{name[:100]!r}: entries of {tuple(left.shape)} are not {shape}")
+        made.copy_(left)
     if isinstance(old, nn.Parameter):
         made = nn.Parameter(made, requires_grad=old.requires_grad)
     for place in modules.values():

@@ -16,25 +16,22 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from gossamer.core import flops, nest
+from gossamer.core import flops
 from gossamer.core.access import copied
 from gossamer.core.errors import ArgumentError
-from gossamer.core.graph import undisturbed
 from gossamer.structure.lowered import LoweredConv2d, live
 from gossamer.structure.surgery import normalise, products, recurrent, rules, windows  # noqa: F401
 from gossamer.structure.surgery.collapse import branches
+from gossamer.structure.surgery.compare import TOLERANCE, Sameness
 from gossamer.structure.surgery.cut import Cut, cut
 from gossamer.structure.surgery.node import Ids
 from gossamer.structure.surgery.plan import Plan, Replaced, apply, fill
 from gossamer.structure.surgery.solve import Units, settle
-from gossamer.structure.surgery.trace import outputs, traced
+from gossamer.structure.surgery.trace import traced
 
-__all__ = ["Pinned", "Shrunk", "difference", "shrink"]
-
-TOLERANCE = 1e-5  # of the largest output
+__all__ = ["Pinned", "Shrunk", "shrink"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,8 @@ def shrink(model: nn.Module, example_inputs: Any, *, lowered: bool = False) -> S
 
     Args:
         model: in any mode; stays as it is.
-        example_inputs: one batch: a tensor, a tuple of inputs in order, or a mapping by name.
+        example_inputs: one batch: a tensor, a tuple of inputs in order, or a mapping by name. The
+            outputs are compared on it, on other values, and on other sizes that the network takes.
         lowered: what is dead within convolutions goes too: rows and columns of their lowered
             matrices, by :class:`gossamer.structure.lowered.LoweredConv2d` where there are some.
 
@@ -186,20 +184,12 @@ class _Attempt:
     units: Units
     example: Any
     limits: list[Any] = field(init=False)
-    inputs: list[Any] = field(init=False)
-    wanted: list[list[Tensor]] = field(init=False)
+    same: Sameness = field(init=False)
     failure: str = ""
 
     def __post_init__(self) -> None:
         self.limits = self.units.limits()
-        self.inputs, self.wanted = [], []
-        for given in (self.example, _another(self.example)):
-            try:
-                self.wanted.append(_run(self.model, given))
-                self.inputs.append(given)
-            except Exception:  # the network does not take random values
-                if not self.inputs:
-                    raise
+        self.same = Sameness(self.model, self.example)
 
     def best(self, gone: Ids) -> tuple[_Made | None, set[int], str]:
         """All units that can go, those that cannot (and what happened where they went)."""
@@ -290,10 +280,9 @@ class _Attempt:
         apply(model, Plan(replaced))
         fill(model, values)
         try:
-            got = [_run(model, given) for given in self.inputs]
+            off = self.same.off(model)
         except Exception:  # the user's own code, on what it did not expect
             return None
-        off = max(difference(w, g) for w, g in zip(self.wanted, got, strict=True))
         if off > TOLERANCE:
             return None
         gone = np.zeros(len(self.units.of), dtype=bool) if made is None else made.gone
@@ -302,7 +291,8 @@ class _Attempt:
         inside = tuple(f"{n}." for n, r in replaced.items() if r.kind != "lowered")
         shapes = {n: s for n, s in plan.shapes.items() if not (inside and n.startswith(inside))}
         numbers = {n: v for n, v in plan.numbers.items() if n not in replaced}
-        plan = Plan({**plan.replaced, **replaced}, shapes, numbers)
+        picked = {n: p for n, p in plan.picked.items() if n in shapes}
+        plan = Plan({**plan.replaced, **replaced}, shapes, numbers, picked)
         kept = {n: v for n, v in old.values.items() if not (inside and n.startswith(inside))}
         return _Made(model, plan, replace(old, values={**kept, **values}), gone, off)
 
@@ -312,58 +302,39 @@ class _Attempt:
             return None
         one = cut(self.units, gone)
         for guess in one.guesses:
-            numbers = {n: {**one.plan.numbers.get(n, {}), **v} for n, v in guess.items()}
-            plan = replace(one.plan, numbers={**one.plan.numbers, **numbers})
-            model = copied(self.model)
-            try:
-                apply(model, plan)
-                fill(model, one.values)
-                got = [_run(model, given) for given in self.inputs]
-            except Exception as e:  # the user's own code, on sizes it did not expect
-                self.failure = f"the forward pass then fails: {str(e).splitlines()[0][:200]}"
+            each = [(n, a) for n, numbers in guess.items() for a in numbers]
+            made = self._guessed(one, guess, gone)
+            if made is None:
+                # one of them alone: the others may count something else of the same size
+                for name, attribute in each if len(each) > 1 else ():
+                    alone = {name: {attribute: guess[name][attribute]}}
+                    if (made := self._guessed(one, alone, gone)) is not None:
+                        return made
                 continue
-            off = max(difference(w, g) for w, g in zip(self.wanted, got, strict=True))
-            if off <= TOLERANCE:
-                return _Made(model, plan, one, gone, off)
-            self.failure = f"outputs then differ by {off:.1e} of the largest"
+            for name, attribute in each:
+                fewer = {n: {**numbers} for n, numbers in guess.items()}
+                del fewer[name][attribute]
+                if (without := self._guessed(one, fewer, gone)) is not None:
+                    made, guess = without, fewer
+            return made
         return None
 
-
-def difference(wanted: list[Tensor], got: list[Tensor]) -> float:
-    """The largest difference, in parts of a tensor's largest value; infinite for other shapes."""
-    if [t.shape for t in wanted] != [t.shape for t in got]:
-        return float("inf")
-    worst = 0.0
-    for a, b in zip(wanted, got, strict=True):
-        if not a.numel() or torch.equal(a, b):
-            continue
-        x, y = a.double(), b.double()
-        same = (x == y) | (x.isnan() & y.isnan())
-        if bool((~same & ~(x.isfinite() & y.isfinite())).any()):
-            return float("inf")
-        most = float(x[x.isfinite()].abs().max()) if bool(x.isfinite().any()) else 0.0
-        off = float((x - y)[~same].abs().max()) if bool((~same).any()) else 0.0
-        worst = max(worst, off / most if most else float("inf") if off > 1e-12 else 0.0)
-    return worst
-
-
-def _run(model: nn.Module, inputs: Any) -> list[Tensor]:
-    with undisturbed(model):
-        return [t.clone() for t in outputs(nest.feed(model, nest.mapped(Tensor.clone, inputs)))]
-
-
-def _another(example: Any) -> Any:
-    """A batch of the same kind with other values."""
-    source = torch.Generator().manual_seed(0)
-
-    def other(t: Tensor) -> Tensor:
-        if t.is_floating_point() and t.numel():
-            scale = float(t.std()) if t.numel() > 1 else 1.0
-            noise = torch.randn(t.shape, generator=source, dtype=torch.float64).to(t)
-            return noise * (scale or 1.0) + t.mean()
-        return t.flip(0) if t.ndim else t
-
-    return nest.mapped(other, example)
+    def _guessed(self, one: Cut, guess: dict[str, dict[str, int]], gone: Ids) -> _Made | None:
+        """The network with these numbers in its modules, where it gives the right outputs."""
+        numbers = {n: {**one.plan.numbers.get(n, {}), **v} for n, v in guess.items() if v}
+        plan = replace(one.plan, numbers={**one.plan.numbers, **numbers})
+        model = copied(self.model)
+        try:
+            apply(model, plan)
+            fill(model, one.values)
+            off = self.same.off(model)
+        except Exception as e:  # the user's own code, on sizes it did not expect
+            self.failure = f"the forward pass then fails: {(str(e).splitlines() or [''])[0][:200]}"
+            return None
+        if off <= TOLERANCE:
+            return _Made(model, plan, one, gone, off)
+        self.failure = f"outputs then differ by {off:.1e} of the largest"
+        return None
 
 
 def _pinned(units: Units, gone: Ids, kept: set[int], failure: str) -> list[Pinned]:

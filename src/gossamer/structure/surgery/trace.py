@@ -375,7 +375,7 @@ def _keeper(trace: Trace, name: str) -> Callable[..., None]:
         if list(module.children()) or not isinstance(out, Tensor):
             return
         with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
-            found = _constant(trace, out)
+            found = _constant(trace, module, out)
         if name in trace.constants:
             trace.constants[name] = None
         elif found is not None:
@@ -384,11 +384,15 @@ def _keeper(trace: Trace, name: str) -> Callable[..., None]:
     return keep
 
 
-def _constant(trace: Trace, out: Tensor) -> tuple[Tensor, int] | None:
+_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Bilinear)
+
+
+def _constant(trace: Trace, module: nn.Module, out: Tensor) -> tuple[Tensor, int] | None:
     """The value of each channel, and their axis: the second, or the last."""
     if out.ndim < 2 or not out.is_floating_point() or bool(trace.unknown(out).any()):
         return None
-    for axis in (1, out.ndim - 1):
+    last = out.ndim - 1
+    for axis in (last,) if isinstance(module, _LAST) else (1, last):
         rows = out.movedim(axis, 0).flatten(1)
         if torch.equal(rows, rows[:, :1].expand(rows.shape)):
             return rows[:, 0].clone(), axis

@@ -22,15 +22,13 @@ IGNORED = -100
 
 def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of (N, C) or (N, T, V) logits against (N,) or (N, T) indices; of
-    (N, C, H, W) against (N, H, W). Targets of -100 do not count.
+    (N, C, H, W) against (N, H, W). Targets of -100 do not count; where none counts it is 0.
     """
-    if targets.ndim >= 3:
-        return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
-    return F.cross_entropy(
-        outputs.reshape(-1, outputs.shape[-1]),
-        targets.reshape(-1),
-        label_smoothing=label_smoothing,
-    )
+    if targets.ndim < 3:
+        outputs, targets = outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1)
+    mean = F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+    # a mean over nothing is 0 / 0, and one such batch is no divergence
+    return torch.where((targets != IGNORED).any(), mean, 0)
 
 
 class _Counts(Meter):
@@ -102,8 +100,10 @@ class Classification(Task):
     def right(self, outputs: Any, targets: Any, inputs: Any) -> tuple[Tensor, Tensor]:
         """Where answers are right, and where a target counts at all; both bool."""
         found, wanted = self.pair(outputs, targets, inputs)
-        best = found.argmax(1 if wanted.ndim >= 3 else -1)
-        return best == wanted, wanted != IGNORED
+        axis = 1 if wanted.ndim >= 3 else -1
+        # argmax takes NaN for the largest, and the largest keeps it: no answer, so no right one
+        number = ~found.amax(axis).isnan()
+        return (found.argmax(axis) == wanted) & number, wanted != IGNORED
 
     def each(self, outputs: Any, targets: Any, inputs: Any) -> Tensor:
         """The metric of each example, (N,): its mean loss."""
@@ -138,9 +138,11 @@ class LanguageModel(Classification):
     def pair(self, outputs: Any, targets: Any, inputs: Any) -> tuple[Tensor, Tensor]:
         """Logits and targets, shifted where the targets are the inputs."""
         found, wanted = super().pair(outputs, targets, inputs)
-        ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
-        if isinstance(ids, Tensor) and ids.shape == wanted.shape:
-            counted = wanted != IGNORED
+        named = isinstance(inputs, Mapping)
+        ids = inputs.get("input_ids") if named else inputs
+        if isinstance(ids, Tensor) and ids.shape == wanted.shape and wanted.ndim == 2:
+            # a plain tensor's targets may have their own marks: only all of it is the inputs
+            counted = (wanted != IGNORED) if named else torch.ones_like(wanted, dtype=torch.bool)
             if bool((ids[counted] == wanted[counted]).all()):
                 return found[:, :-1], wanted[:, 1:]
         return found, wanted
@@ -158,20 +160,35 @@ class LanguageModel(Classification):
 
 
 class MultiLabel(Classification):
-    """Several labels at once: (N, C) targets of 0 and 1 for (N, C) logits; accuracy by label."""
+    """Several labels at once: (N, C) targets of 0 and 1 for (N, C) logits; accuracy by label.
+
+    Targets of -100 do not count; those between 0 and 1 are soft.
+    """
 
     name = "multi-label"
 
     def loss(self, outputs: Any, targets: Any, inputs: Any) -> Tensor:
         """Mean binary cross-entropy."""
         found, wanted = self.pair(outputs, targets, inputs)
+        counted = wanted != IGNORED
+        if not bool(counted.all()):
+            found, wanted = found[counted], wanted[counted]
+            if not len(wanted):
+                return found.sum()  # of nothing: 0
         return F.binary_cross_entropy_with_logits(found, wanted.to(found.dtype))
 
     def check(self, outputs: Any, targets: Any) -> None:
-        """One shape."""
+        """One shape, and labels: another number would give a loss all the same."""
         same_shape(logits(outputs), targets)
+        odd = targets[((targets < 0) | (targets > 1)) & (targets != IGNORED)]
+        if odd.numel():
+            raise ArgumentError(
+                f"targets hold {odd[0].item()}: several labels at once are 0 and 1, or {IGNORED} "
+                "where one does not count; of class indices the task is 'classification'"
+            )
 
     def right(self, outputs: Any, targets: Any, inputs: Any) -> tuple[Tensor, Tensor]:
         """Right where the logit's sign is the label's."""
         found, wanted = self.pair(outputs, targets, inputs)
-        return (found > 0) == (wanted > 0.5), torch.ones_like(wanted, dtype=torch.bool)
+        right = ((found > 0) == (wanted > 0.5)) & ~found.isnan()
+        return right, wanted != IGNORED

@@ -8,14 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.core import nest
-from gossamer.core.errors import ArgumentError
 from gossamer.core.modes import device_of, evaluating
-from gossamer.training.distill import soft_targets
+from gossamer.training.distill import check_softness, soft_targets
 from gossamer.training.tasks.base import Meter, Task
 from gossamer.training.tasks.counts import Classification, MultiLabel
 from gossamer.training.tasks.values import Fidelity
 
-__all__ = ["Distilled"]
+__all__ = ["Distilled", "classes_of"]
+
+
+def classes_of(
+    task: Task, outputs: Any, wanted: Any, targets: Any, inputs: Any
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Logits, class indices and a teacher's logits as :func:`gossamer.training.soft_targets` takes
+    them, classes last, each beside what it is judged by; None for a task without class indices.
+    """
+    if not isinstance(task, Classification) or isinstance(task, MultiLabel):
+        return None
+    mine, labels = task.pair(outputs, targets, inputs)
+    theirs, _ = task.pair(wanted, targets, inputs)
+    if labels.ndim >= 3:  # (N, C, H, W)
+        mine, theirs = mine.movedim(1, -1), theirs.movedim(1, -1)
+    return mine, labels, theirs
 
 
 class Distilled(Task):
@@ -34,8 +48,7 @@ class Distilled(Task):
     name = "distilled"
 
     def __init__(self, task: Task, teacher: nn.Module, weight: float, temperature: float) -> None:
-        if not 0 <= weight <= 1:
-            raise ArgumentError(f"weight={weight} is outside [0, 1]")
+        check_softness(weight, temperature)
         self.task, self.teacher = task, teacher
         self.weight, self.temperature = weight, temperature
         self.metric = task.metric
@@ -51,13 +64,7 @@ class Distilled(Task):
             wanted = task.feed(self.teacher, nest.moved(inputs, device_of(self.teacher)))
         if isinstance(task, Fidelity):
             return task.distance(outputs, wanted, self.temperature)
-        if isinstance(task, Classification) and not isinstance(task, MultiLabel):
-            mine, labels = task.pair(outputs, targets, inputs)
-            theirs, _ = task.pair(wanted, targets, inputs)
-            if labels.ndim >= 3:  # (N, C, H, W): classes last, as the distance takes them
-                mine, theirs = mine.movedim(1, -1), theirs.movedim(1, -1)
-            return soft_targets(
-                mine, labels, theirs, temperature=self.temperature, weight=self.weight
-            )
+        if (found := classes_of(task, outputs, wanted, targets, inputs)) is not None:
+            return soft_targets(*found, temperature=self.temperature, weight=self.weight)
         near = Fidelity().distance(outputs, wanted)
         return self.weight * near + (1 - self.weight) * task.loss(outputs, targets, inputs)

@@ -67,6 +67,15 @@ class Embedding(_ByExample):
     name = "embedding"
     metric = Metric("cosine", "")
 
+    def check(self, outputs: Any, targets: Any) -> None:
+        """One shape, of vectors."""
+        super().check(outputs, targets)
+        if targets.ndim < 2:
+            raise ArgumentError(
+                f"targets {nest.shown(targets)} are no vectors; give (N, D), or the task "
+                "'regression'"
+            )
+
     def loss(self, outputs: Any, targets: Any, inputs: Any) -> Tensor:
         """1 - mean cosine."""
         found, wanted = self.pair(outputs, targets)
@@ -159,7 +168,7 @@ class Fidelity(Task):
             if self.outputs == "logits":
                 a, b = _classes_last(outputs), _classes_last(wanted)
                 same_shape(a, b)
-                same = a.argmax(-1).cpu() == b.argmax(-1).cpu()
+                same = (a.argmax(-1).cpu() == b.argmax(-1).cpu()) & ~a.amax(-1).isnan().cpu()
                 found["agreement"] = same.reshape(len(same), -1).double().mean(1)
                 pairs = [(a, b)]
             else:
