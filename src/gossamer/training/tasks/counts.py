@@ -100,10 +100,14 @@ class Classification(Task):
             )
 
     def right(self, outputs: Any, targets: Any, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Where answers are right, and where a target counts at all; both bool."""
+        """Where answers are right, and where a target counts at all; both bool.
+
+        Logits with NaN among them are no answer: torch's argmax would give the NaN's class.
+        """
         found, wanted = self.pair(outputs, targets, inputs)
-        best = found.argmax(1 if wanted.ndim >= 3 else -1)
-        return best == wanted, wanted != IGNORED
+        dim = 1 if wanted.ndim >= 3 else -1
+        best = found.argmax(dim)
+        return (best == wanted) & ~found.isnan().any(dim), wanted != IGNORED
 
     def each(self, outputs: Any, targets: Any, inputs: Any) -> Tensor:
         """The metric of each example, (N,): its mean loss."""
@@ -172,6 +176,7 @@ class MultiLabel(Classification):
         same_shape(logits(outputs), targets)
 
     def right(self, outputs: Any, targets: Any, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Right where the logit's sign is the label's."""
+        """Right where the logit's sign is the label's; NaN has none."""
         found, wanted = self.pair(outputs, targets, inputs)
-        return (found > 0) == (wanted > 0.5), torch.ones_like(wanted, dtype=torch.bool)
+        right = ((found > 0) == (wanted > 0.5)) & ~found.isnan()
+        return right, torch.ones_like(wanted, dtype=torch.bool)

@@ -160,6 +160,7 @@ class Fidelity(Task):
                 a, b = _classes_last(outputs), _classes_last(wanted)
                 same_shape(a, b)
                 same = a.argmax(-1).cpu() == b.argmax(-1).cpu()
+                same &= ~a.isnan().any(-1).cpu()  # no answer, though argmax gives NaN's place
                 found["agreement"] = same.reshape(len(same), -1).double().mean(1)
                 pairs = [(a, b)]
             else:
