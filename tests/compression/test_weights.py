@@ -229,3 +229,37 @@ def test_the_command_line_takes_a_key(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not end.value.code
     back = inputs.read_state(tmp_path / "w.gsm")
     assert all(torch.equal(t, back[n]) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda w: (w * 40).to(torch.int8), "integer codes are no weights"),
+        (lambda w: w.to(torch.complex64), "no imaginary part"),
+        (lambda w: w.double() * 1e300, "does not hold values as large as"),
+    ],
+)
+def test_values_that_the_network_would_change_are_refused(
+    tmp_path: Path, change: Any, told: str
+) -> None:
+    net = nn.Linear(3, 2)
+    before = net.weight.detach().clone()
+    torch.save({"weight": change(torch.ones(2, 3)), "bias": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(ArgumentError, match=f"'weight': .*{told}"):
+        inputs.load_weights(net, tmp_path / "w.pt")
+    assert torch.equal(net.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.bool])
+def test_other_dtypes_are_read_where_nothing_is_lost(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save({"weight": torch.eye(2).to(dtype), "bias": torch.ones(2)}, tmp_path / "w.pt")
+    found = inputs.load_weights(nn.Linear(2, 2), tmp_path / "w.pt")
+    assert torch.equal(found.state_dict()["weight"], torch.eye(2))
+
+
+def test_two_values_for_one_tied_tensor_are_refused(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    net[1].weight = net[0].weight
+    with pytest.raises(ArgumentError, match=r"'1\.weight': it is tied to '0\.weight'"):
+        inputs.load_weights(net, tmp_path / "w.pt")

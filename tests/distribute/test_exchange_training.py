@@ -200,7 +200,15 @@ def test_command_line_refuses_processes_without_an_exchange(monkeypatch, tmp_pat
     from gossamer.cli import main
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    arguments = ["train", "-m", "lenet-300-100", "-d", "digits", "--out", str(tmp_path / "x")]
+    arguments = [
+        "train",
+        "-m",
+        "lenet-300-100",
+        "-d",
+        "digits",
+        "--out",
+        str(tmp_path / "x.safetensors"),
+    ]
     with pytest.raises(SystemExit):
         main(arguments)
     assert "add --exchange terngrad" in capsys.readouterr().err

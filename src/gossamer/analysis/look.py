@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gossamer import nets
 from gossamer.core import flops, names
@@ -173,6 +174,19 @@ def entropy_bytes(matrix: Tensor, bits: int) -> int:
     return math.ceil(-float((shares * shares.log2()).sum()) * codes.numel() / 8) + _STEP * len(rows)
 
 
+def _check_values(model: nn.Module) -> None:
+    for name, p in model.named_parameters():
+        if is_lazy(p):
+            raise ArgumentError(
+                f"{name!r} has no shape yet (a lazy module): call the network on an example first"
+            )
+        if p.is_floating_point() and not p.is_meta and not bool(p.isfinite().all()):
+            raise ArgumentError(
+                f"{name!r} holds NaN or infinity, so that nothing can be said of its bytes; find "
+                "where training diverged"
+            )
+
+
 def look(model: nn.Module | str, *, bits: Sequence[int] = BITS, example: Any = None) -> Look:
     """What a network holds, what can be pruned, shrunk and quantized, and the bytes to expect.
 
@@ -188,6 +202,7 @@ def look(model: nn.Module | str, *, bits: Sequence[int] = BITS, example: Any = N
     Raises :class:`ArgumentError` for a name or network that cannot be taken.
     """
     made = nets.build(model) if isinstance(model, str) else model
+    _check_values(made)
     network, told = plain(copied(made))
     every, layers = names.parameters(network), names.matrices(network)
     aliases, traced = names.tied(network), _traced(network)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,16 +34,24 @@ def pack(
     """Pack tensors losslessly into a small file."""
     from gossamer import nets
     from gossamer.compression import inputs
+    from gossamer.pack import Archive
     from gossamer.pack import pack as write
 
+    if file.suffix != ".gsm":  # by which every command knows it
+        raise ArgumentError(f"{file}: end its name in .gsm")
     network = None if model is None else nets.build(model)
     state = inputs.read_state(source, key, model=network)
+    metadata = None
+    if source.suffix == ".gsm":  # which tells of changes to the network's modules
+        with Archive(source) as packed:
+            metadata = packed.metadata or None
     with (
         console() as show,
         write(
             state,
             file,
             profile=profile,
+            metadata=metadata,
             progress=lambda name, done, total: show.count("pack", done, total, name),
         ) as archive,
     ):
@@ -59,7 +68,7 @@ def unpack(
     ] = False,
 ) -> None:
     """Decode a packed file to a plain safetensors file, or to the layout of Deep Compression."""
-    from gossamer.compression import inputs
+    from gossamer.compression import inputs, records
     from gossamer.pack import unpack as read
     from gossamer.pack.safetensors_io import save_safetensors
 
@@ -73,6 +82,22 @@ def unpack(
     else:
         inputs.save_safetensors(tensors, target)
     print(f"{target}: {len(tensors)} tensors")
+    if changes := _changes(file):
+        print(
+            f"{target} holds the tensors alone, and {file} is of a network whose modules were "
+            f"changed ({', '.join(records.shown(r) for r in changes)}): the float network with "
+            "these tensors computes something else; gossamer.load(FILE, network) makes the changes",
+            file=sys.stderr,
+        )
+
+
+def _changes(file: Path) -> list[Any]:
+    """The changes to modules that a packed file tells of."""
+    from gossamer.compression import records
+
+    with contextlib.suppress(FormatError):  # the writer's own metadata of that name
+        return records.recorded(file)
+    return []
 
 
 @app.command()
@@ -86,9 +111,7 @@ def inspect(
     with Archive(file) as archive:
         rows, parts = describe(archive), archive.parts()
         size, dense, metadata = archive.file_bytes, archive.dense_bytes, archive.metadata
-    changes = []
-    with contextlib.suppress(FormatError):  # the writer's own metadata of that name
-        changes = records.recorded(file)
+    changes = _changes(file)
     if as_json:
         figures = {"file_bytes": size, "dense_bytes": dense, "parts": parts, "tensors": rows}
         print(json.dumps({**figures, "metadata": metadata}))

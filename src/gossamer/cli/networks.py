@@ -77,6 +77,8 @@ def train(
     from gossamer.compression import door, inputs
     from gossamer.training.tasks import chosen
 
+    if out.suffix != ".safetensors":  # by which every command knows it
+        raise ArgumentError(f"--out {out}: end its name in .safetensors")
     config = training.TrainConfig(
         epochs=epochs,
         lr=lr,

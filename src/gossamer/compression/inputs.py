@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gossamer import nets
 from gossamer.compression.records import load, recorded
-from gossamer.compression.weights import fitted, read_tensors
+from gossamer.compression.weights import check_values, fitted, read_tensors
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError
 from gossamer.core.files import write_chunks
@@ -110,6 +110,7 @@ def load_weights(model: nn.Module, path: str | Path, key: str | None = None) -> 
     if Path(path).suffix == ".gsm" and Path(path).is_file() and key is None:
         return load(path, model)
     state = fitted(read_state(path, key), model.state_dict())
+    check_values(path, state, model.state_dict(keep_vars=True))
     try:
         wrong = model.load_state_dict(state, strict=False)
     except RuntimeError as e:

@@ -332,6 +332,8 @@ def load(
     Raises as :func:`gossamer.pack.load_into`, and :class:`ArgumentError` where the changes do not
     fit the network.
     """
+    if not isinstance(model, nn.Module):
+        return load_into(path, model)  # which refuses it
     if isinstance(path, Archive):
         records = parse(path.metadata.get(_KEY, []), path.where)
     else:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.pack.safetensors_io import load_safetensors
 
-__all__ = ["fitted", "read_tensors"]
+__all__ = ["check_values", "fitted", "read_tensors"]
 
 # What training programs call the network's tensors, in the order that they are looked for in.
 _KEYS = (
@@ -253,3 +253,45 @@ def fitted(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]
         else:
             break
     return state
+
+
+def check_values(path: str | Path, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
+    """Whether the network's tensors (``own``) can hold the values of a file's, by name.
+
+    torch copies between any two dtypes without a word: integer codes into weights, complex numbers
+    without their imaginary part, what is too large for half precision as infinity; and of two
+    values for one tied tensor it keeps the last.
+
+    Raises :class:`ArgumentError` for each of these.
+    """
+    first: dict[int, str] = {}
+    for name, given in state.items():
+        mine = own.get(name)
+        if not isinstance(mine, Tensor) or mine.shape != given.shape:
+            continue  # told of by load_state_dict
+        wrong = _lost(given, mine)
+        other = first.setdefault(id(mine), name)
+        if other != name and not torch.equal(state[other], given):
+            wrong = f"it is tied to {other!r} in the network, and has other values in the file"
+        if wrong:
+            raise ArgumentError(f"{path} does not fit the network: {name!r}: {wrong}")
+
+
+def _lost(given: Tensor, mine: Tensor) -> str | None:
+    """What a copy into the network's tensor would lose without a word."""
+    if given.dtype == mine.dtype or not given.numel():
+        return None
+    kinds = f"the file has {given.dtype}, the network {mine.dtype}"
+    if given.is_quantized:
+        return f"{kinds}; give the float weights that it was quantized from"
+    if given.is_complex() or mine.is_complex():
+        return f"{kinds}, which has no imaginary part" if given.is_complex() else None
+    value, kept = given.double(), given.to(mine.dtype).double()
+    if not mine.is_floating_point():
+        return None if torch.equal(value, kept) else f"{kinds}, which does not hold its values"
+    if bool((value.isfinite() & ~kept.isfinite()).any()):
+        return f"{kinds}, which does not hold values as large as {float(value.abs().max()):.3g}"
+    coded = isinstance(mine, nn.Parameter) and not given.is_floating_point()
+    if coded and float(value.abs().max()) > 1:  # 0 and 1, a mask, are what they say
+        return f"{kinds}; integer codes are no weights: give them times their scale"
+    return None

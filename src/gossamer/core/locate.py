@@ -82,6 +82,10 @@ def function(spec: str, what: str) -> Callable[..., Any]:
         ) from e
     except (ImportError, SyntaxError) as e:
         raise ArgumentError(f"{what} {spec!r}: module {module_name!r} does not import: {e}") from e
+    except GossamerError:
+        raise
+    except (Exception, SystemExit) as e:  # the user's own code may raise anything
+        raise ArgumentError(f"{what} {spec!r}: module {module_name!r} {failure(e)}") from e
     if file is not None and Path(module.__file__ or "").resolve() != file:
         raise ArgumentError(
             f"{what} {spec!r}: {module_name!r} is the name of another module, "
@@ -109,11 +113,11 @@ def called(make: Callable[..., Any], what: str, /, *given: Any, **options: Any) 
         return make(*given, **options)
     except (GossamerError, OSError):
         raise
-    except Exception as e:  # the user's own code may raise anything
+    except (Exception, SystemExit) as e:  # the user's own code may raise anything
         raise ArgumentError(f"{what} {failure(e)}") from e
 
 
-def failure(error: Exception) -> str:
+def failure(error: BaseException) -> str:
     """An error of somebody's code in one sentence: where it happened, and what it says."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     own = [

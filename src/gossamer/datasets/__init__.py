@@ -98,7 +98,15 @@ def load(
         return _call(DATASETS[name], f"dataset {name!r}", **common, **options)
     if name.startswith("text:"):
         source, _, query = name.removeprefix("text:").partition("?")
-        given: dict[str, Any] = {**dict(parse_qsl(query)), **options}
+        asked = parse_qsl(query)
+        given: dict[str, Any] = {**dict(asked), **options}
+        twice = [key for key, _ in asked if key in (*common, "source")]
+        twice += [key for key, _ in asked if [k for k, _ in asked].count(key) > 1]
+        if twice:
+            raise ArgumentError(
+                f"dataset {name!r}: {twice[0]} is no option of its name, or given twice; the name "
+                "takes level, bptt and vocabulary, once each"
+            )
         for key in ("bptt", "vocabulary"):
             if isinstance(given.get(key), str):
                 if not given[key].isdecimal():

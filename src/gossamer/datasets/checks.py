@@ -82,6 +82,11 @@ def _check_scale(
             f"{where}: mean and std are of images (N, C, H, W), but inputs have shape "
             f"{tuple(stored.shape)}"
         )
+    if stored.dtype != torch.uint8:
+        raise DatasetError(
+            f"{where}: mean and std are of uint8 images, which are divided by 255 first, but "
+            f"inputs are {stored.dtype}; normalise them ((x - mean) / std), and leave both out"
+        )
     if not len(mean) == len(std) == stored.shape[1]:
         raise DatasetError(
             f"{where}: {len(mean)} means and {len(std)} deviations for {stored.shape[1]} channels; "

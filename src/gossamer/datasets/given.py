@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    default_collate,
+)
 
 from gossamer.core import nest
 from gossamer.core.errors import DatasetError
 from gossamer.datasets.base import Augment, Dataset, Split, carve
+from gossamer.datasets.checks import check_split
 
 __all__ = ["Collated", "as_dataset", "as_split"]
 
@@ -134,8 +144,8 @@ def as_split(
     if isinstance(data, Mapping) and data and all(isinstance(v, Tensor) for v in data.values()):
         return Split(*separate(data)), []
     if isinstance(data, DataLoader):
-        if not isinstance(data.dataset, IterableDataset):
-            return Collated(data.dataset, data.collate_fn, separate), []
+        if data.batch_sampler is not None and not isinstance(data.dataset, IterableDataset):
+            return Collated(data.dataset, data.collate_fn, separate, _drawn(data, what)), []
     elif _map_style(data):
         return Collated(data, default_collate, separate), []
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes, Mapping)):
@@ -144,6 +154,24 @@ def as_split(
             "dataset with len() and indexing, or an iterable of batches"
         )
     return _read(data, separate, what)
+
+
+def _drawn(loader: DataLoader[Any], what: str) -> Tensor | None:
+    """The examples that a loader's sampler draws, once each; None: all of the dataset.
+
+    Raises :class:`DatasetError` for a sampler that draws otherwise: an example twice, say.
+    """
+    group: Any = loader.batch_sampler
+    sampler = group.sampler if type(group) is BatchSampler else group
+    if type(sampler) is SubsetRandomSampler:
+        return torch.as_tensor(list(sampler.indices), dtype=torch.int64).sort().values
+    once = type(sampler) is RandomSampler and not sampler.replacement
+    if (once or type(sampler) is SequentialSampler) and len(sampler) == len(loader.dataset):  # type: ignore[arg-type]
+        return None
+    raise DatasetError(
+        f"{what} is a DataLoader that draws by a {type(sampler).__name__}, and a split holds every "
+        "example once; give the dataset itself, or torch.utils.data.Subset(dataset, indices)"
+    )
 
 
 def _map_style(data: Any) -> bool:
@@ -158,7 +186,13 @@ def _read(data: Iterable[Any], separate: Separate, what: str) -> tuple[Split, li
     if not parts:
         raise DatasetError(f"{what} gives no batches: there is nothing to work on")
     for number, part in enumerate(parts):
-        nest.count(part[0], f"{what}, batch {number + 1}: inputs")
+        where = f"{what}, batch {number + 1}"
+        count = nest.count(part[0], f"{where}: inputs")
+        if nest.leaves(part[1]) and nest.count(part[1], f"{where}: targets") != count:
+            raise DatasetError(
+                f"{where} is {nest.shown(part)}: {count} inputs, and another number of targets; "
+                "single examples are to be put into batches, as a DataLoader does"
+            )
         if _kinds(part) != _kinds(parts[0]):
             raise DatasetError(
                 f"{what}: batch {number + 1} is {nest.shown(part)}, the first "
@@ -211,16 +245,21 @@ def as_dataset(
         data: a dataset; a mapping of ``train``, ``validation``, ``test`` to what
             :func:`as_split` takes (a Hugging Face ``DatasetDict`` is one); or one such thing,
             of which a tenth each is held back, at random, for validation and test.
-        name, classes, task, augment: as :class:`Dataset`'s.
+        name, classes, task, augment: as :class:`Dataset`'s; of a dataset those that are given are
+            changed, but for its name.
         seed: of what is carved.
 
     Raises :class:`DatasetError` as :func:`as_split`, and for fewer than three examples.
     """
     if isinstance(data, Dataset):
-        return data
+        given = {"classes": classes, "task": task, "augment": augment}
+        given = {key: value for key, value in given.items() if value is not None}
+        return replace(data, **given) if given else data
     parts: dict[str, Any] = {"train": data}
-    if isinstance(data, Mapping) and not all(isinstance(v, Tensor) for v in data.values()):
-        known = {word: part for part, words in _PARTS.items() for word in words}
+    known = {word: part for part, words in _PARTS.items() for word in words}
+    if isinstance(data, Mapping) and (
+        set(data) <= set(known) or not all(isinstance(v, Tensor) for v in data.values())
+    ):
         other = [key for key in data if key not in known]
         if other or not data:
             raise DatasetError(
@@ -228,10 +267,17 @@ def as_dataset(
                 "parts train, validation and test"
             )
         parts = {known[key]: value for key, value in data.items()}
+        if len(parts) < len(data):
+            raise DatasetError(
+                f"{name} is a mapping with {', '.join(map(repr, data))}, two of which are one "
+                "part; name its parts train, validation and test"
+            )
     splits: dict[str, Split] = {}
     notes: list[str] = []
     for part, value in parts.items():
         splits[part], told = as_split(value, separate=separate, what=f"{name}, {part}")
+        if splits[part].in_memory:
+            check_split(splits[part], f"{name}, {part}")
         notes += told
     if "train" not in splits:
         raise DatasetError(f"{name} has no part 'train'; it holds {', '.join(splits)}")

@@ -147,6 +147,13 @@ def build(
             f"network {name!r} returned {type(model).__name__}, not an nn.Module; return the "
             "module itself (a state dict goes to --weights as a file)"
         )
+    state = [*model.named_parameters(), *model.named_buffers()] if ":" in name else []
+    empty = [n for n, t in state if t.is_meta]
+    if empty:
+        raise ArgumentError(
+            f"network {name!r} returned tensors without values ({empty[0]!r} is on the meta "
+            "device); let it load them, or call model.to_empty(device='cpu') and set them"
+        )
     if pretrained and name in PRETRAINED:
         _load(model, find(PRETRAINED[name], root))
     return model

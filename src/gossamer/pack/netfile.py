@@ -87,8 +87,8 @@ class NetLayer:
                 f"it must be float32 of shape {shape[:1]}"
             )
         flat = weight.detach().cpu().contiguous().reshape(-1).numpy()
-        if not np.isfinite(flat).all():
-            raise ArgumentError(f"layer {name!r}: weight holds NaN or infinity")
+        if not np.isfinite(flat).all() or not bool(bias.isfinite().all()):
+            raise ArgumentError(f"layer {name!r}: weight or bias holds NaN or infinity")
         positions = np.flatnonzero(flat)
         values, index = np.unique(flat[positions], return_inverse=True)
         if len(values) >= size:

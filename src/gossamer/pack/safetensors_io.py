@@ -24,6 +24,7 @@ from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.files import write_chunks
 from gossamer.core.names import Tensors
 from gossamer.pack.format.values import analyse, from_bits, to_bits
+from gossamer.pack.write.metadata import json_text
 from gossamer.pack.write.state import named_tensors
 
 __all__ = ["load_safetensors", "safetensors_bytes", "save_safetensors"]
@@ -62,11 +63,8 @@ def save_safetensors(
             if part in out or (part != name and part in state):
                 raise ArgumentError(f"the name {part!r} is needed for the codes of {name!r}")
             out[part] = value
-    head = {"version": _VERSION, "coded": coded, "tied": aliases, "metadata": metadata or {}}
-    try:
-        text = json.dumps(head, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as e:
-        raise ArgumentError(f"metadata is not JSON: {e}; use strings, numbers, lists") from None
+    head = {"version": _VERSION, "coded": coded, "tied": aliases}
+    text = json_text(metadata or {}, around=head, ensure_ascii=True)
     write_chunks(path, [safetensors_bytes(out, {_KEY: text})])
 
 

@@ -49,8 +49,9 @@ class QSGD(GradCodec):
         """Check."""
         if not isinstance(self.steps, int) or not 1 <= self.steps <= 255:
             raise ArgumentError(f"steps={self.steps!r} must be 1 to 255")
-        if self.bucket is not None and (self.bucket < 64 or self.bucket % 64):
-            raise ArgumentError(f"bucket={self.bucket} must be a multiple of 64, or None")
+        whole = isinstance(self.bucket, int)
+        if self.bucket is not None and (not whole or self.bucket < 64 or self.bucket % 64):
+            raise ArgumentError(f"bucket={self.bucket!r} must be a multiple of 64, or None")
 
     @property
     def name(self) -> str:

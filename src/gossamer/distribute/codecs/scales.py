@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -33,8 +34,8 @@ def check_clip(clip: float | None, scaler: Scaler) -> None:
         raise ArgumentError(f"scaler={scaler!r} is not one of 'max', 'sigma'")
     if clip is None and scaler == "sigma":
         raise ArgumentError("scaler='sigma' needs clip, in standard deviations")
-    if clip is not None and not 0 < clip < math.inf:
-        raise ArgumentError(f"clip={clip} must lie above 0; None is no clipping")
+    if clip is not None and not (isinstance(clip, Real) and 0 < clip < math.inf):
+        raise ArgumentError(f"clip={clip!r} must lie above 0; None is no clipping")
 
 
 def clipped_scale(g: Tensor, clip: float | None, scaler: Scaler) -> Tensor:

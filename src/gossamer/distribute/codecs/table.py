@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,8 +55,14 @@ def by_name(name: str, **settings: object) -> GradCodec:
     >>> by_name("sq4", clip=3.0)
     SQm(bits=4, clip=3.0, scaler='max')
     """
-    for family in CODECS.values():
-        if match := re.fullmatch(family.pattern, name):
-            return family.make(*(int(number) for number in match.groups()), **settings)
+    for family in CODECS.values() if isinstance(name, str) else ():
+        if match := re.fullmatch(family.pattern, name, re.ASCII):
+            numbers = [int(number) for number in match.groups()]
+            takes = inspect.signature(family.make)
+            try:
+                takes.bind(*numbers, **settings)
+            except TypeError as e:
+                raise ArgumentError(f"codec {name!r}: {e}; it takes {takes}") from e
+            return family.make(*numbers, **settings)
     known = ", ".join(family.names for family in CODECS.values())
     raise ArgumentError(f"codec {name!r} is not one of {known}")

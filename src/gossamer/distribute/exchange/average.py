@@ -157,6 +157,11 @@ class Plan:
         """
         slots = []
         for name, t in tensors.items():
+            if not isinstance(t, Tensor):
+                raise ArgumentError(
+                    f"the gradient of {name} is {t!r:.60}, no tensor; where there is none, give "
+                    "zeros, so that all ranks exchange the same"
+                )
             if t.layout != torch.strided:
                 raise ArgumentError(
                     f"the gradient of {name} is sparse; make it dense with "
@@ -263,8 +268,11 @@ def exchange(
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 found[name] = p.grad
         gradients = found
-    if not gradients:
-        raise ArgumentError("gradients is empty: there is nothing to average")
+    if not isinstance(gradients, Mapping) or not gradients:
+        raise ArgumentError(
+            f"gradients is empty, or no mapping of names to gradients ({type(gradients).__name__}):"
+            " there is nothing to average"
+        )
     where = group if isinstance(group, Distributed) else Distributed(group, timeout=timeout)
     layout = plan.layout(gradients, plan.excluded(gradients), where.size)
     flat = [g.contiguous().view(-1) for g in gradients.values()]
@@ -293,10 +301,15 @@ def simulate(
     """
     plan = Plan.of(codec, feedback=feedback is not None, **options)
     size = len(gradients)
-    if not size or not gradients[0]:
-        raise ArgumentError("gradients is empty: give one mapping a rank, with a gradient or more")
-    if feedback is not None and len(feedback) != size:
-        raise ArgumentError(f"{len(feedback)} feedback for {size} ranks: one a rank")
+    ranks = isinstance(gradients, Sequence) and all(isinstance(g, Mapping) for g in gradients)
+    if not ranks or not size or not gradients[0]:
+        raise ArgumentError(
+            "gradients is empty, or no list of mappings: give one mapping a rank, with a gradient "
+            "or more"
+        )
+    if feedback is not None and len({id(f) for f in feedback}) != size:
+        raise ArgumentError(f"{len(feedback)} feedback for {size} ranks: one a rank, of its own")
+    plan.layout(gradients[0], plan.excluded(gradients[0]), size)  # what cannot be averaged is told
     result = {
         name: g.clone(memory_format=torch.contiguous_format) for name, g in gradients[0].items()
     }

@@ -212,11 +212,11 @@ def find_grid(book: Bits, dtype: DType) -> tuple[NDArray[np.int64], float] | Non
     """Integers and the step whose multiples the distinct non-zero floats are, bit for bit."""
     if dtype.kind != "float" or dtype.size == 1:
         return None
-    with np.errstate(invalid="ignore"):  # a signalling NaN
+    with np.errstate(all="ignore"):  # signalling NaN; the guesses of huge and of tiny values
         values = _as_float(book, dtype)
-    if not np.isfinite(values).all() or not values.all():
-        return None
-    return _find_step(values, book, dtype)
+        if not np.isfinite(values).all() or not values.all():
+            return None
+        return _find_step(values, book, dtype)
 
 
 def read_step(reader: Reader, wide: bool) -> float:
@@ -235,7 +235,8 @@ def _grid(book: Bits, dtype: DType) -> bytes | None:
     if found is None:
         return None
     k, step = found
-    coding = _GRID if float(np.float32(step)) == step else _WIDE_GRID
+    with np.errstate(over="ignore"):
+        coding = _GRID if float(np.float32(step)) == step else _WIDE_GRID
     packed = np.array([step], "<f4" if coding == _GRID else "<f8").tobytes()
     return _grid_bytes(k, coding, packed)
 

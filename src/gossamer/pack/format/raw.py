@@ -144,7 +144,8 @@ def _grid(bits: Bits, dtype: DType) -> bytes | None:
     width = (high - low).bit_length()
     if width > _WIDEST:
         return None
-    wide = float(np.float32(found[1])) != found[1]
+    with np.errstate(over="ignore"):
+        wide = float(np.float32(found[1])) != found[1]
     out = bytes([_GRID | (_WIDE if wide else 0)])
     out += np.array([found[1]], "<f8" if wide else "<f4").tobytes()
     return (

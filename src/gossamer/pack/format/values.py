@@ -116,8 +116,9 @@ def to_bits(name: str, tensor: Tensor) -> tuple[DType, Bits]:
             f"tensor {name!r} is {tensor.dtype}, which a .gsm file cannot hold; {fix}. "
             f"Allowed: {', '.join(d.name for d in _TABLE)}"
         )
-    if tensor.layout != torch.strided or tensor.is_meta:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         kind = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
+        kind = "a nested tensor" if tensor.is_nested else kind
         raise ArgumentError(f"tensor {name!r} is {kind}; pass a dense tensor with data")
     flat = tensor.detach().resolve_neg().cpu().contiguous().reshape(-1)
     return dtype, flat.view(_SIGNED[dtype.size]).numpy().view(dtype.bits)

@@ -47,7 +47,6 @@ class Archive:
         max_bytes: bound on the decoded bytes of all tensors; by default 1 GiB, or 128 times the
             file if that is more. Raise it for a larger model that you trust; given, it also
             lets the context coder take as long as it needs, beyond what the file's bytes pay for.
-
         keep: what is decoded is kept, so that no tensor is decoded twice; tensors of the archive
             then share its memory.
 
@@ -58,11 +57,11 @@ class Archive:
     def __init__(
         self, source: str | Path | bytes, *, max_bytes: int | None = None, keep: bool = False
     ) -> None:
+        self._file = Source(source)
         self.path = None if isinstance(source, bytes) else Path(source)
         self.where = str(self.path) if self.path else "archive"
         self.trusted = max_bytes is not None
         self._allowance = Allowance()
-        self._file = Source(source)
         try:
             self.file_bytes = self._file.size
             first = self._file.read(0, _FIRST_READ)
@@ -91,8 +90,7 @@ class Archive:
         return self._file.read(len(first), need + 64 - len(first))
 
     def _check_size(self, max_bytes: int) -> None:
-        total = self.dense_bytes
-        if total > max_bytes:
+        if (total := self.dense_bytes) > max_bytes:
             raise FormatError(
                 f"{self.where}: claims {total} bytes of tensors, max_bytes is {max_bytes}; "
                 f"if you trust the file, open it with max_bytes={total}"
@@ -115,9 +113,7 @@ class Archive:
 
     def _group(self) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
         """Of each dtype's group the first entry, where each entry starts, and all elements."""
-        firsts: dict[int, int] = {}
-        starts: dict[int, int] = {}
-        totals: dict[int, int] = {}
+        firsts, starts, totals = dict[int, int](), dict[int, int](), dict[int, int]()
         for i, entry in enumerate(self.header.entries):
             if entry.place == SOLID:
                 firsts.setdefault(entry.dtype.code, i)
@@ -241,10 +237,12 @@ class Archive:
         :class:`FormatError` ``out`` may be written in part.
         """
         index, entry = self._entry(name)
-        if out.device.type != "cpu" or not out.is_contiguous():
+        if out.device.type != "cpu" or not out.is_contiguous() or out.is_neg():
             with torch.no_grad():
                 out.copy_(self.tensor(name))
             return
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(out)  # a graph that saved it is out of date
         self._bits(index, entry, to_bits(name, out)[1])
 
     def _bits(self, index: int, entry: Entry, out: Bits | None = None) -> Bits:

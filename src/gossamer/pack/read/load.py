@@ -5,12 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from gossamer.core import names
 from gossamer.core.errors import ArgumentError, FormatError
 from gossamer.core.names import Tensors
 from gossamer.pack.coders.limits import ANY_BYTES
+from gossamer.pack.format.values import to_bits
 from gossamer.pack.read.archive import Archive
 
 __all__ = ["load_into"]
@@ -39,6 +41,11 @@ def load_into(
 
     Raises :class:`ArgumentError` when the model does not fit, :class:`FormatError` for damage.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model is {model!r:.80}, and must be an nn.Module of the network that was packed; "
+            "gossamer.load takes the file first: load(FILE, network)"
+        )
     with ExitStack() as stack:
         if isinstance(path, Archive):
             archive = path
@@ -50,6 +57,7 @@ def load_into(
         if not archive.trusted:
             _check_cost(archive, targets)
         archive.check_sections()
+        _check_tied(archive, targets)
         aliases = archive.aliases
         for done, (name, target) in enumerate(targets.items()):
             same = aliases.get(name)
@@ -79,6 +87,23 @@ def _check_cost(archive: Archive, targets: Tensors) -> None:
             f"{archive.where}: {cost} bytes would be decoded for {have} bytes of the model's; "
             f"if you trust the file, pass max_bytes={archive.dense_bytes}"
         )
+
+
+def _check_tied(archive: Archive, targets: Tensors) -> None:
+    """Where the model ties what the file does not, one of two values would be lost."""
+    aliases, first = archive.aliases, dict[object, str]()
+    for name, tensor in targets.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        other = first.setdefault(place if tensor.numel() else id(tensor), name)
+        if aliases.get(other, other) == aliases.get(name, name):
+            continue
+        one, two = (to_bits(n, archive.tensor(n))[1] for n in (other, name))
+        if not np.array_equal(one, two):
+            raise ArgumentError(
+                f"{archive.where} does not fit the model: {name!r} is tied to {other!r} in the "
+                "model, and each has values of its own in the file. Nothing was changed; untie "
+                "them in the model"
+            )
 
 
 def _targets(archive: Archive, model: nn.Module, strict: bool) -> Tensors:

@@ -12,6 +12,8 @@ import threading
 from pathlib import Path
 from typing import BinaryIO
 
+from gossamer.core.errors import ArgumentError
+
 __all__ = ["Source"]
 
 
@@ -29,6 +31,15 @@ class Source:
         self._file: BinaryIO | None = None
         if isinstance(source, bytes):
             self._data, self.size = memoryview(source), len(source)
+        elif not isinstance(source, (str, os.PathLike)):
+            raise ArgumentError(
+                f"a packed file is given as a path or as bytes, not as {type(source).__name__}"
+            )
+        elif os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source):
+            raise ArgumentError(
+                f"{source} is no regular file (a pipe?), and is read at more than one place; write "
+                "it to a file first"
+            )
         else:
             self._file = open(source, "rb")  # noqa: SIM115 (closed by close())
             self.size = os.fstat(self._file.fileno()).st_size

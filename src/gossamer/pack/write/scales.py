@@ -162,11 +162,12 @@ def _integers(
     size: NDArray[np.float64], step: NDArray[np.float64], dtype: DType
 ) -> NDArray[np.bool_]:
     """Where magnitudes are integers times the step, as nearly as roundings leave them."""
-    ratio = size / step[:, None]
-    codes = np.rint(ratio)
-    slack = 2.0 ** (1 - _DIGITS[dtype.torch]) * codes + 1e-9
-    fits: NDArray[np.bool_] = (np.abs(ratio - codes) <= slack) & (codes <= _most(dtype))
-    return np.all(fits, axis=1)
+    with np.errstate(all="ignore"):  # a ratio beyond all codes fits none, be it infinite
+        ratio = size / step[:, None]
+        codes = np.rint(ratio)
+        slack = 2.0 ** (1 - _DIGITS[dtype.torch]) * codes + 1e-9
+        fits: NDArray[np.bool_] = (np.abs(ratio - codes) <= slack) & (codes <= _most(dtype))
+        return np.all(fits, axis=1)
 
 
 def _most(dtype: DType) -> int:

@@ -38,9 +38,11 @@ def named_tensors(source: nn.Module | Mapping[str, Tensor]) -> tuple[Tensors, di
                 "into metadata"
             )
         same: tuple[object, ...] = (id(tensor),)
-        if tensor.numel() and tensor.layout == torch.strided and not tensor.is_meta:
+        plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
+        if plain and tensor.numel():
             place = (tensor.device, tensor.data_ptr())
-            same = (*place, tensor.dtype, tensor.shape, tensor.stride())
+            # a view of conjugates lies where their values do, with the other sign
+            same = (*place, tensor.dtype, tensor.shape, tensor.stride(), tensor.is_neg())
         first = seen.setdefault(same, name)
         if first == name:
             state[name] = tensor

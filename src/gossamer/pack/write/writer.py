@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -39,6 +39,7 @@ from gossamer.pack.format.values import BY_TORCH, Bits, DType, nonfinite, to_bit
 from gossamer.pack.read.archive import Archive
 from gossamer.pack.write.encode import encode_section
 from gossamer.pack.write.layouts import Settings, seeded_section
+from gossamer.pack.write.metadata import json_text
 from gossamer.pack.write.state import maskable, named_tensors
 
 __all__ = ["PROFILES", "pack", "pack_bytes"]
@@ -133,20 +134,26 @@ def pack_bytes(
 
 def _workers(workers: int | None) -> int:
     if workers is not None:
-        if workers < 1:
-            raise ArgumentError(f"workers is {workers}, it must be 1 or more")
-        return workers
+        return _whole("workers", workers, 1)
     if torch.get_num_threads() == 1:
         return 1
     can = getattr(os, "sched_getaffinity", None)  # not everywhere
     return len(can(0)) if can else os.cpu_count() or 1
 
 
+def _whole(name: str, value: int, least: int) -> int:
+    if not isinstance(value, Integral) or value < least:
+        raise ArgumentError(f"{name} is {value!r}, it must be {least} or more, a whole number")
+    return int(value)
+
+
 def _settings(profile: str, index_bits: int, context_entries: int | None) -> Settings:
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise ArgumentError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")
-    if not 1 <= index_bits <= 16:
+    if not isinstance(index_bits, Integral) or not 1 <= index_bits <= 16:
         raise ArgumentError(f"index_bits is {index_bits}, allowed are 1 to 16")
+    if context_entries is not None:
+        _whole("context_entries", context_entries, 0)
     chosen = PROFILES[profile]
     return replace(
         chosen,
@@ -182,6 +189,8 @@ def _chunks(
     """
     state, aliases = named_tensors(source)
     check_names([*state, *aliases])
+    if not isinstance(seeds, Mapping) or not all(isinstance(s, Seed) for s in seeds.values()):
+        raise ArgumentError("seeds is no mapping of tensor names to seeds, such as init_ gives")
     odd = [name for name in seeds if name not in state]
     if odd:
         raise ArgumentError(
@@ -327,12 +336,7 @@ def _seeded(
 
 def _metadata(metadata: Mapping[str, Any]) -> bytes:
     """Expanded length (0: not compressed) and the JSON."""
-    try:
-        text = json.dumps(
-            dict(metadata), separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        ).encode()
-    except (TypeError, ValueError) as e:
-        raise ArgumentError(f"metadata is not JSON: {e}; use strings, numbers, lists") from None
+    text = json_text(metadata, ensure_ascii=False).encode()
     packed = varint(len(text)) + compress(text)
     worth = len(packed) < len(text) + 1 and len(text) <= expansion(len(packed))
     return packed if worth else b"\0" + text

@@ -98,7 +98,10 @@ class Classification(Task):
             )
 
     def right(self, outputs: Any, targets: Any, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Where answers are right, and where a target counts at all; both bool."""
+        """Where answers are right, and where a target counts at all; both bool.
+
+        Logits with NaN among them are no answer: torch's argmax would give the NaN's class.
+        """
         found, wanted = self.pair(outputs, targets, inputs)
         axis = 1 if wanted.ndim >= 3 else -1
         # argmax takes NaN for the largest, and the largest keeps it: no answer, so no right one
@@ -188,7 +191,7 @@ class MultiLabel(Classification):
             )
 
     def right(self, outputs: Any, targets: Any, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Right where the logit's sign is the label's."""
+        """Right where the logit's sign is the label's; NaN has none."""
         found, wanted = self.pair(outputs, targets, inputs)
         right = ((found > 0) == (wanted > 0.5)) & ~found.isnan()
         return right, wanted != IGNORED
