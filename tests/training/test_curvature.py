@@ -232,6 +232,30 @@ def test_targets_fit_by_rank(inputs: Tensor, targets: Tensor, loss: str) -> None
         hessian_diagonal(net, Split(inputs, targets), loss=loss)  # type: ignore[arg-type]
 
 
+class Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y + y
+
+
+@pytest.mark.parametrize("lm", [True, False])
+def test_what_is_added_to_itself_counts_twice(lm: bool) -> None:
+    torch.manual_seed(0)
+    net, split = Doubled().double(), data(4)
+    h = hessian_diagonal(net, split, levenberg_marquardt=lm)["fc.weight"]
+    # softmax of 2 W x: the Hessian by W is 4 times the one by 2 W, which is linear
+    twice = nn.Sequential(nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        twice[0].weight.copy_(2 * net.fc.weight)
+        twice[0].bias.copy_(2 * net.fc.bias)
+    wanted = hessian_diagonal(twice, split, levenberg_marquardt=lm)["0.weight"]
+    torch.testing.assert_close(h, 4 * wanted)
+
+
 def test_modes_are_given_back() -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).double().train()
     hessian_diagonal(net, data(4))

@@ -176,12 +176,13 @@ class _Walk:
     def _node(self, node: fx.Node, h: Tensor, g: Tensor | None) -> None:
         kind, source = kind_of(self.graph, node), node.args[0] if node.args else None
         if kind in _ADDING:
-            for argument in node.args:
+            for argument in dict.fromkeys(node.args):
                 value = self.runner.values.get(argument) if isinstance(argument, fx.Node) else None
                 if isinstance(value, Tensor):
                     if value.shape != h.shape:
                         raise ArgumentError(f"node {node.name!r} adds by broadcasting; no rule")
-                    self._give(argument, h, g)
+                    times = node.args.count(argument)  # x + x is 2 x: its slope squared is 4
+                    self._give(argument, h * times**2, None if g is None else g * times)
             return
         if not isinstance(source, fx.Node) or not isinstance(self.runner.values[source], Tensor):
             return
