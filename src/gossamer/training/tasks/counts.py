@@ -23,14 +23,20 @@ IGNORED = -100
 def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of (N, C) or (N, T, V) logits against (N,) or (N, T) indices; of
     (N, C, H, W) against (N, H, W). Targets of -100 do not count.
+
+    Raises :class:`ArgumentError` for a target beyond the outputs (on the CPU, where torch looks).
     """
-    if targets.ndim >= 3:
+    classes = outputs.shape[1 if targets.ndim >= 3 else -1]
+    if targets.ndim < 3:
+        outputs, targets = outputs.reshape(-1, classes), targets.reshape(-1)
+    try:
         return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
-    return F.cross_entropy(
-        outputs.reshape(-1, outputs.shape[-1]),
-        targets.reshape(-1),
-        label_smoothing=label_smoothing,
-    )
+    except IndexError as e:
+        counted = targets[targets != IGNORED]
+        raise ArgumentError(
+            f"targets reach from {int(counted.min())} to {int(counted.max())}, and the network has "
+            f"{classes} outputs, of which each is a class; give it more outputs"
+        ) from e
 
 
 class _Counts(Meter):
