@@ -53,3 +53,24 @@ def test_a_packed_file_ends_in_gsm_so_that_no_source_is_overwritten(
     assert run("pack", source, source) == 1
     assert "end its name in .gsm" in capsys.readouterr().err
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sensitivity", "-m", "mlp-64-9-10", "-d", "digits", "--plot"],
+        ["bench", "mlp-64-9-10", "--shape", "1,8,8", "--plot"],
+    ],
+)
+def test_the_ending_of_a_picture_is_looked_at_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert run(*command, tmp_path / "x.xyz") == 1
+    assert "end its name in one of .png, .svg" in capsys.readouterr().err
+
+
+def test_a_packed_file_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export", tmp_path / "no.gsm", "--to", tmp_path / "x.onnx") == 1
+    assert f"there is no file {tmp_path / 'no.gsm'}" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gossamer.core.errors import ArgumentError
+from gossamer.core.files import picture
 from gossamer.core.masks import Masks
 from gossamer.core.names import select
 
@@ -40,8 +41,7 @@ def canvas(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = picture(path)
     figure.savefig(path)
     return path
 

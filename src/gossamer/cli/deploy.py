@@ -23,6 +23,7 @@ from gossamer.cli.options import (
 from gossamer.cli.program import app
 from gossamer.compression.progress import console
 from gossamer.core.errors import ArgumentError
+from gossamer.core.files import picture
 
 if TYPE_CHECKING:
     from torch import nn
@@ -180,6 +181,8 @@ def bench_networks(
     from gossamer.analysis.plots import bars
     from gossamer.runtime.bench import bench as measure
 
+    if plot is not None:
+        picture(plot)
     subjects = _subjects(networks, against, model, pretrained, dataset, shape)
     with console() as show:
         found = measure(
@@ -267,6 +270,8 @@ def _named(network: str, model: str | None, weights: Path | None, dataset: str |
         return _Named(network, weights, dataset)
     if weights is not None:
         raise ArgumentError(f"{network} is a file of weights: leave --weights {weights} out")
+    if not Path(network).is_file():
+        raise ArgumentError(f"there is no file {network}")
     known = _beside(Path(network))
     given = model or known.get("model")
     if given is None:

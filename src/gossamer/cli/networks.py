@@ -30,6 +30,7 @@ from gossamer.cli.options import (
 from gossamer.cli.program import app
 from gossamer.compression.progress import console
 from gossamer.core.errors import ArgumentError
+from gossamer.core.files import picture
 
 __all__ = ["compress", "evaluate_", "report_", "sensitivity", "train"]
 
@@ -276,6 +277,8 @@ def sensitivity(
     """Score against density, one layer at a time, on the validation split."""
     from gossamer.prune import sensitivity as sensitivities
 
+    if plot is not None:
+        picture(plot)
     network, data, aim = load(model, dataset, weights, pretrained, key, task)
     settle(threads, network, data)
     with console() as show:

@@ -56,6 +56,8 @@ def held(out: Path) -> Iterator[None]:
 def _locked(out: Path) -> IO[str]:
     path = out / LOCK
     while True:
+        if out.exists() and not out.is_dir():
+            raise ArgumentError(f"{out} is a file; name a directory for the run")
         out.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         file = os.fdopen(os.open(path, flags, 0o644), "r+", encoding="utf-8")

@@ -19,9 +19,10 @@ from typing import BinaryIO
 
 from gossamer.core.errors import ArgumentError, GossamerError
 
-__all__ = ["replacing", "sha256", "shown", "write_chunks", "write_text"]
+__all__ = ["picture", "replacing", "sha256", "shown", "write_chunks", "write_text"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".eps", ".tif", ".tiff")
 
 
 @contextlib.contextmanager
@@ -84,6 +85,18 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text; the folder is made where there is none. Raises as :func:`replacing`."""
     with replacing(path, make_folder=True) as file:
         file.write(text.encode())
+
+
+def picture(path: str | Path) -> Path:
+    """The path of a figure to draw, its folder made.
+
+    Raises :class:`ArgumentError` for an ending that is no picture's, best before long work.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _PICTURES:
+        raise ArgumentError(f"path {str(path)!r}: end its name in one of {', '.join(_PICTURES)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def shown(text: str, keep: str = "") -> str:

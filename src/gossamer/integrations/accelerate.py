@@ -50,7 +50,7 @@ def attach(
         raise ArgumentError(f"{kind.value} shards the model; use one process, or DDP")
     bare = accelerator.unwrap_model(model)
     wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
-    beside = [type(m).__name__ for m in methods if m.parametrizes]
+    beside = [type(m).__name__ for m in methods if getattr(m, "parametrizes", False)]
     if wrapped and beside:
         raise ArgumentError(
             f"{beside[0]} puts parameters of its own in the weights' place, which the prepared "

@@ -93,6 +93,15 @@ def train(
             f"evaluate_every={evaluate_every}, evaluate_every_steps={evaluate_every_steps}: "
             "must be at least 1"
         )
+    if not isinstance(dataset, Dataset):
+        raise DatasetError(
+            f"dataset is of type {type(dataset).__name__}; make one of it with "
+            "gossamer.as_dataset(data)"
+        )
+    if not isinstance(config, TrainConfig):
+        raise ArgumentError(
+            f"config is of type {type(config).__name__}; give gossamer.TrainConfig(epochs=...)"
+        )
     for part in ("train", "validation", "test"):
         check_split(getattr(dataset, part), f"dataset {dataset.name!r}, {part}")
     task, _ = chosen(task, dataset)

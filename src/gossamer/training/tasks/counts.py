@@ -23,10 +23,20 @@ IGNORED = -100
 def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of (N, C) or (N, T, V) logits against (N,) or (N, T) indices; of
     (N, C, H, W) against (N, H, W). Targets of -100 do not count; where none counts it is 0.
+
+    Raises :class:`ArgumentError` for a target beyond the outputs (on the CPU, where torch looks).
     """
+    classes = outputs.shape[1 if targets.ndim >= 3 else -1]
     if targets.ndim < 3:
-        outputs, targets = outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1)
-    mean = F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+        outputs, targets = outputs.reshape(-1, classes), targets.reshape(-1)
+    try:
+        mean = F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+    except IndexError as e:
+        counted = targets[targets != IGNORED]
+        raise ArgumentError(
+            f"targets reach from {int(counted.min())} to {int(counted.max())}, and the network has "
+            f"{classes} outputs, of which each is a class; give it more outputs"
+        ) from e
     # a mean over nothing is 0 / 0, and one such batch is no divergence
     return torch.where((targets != IGNORED).any(), mean, 0)
 
