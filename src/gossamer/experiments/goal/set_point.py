@@ -27,7 +27,7 @@ from gossamer.training import evaluate
 __all__ = ["set_point"]
 
 NET = "lenet-300-100"
-SIZES = (8_000, 11_000, 14_000)
+SIZES = (3_000, 5_000, 8_000)
 PRICES, STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4), (0.3, 0.5, 0.7, 0.9)
 PLAIN = (1e-5, 0.5)
 _TRAINING: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.0001, "nesterov": True}
