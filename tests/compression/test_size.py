@@ -90,6 +90,11 @@ def test_what_no_price_brings_about_is_written_and_told(tmp_path: Path, trained:
     assert "SIZE NOT KEPT: the file has" in done.output
     assert "of at most 100" in done.output
     assert (tmp_path / "o/model.gsm").exists()
+    args = [*args[:-3], str(tmp_path / "enough"), "--max-bytes", "3000"]
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 0, done.output
+    assert "size     kept: the file has" in done.output
+    assert "of at most 3,000" in done.output
 
 
 @pytest.mark.parametrize(

@@ -249,13 +249,15 @@ def compress(
     if result.run["floor"]["kept"]:
         kept = promises.keeps(result.run["floor"], result.after.metric)
         print(kept.replace("floor kept:", "floor    kept:"))
+    if (asked := result.run["size"]) and asked["kept"]:
+        print(f"size     kept: {promises.fits(asked)}")
     for problem in result.problems:
         print(problem, file=sys.stderr)
     if back["not_proved"] is not None:
         raise typer.Exit(_NOT_PROVED)
     if not result.run["floor"]["kept"]:
         raise typer.Exit(_BELOW_FLOOR)
-    if result.run["size"] and not result.run["size"]["kept"]:
+    if asked and not asked["kept"]:
         raise typer.Exit(_TOO_LARGE)
 
 
