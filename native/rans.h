@@ -9,15 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "dispatch.h"
-#ifdef GOSSAMER_X86
-#if !defined(__clang__)
-// GCC 12 takes the intrinsics' own undefined vectors for a mistake (its bug 105593).
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
-#endif
+#include "intrinsics.h"
 
 namespace gossamer {
 

@@ -7,13 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../dispatch.h"
-#ifdef GOSSAMER_X86
-// GCC takes the undefined operands of its own AVX-512 header for mistakes of ours.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#endif
+#include "../intrinsics.h"
 
 namespace gossamer {
 

@@ -9,10 +9,7 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "../dispatch.h"
-#ifdef GOSSAMER_X86
-#include <immintrin.h>
-#endif
+#include "../intrinsics.h"
 
 namespace gossamer {
 

@@ -24,6 +24,7 @@ WAYS: dict[str, list[Any]] = {
     "ecsq": [BEFORE, {"ecsq": {"lam": 0.03, "finetune": {**ONE, "lr": 0.0002}}}],
     "ecsq-by-layer": [{"ecsq": {"lam": {"fc1": 0.01, "fc2": 0.03}}}],
     "obs": [{"obs": {"rate": "auto", "calibration": 128}}],
+    "obs-one-rate": [{"obs": {"rate": 0.002, "calibration": 128}}],
     "obs-by-layer": [{"obs": {"rate": {"fc1": 0.002, "fc*": 0.001}, "calibration": 128}}],
 }
 
@@ -54,6 +55,12 @@ def test_a_file_comes_within_two_percent_of_what_it_may_have(
     run = json.loads((tmp_path / "r/run.json").read_text())
     assert run["size"] == {"most": most, "bytes": result.bytes, "kept": True}
     stage = next(row for row in run["stages"] if "size" in row)
+    if way == "obs":  # the page names the rate itself; of several, their factor
+        assert stage["obs"]["rate"] == pytest.approx(0.001 * stage["size"]["factor"])
+    elif way == "obs-one-rate":
+        assert stage["obs"]["rate"] == pytest.approx(0.002 * stage["size"]["factor"])
+    elif way == "obs-by-layer":
+        assert "rate" not in stage["obs"]
     # the stages after it were foreseen, and so was the packer
     assert abs(stage["size"]["bytes"] - result.bytes) <= most // 100
     assert f"at most {most:,}" in result.report.read_text()
@@ -102,6 +109,7 @@ def test_what_no_price_brings_about_is_written_and_told(tmp_path: Path, trained:
     [
         ([{"prune": {"density": 0.1, "retrain": ONE}}], "no stage sets a price of bits"),
         ([{"obs": {"bits": 4}}], "add one of ecsq, obs, rate_aware"),
+        ([{"rate_aware": {"retrain": {**ONE, "epochs": 0}}}], "no stage sets a price of bits"),
         (
             [{"ecsq": {"lam": 0.1}}, {"obs": {"bits": 4}}],
             "what obs after it does to the file cannot be foreseen",
@@ -113,13 +121,40 @@ def test_a_recipe_that_cannot_be_told_a_size_is_refused(stages: list[Any], told:
         gossamer.recipe.load(recipe(*stages), ["max_bytes=3000"])
 
 
-def test_a_run_begun_without_a_size_goes_on_without_one(tmp_path: Path, trained: nn.Module) -> None:
+def test_a_size_that_is_not_asked_for_is_no_part_of_a_runs_key(
+    tmp_path: Path, trained: nn.Module
+) -> None:
     """The setting is new: what older versions have begun is the same run."""
     plain = gossamer.compress(trained, "digits", recipe=recipe(*WAYS["ecsq"]), out=tmp_path / "r")
     path = tmp_path / "r/run-key.json"
     key = json.loads(path.read_text())
     assert "max_bytes" not in key["recipe"]
     assert plain.run["size"] is None
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 24)
+        block = nn.TransformerEncoderLayer(24, 2, 48, dropout=0.0, batch_first=True)
+        self.block, self.lstm = nn.TransformerEncoder(block, 1), nn.LSTM(24, 24, batch_first=True)
+        self.out = nn.Linear(24, 5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.out(self.lstm(self.block(self.table(tokens)))[0][:, -1])
+        return found
+
+
+def test_tables_attention_and_recurrent_layers_come_to_a_size_without_labels(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 50, (90, 6))
+    result = gossamer.compress(
+        Recurrent().eval(), tokens, out=tmp_path / "r", max_bytes=5000, max_drop=1
+    )
+    assert NEAR * 5000 <= result.bytes <= 5000
+    assert result.after.score > 0.9  # cosine
 
 
 def test_a_price_is_found_for_a_size() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from gossamer.core.errors import ArgumentError
 from gossamer.quantize.rate_aware import RateAware
-from gossamer.quantize.set_point import SetPoint, fitted
+from gossamer.quantize.set_point import SetPoint
 
 STEPS = 240
 
@@ -46,7 +46,7 @@ def test_the_file_ends_just_below_its_target_whatever_that_is(most: int) -> None
     trained = control.measured()
     if most > 60:  # a fifth of what the codes took
         assert 0.85 * most <= trained <= 1.1 * most
-    size = fitted(method, most, control.measured)
+    size = control.fit(method)
     assert size == control.measured()
     assert 0.97 * most <= size <= most
     method.finish()
@@ -97,11 +97,15 @@ def test_the_last_cut_takes_as_few_codes_as_the_size_asks_for() -> None:
     def nonzero() -> int:
         return int(torch.count_nonzero(model[0].weight))
 
-    assert fitted(method, 8, nonzero) == 8
+    def fit(most: int) -> int:
+        return SetPoint(most, nonzero, steps=1).fit(method)
+
+    assert fit(8) == 8
     assert method.border == 0
-    assert fitted(method, 5, nonzero) == 5
+    assert fit(5) == 5
     assert 1.1 < method.border <= 1.3
-    assert fitted(method, 0, nonzero) == 0
+    assert fit(1) == 1
+    assert model[0].weight.tolist() == [[0, 0, 0, 0, 0, 0, 0, 4]]
 
 
 def test_what_makes_no_sense_is_refused() -> None:

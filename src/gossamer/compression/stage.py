@@ -31,7 +31,6 @@ class Stage(Strict):
         shares: leaves values shared or in place, which plain training would tear apart.
         rebuilds: the network is another after it: weights from the run's start fit no longer.
         absorbs: batch-norm has no statistics of its own after it, which a training would put back.
-        aims: sets a price of bits, and can be told the size of the file.
         foreseen: what it does to the size of the file can be tried on a copy: it trains nothing.
         only_before: the stages that may follow; None: any. ``otherwise`` says why not another,
             with the other's name for ``{}``.
@@ -43,7 +42,6 @@ class Stage(Strict):
     shares: ClassVar[bool] = False
     rebuilds: ClassVar[bool] = False
     absorbs: ClassVar[bool] = False
-    aims: ClassVar[bool] = False
     foreseen: ClassVar[bool] = False
     only_before: ClassVar[tuple[str, ...] | None] = None
     otherwise: ClassVar[str] = ""
@@ -58,6 +56,11 @@ class Stage(Strict):
     @property
     def from_start(self) -> bool:
         """Whether it reads the weights that the run began with."""
+        return False
+
+    @property
+    def aims(self) -> bool:
+        """Whether it sets a price of bits, and can be told the size of the file."""
         return False
 
     @property
@@ -152,7 +155,7 @@ def blind(stages: Sequence[Stage]) -> str:
     """Why a size cannot be asked of these stages, in words; empty where it can."""
     at = aiming(stages)
     if at is None:
-        able = sorted(name for name, kind in STAGES.items() if kind.aims)
+        able = sorted(name for name, kind in STAGES.items() if kind.aims is not Stage.aims)
         return f"no stage sets a price of bits; add one of {', '.join(able)}"
     unseen = next((s.stage for s in stages[at + 1 :] if not s.foreseen), None)
     if unseen is None:

@@ -266,7 +266,8 @@ class RateAware(Method):
     def level(self) -> float:
         """The price that would pull at weights as hard, in the mean, as the loss's gradients do.
 
-        Before :meth:`before_step`, while gradients are the loss's own.
+        Both means are over all weights, those held at zero among them. Before
+        :meth:`before_step`, while gradients are the loss's own.
         """
         pulls = forces = 0.0
         for name, weight in self._latent.items():
@@ -315,7 +316,7 @@ class RateAware(Method):
             raise ArgumentError(f"border={border} must be at least 0 and finite")
         self.border = border
         for module, attribute, _ in self._owners:
-            for step in module.parametrizations[attribute]:  # type: ignore[index]
+            for step in module.get_submodule(f"parametrizations.{attribute}").children():
                 if isinstance(step, _Grid):
                     step.border = border
 

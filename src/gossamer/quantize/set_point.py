@@ -20,7 +20,7 @@ from gossamer.core.errors import ArgumentError
 if TYPE_CHECKING:
     from gossamer.quantize.rate_aware import RateAware
 
-__all__ = ["SetPoint", "fitted"]
+__all__ = ["SetPoint"]
 
 _SETTLED = 0.6  # of the training: from here on the size is to be the target
 _HELD = 0.95  # from here on the price stays: what moves so late is noise
@@ -123,30 +123,29 @@ class SetPoint:
         self._looks, self._looked = int(state["looks"]), state["looked"]
         self._level = float(state["level"])
 
+    def fit(self, method: RateAware, *, tries: int = 14) -> int:
+        """After the training: cut as few codes as bring the file to its size; its bytes.
 
-def fitted(method: RateAware, most: int, measured: Callable[[], int], *, tries: int = 14) -> int:
-    """Cut as few codes as bring the file to ``most`` bytes, as the packer has it; the bytes.
-
-    It begins where training has left the border, and looks near it first. Where no border is far
-    enough, the farthest is taken.
-    """
-    low, high, least = 0.0, _FARTHEST, None
-    border, part = method.border, 1 / 32
-    for _ in range(tries):
-        method.cut(border)
-        size = measured()
-        if size <= most:
-            high, least = border, size
-            if border == 0 or size >= _EXACT * most:
-                break
-        else:
-            low = border
-        if least is None:
-            border = min(max(border, 0.5) * (1 + part), _FARTHEST)
-        elif low == 0:
-            border = high * (1 - part) if high > _LOWEST else 0.0
-        else:
-            border = (low + high) / 2
-        part *= 2
-    method.cut(high)
-    return measured() if least is None else least
+        The border is looked for near where training has left it first. Where none is far enough,
+        the farthest is taken.
+        """
+        low, high, least = 0.0, _FARTHEST, None
+        border, part = method.border, 1 / 32
+        for _ in range(tries):
+            method.cut(border)
+            size = self.measured()
+            if size <= self.most:
+                high, least = border, size
+                if border == 0 or size >= _EXACT * self.most:
+                    break
+            else:
+                low = border
+            if least is None:
+                border = min(max(border, 0.5) * (1 + part), _FARTHEST)
+            elif low == 0:
+                border = high * (1 - part) if high > _LOWEST else 0.0
+            else:
+                border = (low + high) / 2
+            part *= 2
+        method.cut(high)
+        return self.measured() if least is None else least

@@ -38,8 +38,12 @@ class Ecsq(LayerStage):
     finetune: Training | None = None
 
     shares: ClassVar[bool] = True
-    aims: ClassVar[bool] = True
     by_layer: ClassVar[tuple[str, ...]] = ("lam",)
+
+    @property
+    def aims(self) -> bool:
+        """Always: every layer has a price."""
+        return True
 
     @property
     def labels(self) -> str:

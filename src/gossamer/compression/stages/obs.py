@@ -91,7 +91,7 @@ class Obs(LayerStage):
         return self
 
     @property
-    def aims(self) -> bool:  # type: ignore[override]
+    def aims(self) -> bool:
         """Where bits have a price."""
         return self.rate is not None
 
@@ -160,7 +160,8 @@ class Obs(LayerStage):
         rate = None
         if state.size is not None:
             factor, done = _sized(state, state.size, lambda f, label: treated(at(f), label))
-            rate = factor * (_MIDDLE if self.rate == "auto" else 1.0)
+            first = _MIDDLE if self.rate == "auto" else self.rate
+            rate = factor * first if isinstance(first, float) else None  # by layer: the size's row
         elif self.rate == "auto":
             rate, done = _highest(state, lambda r, label: treated(at(r / _MIDDLE), label))
         else:

@@ -24,7 +24,7 @@ from gossamer.core import names
 from gossamer.core.plain import copied
 from gossamer.quantize import RateAware as Method
 from gossamer.quantize.rate_aware import check_owners
-from gossamer.quantize.set_point import SetPoint, fitted
+from gossamer.quantize.set_point import SetPoint
 
 __all__ = ["RateAware"]
 
@@ -48,8 +48,12 @@ class RateAware(LayerStage):
     retrain: Training
 
     shares: ClassVar[bool] = True
-    aims: ClassVar[bool] = True
     by_layer: ClassVar[tuple[str, ...]] = ("step",)
+
+    @property
+    def aims(self) -> bool:
+        """Where it trains at all: the price works on gradients."""
+        return self.retrain.epochs > 0
 
     def check(self, model: nn.Module) -> None:
         """Try the patterns, and whether the weights can be put on a grid while they train."""
@@ -80,7 +84,7 @@ class RateAware(LayerStage):
                 "most": state.size.most,
                 "price": method.lam,
                 "trained": measured(),
-                "bytes": fitted(method, state.size.most, measured),
+                "bytes": control.fit(method),
                 "border": method.border,
             }
         method.finish()

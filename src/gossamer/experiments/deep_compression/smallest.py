@@ -21,7 +21,7 @@ from gossamer.compression import run
 from gossamer.compression.recipe import load
 from gossamer.core.errors import GossamerError
 from gossamer.experiments import Claim, Context, experiment, spread
-from gossamer.experiments.shared.recipes import of_recipes
+from gossamer.experiments.shared.recipes import figures, of_recipes
 
 __all__ = ["kills", "lenets", "resnet"]
 
@@ -39,17 +39,9 @@ def _figures(recipe: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
     return {
         "recipe": recipe,
         "seed": seed,
-        "bytes": result.bytes,
-        "ratio": result.ratio,
         "before": result.before.as_dict(),
         "after": result.after.as_dict(),
-        "error_before": 100 * result.before.error,
-        "error_after": 100 * result.after.error,
-        "stages": result.run["stages"],
-        "layers": [
-            {k: row[k] for k in ("name", "shape", "density", "distinct", "codec", "bytes")}
-            for row in result.run["layers"]
-        ],
+        **figures(result),
     }
 
 

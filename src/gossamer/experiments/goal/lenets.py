@@ -9,7 +9,7 @@ from typing import Any
 from gossamer.compression import run
 from gossamer.compression.recipe import load
 from gossamer.experiments import Claim, Context, experiment, spread
-from gossamer.experiments.shared.recipes import of_recipes
+from gossamer.experiments.shared.recipes import figures, of_recipes
 
 __all__ = ["lenets"]
 
@@ -31,18 +31,9 @@ def _figures(recipe: str, seed: int, work: Path, quick: bool) -> dict[str, Any]:
     return {
         "recipe": recipe,
         "seed": seed,
-        "bytes": found.bytes,
-        "ratio": found.ratio,
-        "error_before": 100 * found.before.error,
-        "error_after": 100 * found.after.error,
         "size": found.run["size"],
         "floor": found.run["floor"],
-        "problems": found.problems,
-        "stages": found.run["stages"],
-        "layers": [
-            {k: row[k] for k in ("name", "shape", "density", "distinct", "codec", "bytes")}
-            for row in found.run["layers"]
-        ],
+        **figures(found),
     }
 
 

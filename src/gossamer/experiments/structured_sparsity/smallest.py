@@ -23,6 +23,7 @@ from gossamer.compression import run
 from gossamer.compression.recipe import load
 from gossamer.experiments import Claim, Context, experiment, spread
 from gossamer.experiments.shared.lenets import mnist
+from gossamer.experiments.shared.recipes import figures as of_run
 from gossamer.experiments.shared.recipes import of_recipes
 
 __all__ = ["RECIPE", "figures", "shifted", "shrunk_lenet"]
@@ -52,18 +53,9 @@ def figures(seed: int, work: Path, quick: bool) -> dict[str, Any]:
     told = done.run
     return {
         "seed": seed,
-        "bytes": done.bytes,
-        "ratio": done.ratio,
-        "error_before": 100 * done.before.error,
-        "error_after": 100 * done.after.error,
-        "problems": done.problems,
-        "stages": told["stages"],
+        **of_run(done),
         "macs": [told["macs"][when]["macs"] for when in ("before", "after")],
         "latency": told["latency"]["rows"],
-        "layers": [
-            {k: row[k] for k in ("name", "shape", "density", "distinct", "codec", "bytes")}
-            for row in told["layers"]
-        ],
     }
 
 
